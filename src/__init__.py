@@ -1,0 +1,1 @@
+"""unispec: speculative decoding as one compiled MAX graph."""

@@ -1,0 +1,221 @@
+"""A GGUF file of a Llama as a Hugging Face checkpoint: configuration and weights.
+
+Names of keys and tensors: the GGUF specification,
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from unispec.checkpoints.gguf_config import llama_config
+from unispec.checkpoints.gguf_metadata import Metadata
+from unispec.checkpoints.gguf_tokenizer import build_tokenizer
+from unispec.errors import InputError
+
+__all__ = ["GGUFCheckpoint", "dequantise", "is_gguf", "open_gguf", "read_gguf"]
+
+_ARCHITECTURE: Final = "llama"
+_ROPE_DIVISORS: Final = "rope_freqs.weight"
+_GLOBAL_NAMES: Final[Mapping[str, str]] = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES: Final[Mapping[str, str]] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER_TENSOR: Final = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+FloatTensor: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GGUFCheckpoint:
+    """One GGUF file in the terms of Hugging Face.
+
+    Attributes:
+        path: The file.
+        config: What `config.json` of the same model holds (`LlamaConfig`).
+        tensors: float32 weights under Hugging Face's names, dequantised when they
+            are asked for; rows of q_proj and k_proj are in half-split rope order.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, FloatTensor]
+    metadata: Metadata
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, where the file has one."""
+        return self.metadata.optional_text("tokenizer.chat_template")
+
+    def tokenizer(self) -> Tokenizer:
+        """Build the tokenizer that the metadata describe.
+
+        Raises:
+            InputError: If the tokenizer model or its pre-tokenizer is not supported.
+        """
+        return build_tokenizer(self.metadata)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file starts with GGUF's magic bytes.
+
+    Raises:
+        InputError: If there is no such file, or it may not be read.
+    """
+    if not path.is_file():
+        raise InputError(f"weight file {path} does not exist: correct the path")
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError as error:
+        raise InputError(
+            f"weight file {path} cannot be read ({error.strerror}): correct its permissions"
+        ) from error
+
+
+def open_gguf(path: Path) -> gguf.GGUFReader:
+    """Map a GGUF file and parse its metadata.
+
+    Raises:
+        InputError: If the file is missing, truncated or no little-endian GGUF file.
+    """
+    if not is_gguf(path):
+        raise InputError(f"{path} is not a GGUF file: give a file that llama.cpp can load")
+    try:
+        reader = gguf.GGUFReader(path, "c")
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise InputError(
+            f"{path} is a truncated or damaged GGUF file ({error}): download it again"
+        ) from error
+    if reader.byte_order != "I":
+        raise InputError(f"{path} has the other byte order: convert it for this machine")
+    return reader
+
+
+def dequantise(tensor: gguf.ReaderTensor, path: Path) -> FloatTensor:
+    """One tensor of a GGUF file in float32; `path` is for the error.
+
+    Raises:
+        InputError: If the tensor's quantisation is not supported.
+    """
+    try:
+        return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{path}: tensor {tensor.name!r} has the unsupported type {tensor.tensor_type.name}:"
+            " use a file in F32, F16, BF16, Q8_0, a K-quant or a Q4/Q5 type"
+        ) from error
+
+
+def read_gguf(path: Path) -> GGUFCheckpoint:
+    """Read the metadata and map the tensors of a Llama GGUF file.
+
+    Raises:
+        InputError: If the file is missing, damaged, of another architecture, or uses
+            a feature that a Hugging Face Llama does not have.
+    """
+    reader = open_gguf(path)
+    metadata = Metadata(path, reader.fields)
+    architecture = metadata.text("general.architecture")
+    if architecture != _ARCHITECTURE:
+        raise InputError(
+            f"{path} holds the architecture {architecture!r}: use a GGUF file of architecture"
+            f" {_ARCHITECTURE!r}"
+        )
+    entries = {tensor.name: tensor for tensor in reader.tensors}
+    divisors = entries.pop(_ROPE_DIVISORS, None)
+    config = llama_config(
+        metadata,
+        {name: tuple(reversed(tensor.shape.tolist())) for name, tensor in entries.items()},
+        rope_divisors=None if divisors is None else dequantise(divisors, path),
+    )
+    return GGUFCheckpoint(
+        path=path,
+        config=config,
+        tensors=_Tensors(
+            path,
+            {_hf_name(name, path): tensor for name, tensor in entries.items()},
+            query_heads=config["num_attention_heads"],
+            key_heads=config["num_key_value_heads"],
+        ),
+        metadata=metadata,
+    )
+
+
+class _Tensors(Mapping[str, FloatTensor]):
+    """Dequantises a tensor each time that it is asked for, and keeps none."""
+
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, gguf.ReaderTensor],
+        *,
+        query_heads: int,
+        key_heads: int,
+    ) -> None:
+        self._path = path
+        self._entries = entries
+        self._heads = {"q_proj": query_heads, "k_proj": key_heads}
+
+    def __getitem__(self, name: str) -> FloatTensor:
+        tensor = dequantise(self._entries[name], self._path)
+        heads = self._heads.get(name.split(".")[-2])
+        if heads is None:
+            return tensor
+        if tensor.shape[0] % (2 * heads):
+            raise InputError(
+                f"{self._path}: tensor {name!r} has {tensor.shape[0]} rows, expected {heads} heads"
+                " of an even number each: download the file again"
+            )
+        return _half_split_rows(tensor, heads)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _half_split_rows(tensor: FloatTensor, heads: int) -> FloatTensor:
+    """Undo the row order that llama.cpp gives q_proj and k_proj.
+
+    llama.cpp rotates the rows 2j and 2j + 1 of a head as a pair, Hugging Face the
+    rows j and j + head_dim / 2.
+    """
+    interleaved = tensor.reshape(heads, -1, 2, *tensor.shape[1:])  # [heads, D/2, 2, ...]
+    return np.ascontiguousarray(interleaved.swapaxes(1, 2)).reshape(tensor.shape)
+
+
+def _hf_name(name: str, path: Path) -> str:
+    if match := _LAYER_TENSOR.fullmatch(name):
+        layer, module, kind = match.groups()
+        if module in _LAYER_NAMES:
+            return f"model.layers.{layer}.{_LAYER_NAMES[module]}.{kind}"
+    else:
+        module, _, kind = name.rpartition(".")
+        if module in _GLOBAL_NAMES and kind == "weight":
+            return f"{_GLOBAL_NAMES[module]}.{kind}"
+    raise InputError(
+        f"{path}: tensor {name!r} has no place in a Llama: use a GGUF file of a dense Llama"
+    )

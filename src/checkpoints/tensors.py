@@ -1,0 +1,200 @@
+"""Weight files as numpy arrays under the names that the files give them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from unispec.checkpoints.gguf import dequantise, is_gguf, open_gguf
+from unispec.errors import InputError
+
+__all__ = ["Tensor", "check_weight_files", "read_tensors"]
+
+Tensor: TypeAlias = npt.NDArray[Any]
+
+_BF16: Final = "BF16"
+_DTYPES: Final[Mapping[str, str]] = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    _BF16: "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+_LENGTH_BYTES: Final = 8
+# The limit of the reference implementation; more is not a header but other data.
+_MAX_HEADER_BYTES: Final = 100_000_000
+
+
+def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Read one or more safetensors files, or one GGUF file.
+
+    Safetensors tensors are views of the mapped files: nothing is read before it
+    is used, and a write to a view stays in memory and never reaches the file.
+    They keep their dtype, except bfloat16, which numpy lacks: it becomes float32,
+    exactly. GGUF tensors are dequantised to float32 and keep llama.cpp's names
+    and row order (`read_gguf` gives the Hugging Face ones).
+
+    Args:
+        paths: The files; a sharded checkpoint is given as all of its shards.
+
+    Returns:
+        Each tensor of the files under its name, C-contiguous and aligned.
+
+    Raises:
+        InputError: If a file is missing, truncated, of another format, holds a
+            dtype without a numpy equivalent, or repeats another file's tensor.
+    """
+    if _are_gguf(paths):
+        return {tensor.name: dequantise(tensor, paths[0]) for tensor in open_gguf(paths[0]).tensors}
+
+    tensors: dict[str, Tensor] = {}
+    origin: dict[str, Path] = {}
+    for path in paths:
+        for name, tensor in _read_safetensors(path).items():
+            if name in origin:
+                raise InputError(
+                    f"tensor {name!r} is in both {origin[name]} and {path}: give the shards of one"
+                    " checkpoint only"
+                )
+            origin[name] = path
+            tensors[name] = tensor
+    return tensors
+
+
+def check_weight_files(paths: Sequence[Path]) -> None:
+    """Check that files are whole, from their sizes and headers; no weight is read.
+
+    Args:
+        paths: What `read_tensors` takes.
+
+    Raises:
+        InputError: As `read_tensors`, except for a tensor that is in two files.
+    """
+    if _are_gguf(paths):
+        open_gguf(paths[0])
+        return
+    for path in paths:
+        _open_safetensors(path)
+
+
+def _are_gguf(paths: Sequence[Path]) -> bool:
+    """Whether the files are one GGUF file; if not, they should be safetensors files."""
+    if not paths:
+        raise InputError("no weight file is given: name at least one safetensors or GGUF file")
+    found = any(is_gguf(path) for path in paths)
+    if found and len(paths) > 1:
+        raise InputError(
+            f"{len(paths)} weight files are given and one of them is GGUF: give the one GGUF file"
+            " alone"
+        )
+    return found
+
+
+class _Entry(NamedTuple):
+    """Where a tensor lies in the data of its file, in bytes."""
+
+    dtype_name: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    entries, data = _open_safetensors(path)
+    return {name: _tensor(entry, data) for name, entry in entries.items()}
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, _Entry], npt.NDArray[np.uint8]]:
+    """Map one file: 8 bytes of header length (little-endian), JSON header, data.
+
+    Format: https://huggingface.co/docs/safetensors/index#format.
+    """
+    size = path.stat().st_size
+    if size < _LENGTH_BYTES:
+        raise InputError(f"{path} has {size} bytes and is no safetensors file: {_DOWNLOAD_AGAIN}")
+    file = np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))  # [bytes]
+    header_bytes = int.from_bytes(file[:_LENGTH_BYTES].tobytes(), "little")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise InputError(
+            f"{path} is not a safetensors file: convert it, for example with"
+            " `model.save_pretrained(folder, safe_serialization=True)` of transformers"
+        )
+    start = _LENGTH_BYTES + header_bytes
+    if start > size:
+        raise InputError(
+            f"{path} is truncated: it has {size} bytes and its header alone needs {start};"
+            f" {_DOWNLOAD_AGAIN}"
+        )
+    header = _parse_header(file[_LENGTH_BYTES:start].tobytes(), path)
+    data = file[start:]
+    return {name: _entry(name, raw, data.size, path) for name, raw in header.items()}, data
+
+
+_DOWNLOAD_AGAIN: Final = "download or write it again"
+
+
+def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a safetensors file, its header is no JSON: {_DOWNLOAD_AGAIN}"
+        ) from error
+    if not isinstance(header, dict):
+        raise InputError(
+            f"{path} is not a safetensors file, its header is a JSON {type(header).__name__} and"
+            f" no object: {_DOWNLOAD_AGAIN}"
+        )
+    header.pop("__metadata__", None)
+    return header
+
+
+def _entry(name: str, raw: Any, data_bytes: int, path: Path) -> _Entry:
+    try:
+        dtype_name = str(raw["dtype"])
+        shape = tuple(int(dim) for dim in raw["shape"])
+        begin, end = (int(offset) for offset in raw["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: the header entry of tensor {name!r} is malformed: {_DOWNLOAD_AGAIN}"
+        ) from error
+    if dtype_name not in _DTYPES:
+        raise InputError(
+            f"{path}: tensor {name!r} has the unsupported dtype {dtype_name!r}: use a checkpoint in"
+            " F32, F16 or BF16"
+        )
+    needed = math.prod(shape) * np.dtype(_DTYPES[dtype_name]).itemsize
+    if begin < 0 or min(shape, default=0) < 0 or end - begin != needed:
+        raise InputError(
+            f"{path}: tensor {name!r} of shape {list(shape)} and dtype {dtype_name} needs {needed}"
+            f" bytes, its header entry has [{begin}, {end}): {_DOWNLOAD_AGAIN}"
+        )
+    if end > data_bytes:
+        raise InputError(
+            f"{path} is truncated: tensor {name!r} ends at byte {end} of the data, the file holds"
+            f" {data_bytes}; {_DOWNLOAD_AGAIN}"
+        )
+    return _Entry(dtype_name, shape, begin, end)
+
+
+def _tensor(entry: _Entry, data: npt.NDArray[np.uint8]) -> Tensor:
+    dtype = np.dtype(_DTYPES[entry.dtype_name])
+    tensor = data[entry.begin : entry.end].view(dtype).reshape(entry.shape)
+    if entry.dtype_name == _BF16:
+        # bfloat16 is the upper half of a float32.
+        return (tensor.astype(np.uint32) << 16).view(np.float32)
+    return tensor if tensor.flags.aligned else tensor.copy()

@@ -1,0 +1,109 @@
+"""A checkpoint's tensors held against the names and shapes that a model expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import numpy as np
+
+from unispec.checkpoints.tensors import Tensor
+from unispec.errors import InputError
+
+__all__ = ["canonical_names", "listed", "validated_state_dict"]
+
+_PREFIX: Final = "model."
+_LISTED_NAMES: Final = 5
+
+
+def canonical_names(names: Iterable[str], *, source: str) -> dict[str, str]:
+    """Map each name without its `model.` prefix to the name in the checkpoint.
+
+    Buffers of the rotary embedding are left out: they are computed.
+
+    Raises:
+        InputError: If a tensor is there both with and without the prefix.
+    """
+    canonical: dict[str, str] = {}
+    for name in names:
+        if ".rotary_emb." in name:
+            continue
+        short = name.removeprefix(_PREFIX)
+        if short in canonical:
+            raise InputError(
+                f"{source} has both {canonical[short]!r} and {name!r}: remove one of them"
+            )
+        canonical[short] = name
+    return canonical
+
+
+def validated_state_dict(
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    source: str,
+    model: str,
+) -> dict[str, Tensor]:
+    """Take the expected tensors from a checkpoint, each one once.
+
+    Args:
+        tensors: The checkpoint, under its own names; may be lazy.
+        names: Canonical names to the checkpoint's, see `canonical_names`.
+        expected: Canonical names to shapes.
+        source: The file or folder, for the errors.
+        model: What the tensors should be ("a Llama"), for the errors.
+
+    Returns:
+        The tensors under their canonical names, in the order of `expected`.
+
+    Raises:
+        InputError: If a tensor is missing, unexpected, of another shape, not of
+            floating point, or has NaN or infinite values.
+    """
+    if missing := [name for name in expected if name not in names]:
+        raise InputError(
+            f"{source} lacks {listed(missing)}, the first of shape"
+            f" {list(expected[missing[0]])}: give all files of the checkpoint, with its own"
+            " config.json"
+        )
+    if unexpected := [original for name, original in names.items() if name not in expected]:
+        raise InputError(
+            f"{source} has {listed(unexpected)} that {model} of its config.json does not have:"
+            " use a checkpoint of the supported format, with its own config.json"
+        )
+    state: dict[str, Tensor] = {}
+    for name, shape in expected.items():
+        tensor = tensors[names[name]]
+        _check_tensor(tensor, shape, label=f"{source}: tensor {names[name]!r}")
+        state[name] = tensor
+    return state
+
+
+def listed(names: list[str]) -> str:
+    """The first few of some tensor names, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:_LISTED_NAMES])
+    more = len(names) - _LISTED_NAMES
+    noun = "tensor" if len(names) == 1 else "tensors"
+    return f"{noun} {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def _check_tensor(tensor: Tensor, shape: tuple[int, ...], *, label: str) -> None:
+    if tensor.shape != shape:
+        raise InputError(
+            f"{label} has shape {list(tensor.shape)}, expected {list(shape)}: use the config.json"
+            " that belongs to the checkpoint"
+        )
+    if not np.issubdtype(tensor.dtype, np.floating):
+        raise InputError(
+            f"{label} has dtype {tensor.dtype}, expected floating point: use a checkpoint that is"
+            " not quantised, or a GGUF file"
+        )
+    # A NaN or infinity survives every sum, and a float64 sum of float32 cannot overflow.
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(tensor.sum(dtype=np.float64))
+    if not finite and (bad := int(tensor.size - np.isfinite(tensor).sum())):
+        raise InputError(
+            f"{label} has {bad} NaN or infinite values, expected none: download or convert the"
+            " checkpoint again"
+        )

@@ -1,0 +1,76 @@
+"""The command line: `unispec COMMAND`, or `python -m unispec.cli COMMAND`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from unispec.commands.generate import generate
+from unispec.errors import InputError
+
+__all__ = ["main", "unispec"]
+
+INPUT_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell reports it
+
+
+class CommandLine(click.Group):
+    """A group that reports wrong input as one line on stderr, never as a traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command and, in standalone mode, exits with its status.
+
+        The status is 0 after success, 2 after wrong input (`click.UsageError` or
+        `InputError`), 1 after another `click.ClickException` and 130 after Ctrl-C. Any other
+        exception is a defect and propagates.
+        """
+        arguments = (args, prog_name, complete_var)
+        if not standalone_mode:
+            return super().main(*arguments, standalone_mode=False, **extra)
+        try:
+            status = super().main(*arguments, standalone_mode=False, **extra)
+        except NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(INPUT_ERROR_STATUS)
+        except click.ClickException as error:
+            _fail(error.format_message(), error.exit_code)
+        except InputError as error:
+            _fail(str(error), INPUT_ERROR_STATUS)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(INTERRUPTED_STATUS)
+        sys.exit(status)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Prints a message as one line on stderr and exits."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="unispec")
+def unispec() -> None:
+    """Speculative decoding as one compiled MAX graph."""
+
+
+unispec.add_command(generate)
+
+
+def main() -> None:
+    """Entry point of the `unispec` script."""
+    unispec(prog_name="unispec")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What the user sees: progress and numbers on stderr, answers on stdout."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from rich.box import ROUNDED
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from unispec.pipelines.runtime import Report
+
+__all__ = ["Answers", "progress", "summary"]
+
+UNMEASURED = "-"
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """Shows what is going on until the block is left.
+
+    On a terminal, a spinner with the phase and its elapsed time, which leaves no trace; else a
+    line for each phase, with the seconds since the start.
+
+    Yields:
+        A function that takes the name of the phase that begins.
+    """
+    if not console.is_terminal:
+        start = time.monotonic()
+        yield lambda phase: console.print(
+            f"{time.monotonic() - start:6.1f} s  {phase}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return
+    spinner = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with spinner:
+        task = spinner.add_task("starting", total=None)
+        yield lambda phase: spinner.reset(task, total=None, description=phase)
+
+
+class Answers:
+    """Writes answers in prompt order, the first unfinished one as it comes.
+
+    One answer is the whole output; of several, each stands under its prompt.
+    """
+
+    def __init__(self, prompts: Sequence[str], stream: TextIO) -> None:
+        """Prepares to write the answers to `prompts`, one or more, to `stream`."""
+        self._prompts = prompts
+        self._stream = stream
+        self._waiting = [""] * len(prompts)
+        self._finished: set[int] = set()
+        self._current = 0
+        self._begun = False
+        self._line_open = False
+
+    def add(self, index: int, text: str) -> None:
+        """Takes the next piece of an answer."""
+        self._waiting[index] += text
+        self._advance()
+
+    def finish(self, index: int) -> None:
+        """Takes note that an answer is complete."""
+        self._finished.add(index)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Writes all that may be written by now."""
+        while self._current < len(self._prompts):
+            text, self._waiting[self._current] = self._waiting[self._current], ""
+            finished = self._current in self._finished
+            if text or finished:
+                self._begin()
+            self._write(text)
+            if not finished:
+                return
+            self._write("\n" if self._line_open else "")
+            self._current += 1
+            self._begun = False
+
+    def _begin(self) -> None:
+        """Writes the current answer's heading, once."""
+        if self._begun:
+            return
+        self._begun = True
+        if len(self._prompts) == 1:
+            return
+        if self._current > 0:
+            self._write("\n")
+        heading = f"[{self._current + 1}/{len(self._prompts)}] {self._prompts[self._current]}"
+        Console(file=self._stream).print(
+            Text(heading, style="bold"), no_wrap=True, overflow="ellipsis"
+        )
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._stream.write(text)
+            self._stream.flush()
+            self._line_open = not text.endswith("\n")
+
+
+def summary(report: Report) -> Table:
+    """Returns a report's numbers as a table of two columns."""
+    table = Table(box=ROUNDED, show_header=False, border_style="dim")
+    table.add_column()
+    table.add_column(justify="right")
+    if len(report.results) > 1:
+        table.add_row("prompts", str(len(report.results)))
+    table.add_row("tokens", str(sum(len(result.token_ids) for result in report.results)))
+    table.add_row("tokens/s", _number(report.tokens_per_second, "{:.1f}"))
+    table.add_row("time to first token", _number(report.time_to_first_token_s, "{:.2f} s"))
+    table.add_row("step time", _number(report.step_time_s * 1000, "{:.1f} ms"))
+    table.add_row("mean acceptance length", _number(report.mean_acceptance_length, "{:.2f}"))
+    shares = [_number(share, "{:.0%}") for share in report.acceptance_per_position]
+    table.add_row("acceptance per position", " ".join(shares) or UNMEASURED)
+    return table
+
+
+def _number(value: float, pattern: str) -> str:
+    return pattern.format(value) if math.isfinite(value) else UNMEASURED

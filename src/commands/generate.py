@@ -1,0 +1,104 @@
+"""`unispec generate`: answers prompts on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack, redirect_stdout
+from typing import TYPE_CHECKING
+
+import click
+
+from unispec.commands.constraint import ConstraintOptions, constraint_options
+from unispec.commands.model import ModelOptions, model_options
+from unispec.commands.prompts import PromptOptions, prompt_options
+from unispec.commands.sampling import SamplingOptions, checkpoint_defaults, sampling_options
+
+if TYPE_CHECKING:
+    from unispec.pipelines.runtime import Report
+
+__all__ = ["generate"]
+
+
+@click.command()
+@prompt_options
+@model_options
+@sampling_options
+@constraint_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def generate(
+    prompts: PromptOptions,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    constraint: ConstraintOptions,
+    as_json: bool,
+) -> None:
+    """Generate text, several tokens a step where a draft is given.
+
+    A draft changes the speed only: the output is what the target alone would write. Text goes
+    to stdout as it is accepted; progress and a final table of numbers go to stderr.
+    """
+    from rich.console import Console
+
+    from unispec.commands.console import Answers, progress, summary
+    from unispec.commands.report import to_json
+
+    _quieten_libraries()
+    texts = prompts.texts
+    terminal = Console(stderr=True)
+    answers = Answers(texts, sys.stdout)
+    # Whatever a library prints must not mix with the output.
+    with redirect_stdout(sys.stderr), ExitStack() as waiting:
+        phase = waiting.enter_context(progress(terminal))
+
+        def stream(index: int, text: str) -> None:
+            waiting.close()
+            answers.add(index, text)
+
+        phase("starting MAX")
+        from unispec.pipelines.runtime import Engine, Request
+
+        engine = Engine(model.engine_config(len(texts)), on_progress=phase)
+        defaults = checkpoint_defaults(model.model)
+        grammar = constraint.grammar()
+        requests = [
+            Request(
+                token_ids=prompts.encode(text, engine.tokenizer),
+                sampling=sampling.params(defaults),
+                grammar=grammar,
+            )
+            for text in texts
+        ]
+        phase("generating")
+        report = (
+            engine.generate(requests)
+            if as_json
+            else engine.generate(requests, on_text=stream, on_finish=answers.finish)
+        )
+
+    if as_json:
+        click.echo(to_json(texts, report))
+    else:
+        terminal.print("", summary(report), sep="\n")
+    _require_success(report)
+
+
+def _quieten_libraries() -> None:
+    """Keeps warnings and download bars of libraries off the terminal, unless the user set them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _require_success(report: Report) -> None:
+    """Raises `click.ClickException` (status 1) if a request broke off."""
+    failed = [
+        str(number)
+        for number, result in enumerate(report.results, start=1)
+        if result.finish_reason == "error"
+    ]
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {len(report.results)} answers broke off (prompts "
+            f"{', '.join(failed)}); see finish_reason in --json"
+        )

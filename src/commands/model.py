@@ -1,0 +1,171 @@
+"""Which model runs, with which draft, where and how large."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unispec.commands.options import option_group
+from unispec.methods import METHODS, Method
+
+if TYPE_CHECKING:
+    from unispec.pipelines.runtime import EngineConfig
+
+__all__ = ["ModelOptions", "model_options"]
+
+MAX_SPECULATIVE_TOKENS = 8
+DEFAULT_SPECULATIVE_TOKENS = 3
+DEFAULT_MAX_BATCH_SIZE = 8
+
+
+class Devices(click.ParamType[str]):
+    """`cpu`, `gpu` or `gpu:ID`."""
+
+    name = "devices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the name as it stands; fails if it names no device."""
+        if re.fullmatch(r"cpu|gpu(:\d+)?", value) is None:
+            self.fail(f"'{value}' is not 'cpu', 'gpu' or 'gpu:ID'.", param, ctx)
+        return str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model as the user gives it; None stands for the engine's choice."""
+
+    model: str
+    weight_path: tuple[Path, ...]
+    quantization_encoding: str | None
+    draft_model_path: str | None
+    speculative_method: Method | None
+    num_speculative_tokens: int | None
+    no_speculation: bool
+    devices: str
+    max_length: int | None
+    max_batch_size: int | None
+    max_batch_input_tokens: int
+    kv_cache_pages: int | None
+    enable_prefix_caching: bool
+
+    def __post_init__(self) -> None:
+        """Raises `click.UsageError` for a draft that is only half described."""
+        if self.no_speculation:
+            return
+        if self.speculative_method is not None and self.draft_model_path is None:
+            raise click.UsageError(
+                f"--speculative-method {self.speculative_method} needs a draft; "
+                "give --draft-model-path"
+            )
+        if self.draft_model_path is not None and self.speculative_method is None:
+            raise click.UsageError(
+                f"--draft-model-path {self.draft_model_path} needs its method; "
+                f"give --speculative-method ({', '.join(METHODS)})"
+            )
+        if self.num_speculative_tokens is not None and self.draft_model_path is None:
+            raise click.UsageError(
+                f"--num-speculative-tokens {self.num_speculative_tokens} needs a draft; "
+                "give --draft-model-path and --speculative-method"
+            )
+
+    def engine_config(self, num_prompts: int) -> EngineConfig:
+        """Returns the configuration of an engine for this many prompts."""
+        from unispec.pipelines.runtime import EngineConfig
+
+        return EngineConfig(
+            model=self.model,
+            weight_path=self.weight_path,
+            draft_model=None if self.no_speculation else self.draft_model_path,
+            speculative_method=None if self.no_speculation else self.speculative_method,
+            num_speculative_tokens=self.num_speculative_tokens or DEFAULT_SPECULATIVE_TOKENS,
+            devices=self.devices,
+            max_length=self.max_length,
+            max_batch_size=self.max_batch_size or min(num_prompts, DEFAULT_MAX_BATCH_SIZE),
+            quantization_encoding=self.quantization_encoding,
+            enable_prefix_caching=self.enable_prefix_caching,
+            max_batch_input_tokens=self.max_batch_input_tokens,
+            kv_cache_pages=self.kv_cache_pages,
+        )
+
+
+model_options = option_group(
+    "model",
+    ModelOptions,
+    click.option(
+        "--model",
+        "--model-path",
+        "model",
+        required=True,
+        help="The target: a folder with config.json, weights and tokenizer, or a Hugging Face "
+        "repository id.",
+    ),
+    click.option(
+        "--weight-path",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        multiple=True,
+        help="Weight files of the target (safetensors or one GGUF), instead of those that lie in "
+        "the model's folder. Can be given several times.",
+    ),
+    click.option(
+        "--quantization-encoding",
+        type=click.Choice(["float32", "bfloat16"]),
+        help="Number format to compute in.  [default: float32 on a CPU, bfloat16 on a GPU]",
+    ),
+    click.option(
+        "--draft-model-path",
+        metavar="TEXT",
+        help="The draft: a folder or a Hugging Face repository id.",
+    ),
+    click.option(
+        "--speculative-method", type=click.Choice(METHODS), help="What kind of draft it is."
+    ),
+    click.option(
+        "--num-speculative-tokens",
+        type=click.IntRange(1, MAX_SPECULATIVE_TOKENS),
+        help=f"Tokens the draft proposes in a step.  [default: {DEFAULT_SPECULATIVE_TOKENS}]",
+    ),
+    click.option(
+        "--no-speculation",
+        is_flag=True,
+        help="Run the target alone on the same machinery, whatever draft is given.",
+    ),
+    click.option(
+        "--devices",
+        type=Devices(),
+        default="cpu",
+        show_default=True,
+        help="Where to run: cpu, gpu or gpu:ID.",
+    ),
+    click.option(
+        "--max-length",
+        type=click.IntRange(min=1),
+        help="Most tokens of a prompt and its answer together.  [default: the model's]",
+    ),
+    click.option(
+        "--max-batch-size",
+        type=click.IntRange(min=1),
+        help=f"Most prompts to run at a time.  [default: all, at most {DEFAULT_MAX_BATCH_SIZE}]",
+    ),
+    click.option(
+        "--max-batch-input-tokens",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        help="Most prompt tokens to read in a step; longer prompts are read in chunks.",
+    ),
+    click.option(
+        "--kv-cache-pages",
+        type=click.IntRange(min=1),
+        help="Pages of the KV cache.  [default: enough for a full batch of full length]",
+    ),
+    click.option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        default=True,
+        show_default=True,
+        help="Whether prompts that begin alike share what was computed for the beginning.",
+    ),
+)

@@ -1,0 +1,88 @@
+"""How options are declared: groups that arrive as one dataclass, and checked value types."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["FiniteRange", "TextFile", "option_group"]
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def option_group(argument: str, group: type[Any], *options: Decorator) -> Decorator:
+    """Adds options to a command, which receives them as one dataclass.
+
+    Args:
+        argument: Name of the command's parameter.
+        group: Dataclass whose fields are named as the options' parameters. What it raises
+            when it is made (`click.UsageError` for options that contradict each other)
+            ends the command.
+        options: What `click.option` returns, in the order of `--help`.
+
+    Returns:
+        The decorator of the command's function.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def packed(**values: Any) -> None:
+            members = {field.name: values.pop(field.name) for field in fields(group)}
+            command(**values, **{argument: group(**members)})
+
+        decorated: Callable[..., None] = packed
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN and the infinities, which pass comparisons, are refused."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number; fails if it is not finite or not in the range."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+class TextFile(click.ParamType[Any]):
+    """A UTF-8 text file that is read when the command line is parsed.
+
+    Subclasses turn the text into the option's value.
+    """
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns what `parse` makes of the file; fails if the file cannot be read."""
+        path = Path(value)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            self.fail(f"cannot read '{path}': {error.strerror}.", param, ctx)
+        except UnicodeDecodeError as error:
+            self.fail(f"'{path}' is not UTF-8 text (byte {error.start}).", param, ctx)
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            self.fail(f"'{path}' {error}.", param, ctx)
+
+    def parse(self, text: str) -> Any:
+        """Makes the option's value.
+
+        Raises:
+            ValueError: The text cannot be used; the message continues "'file' ...".
+        """
+        raise NotImplementedError

@@ -1,0 +1,104 @@
+"""Which prompts to answer, and how they become tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from unispec.commands.options import TextFile, option_group
+from unispec.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["PromptOptions", "prompt_options"]
+
+
+class PromptFile(TextFile):
+    """A file with one prompt a line; blank lines are allowed at its end only."""
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        """Splits a text into prompts, so that the n-th result answers the n-th line."""
+        lines = text.rstrip("\n").split("\n")
+        if lines == [""]:
+            raise ValueError("holds no prompt; write one a line")
+        if "" in lines:
+            raise ValueError(
+                f"has no prompt in line {lines.index('') + 1}; write one or remove the line"
+            )
+        return tuple(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Where the prompts come from."""
+
+    prompt: str | None
+    prompt_file: tuple[str, ...] | None
+    chat_template: bool
+
+    def __post_init__(self) -> None:
+        """Raises `click.UsageError` unless there is exactly one source of prompts."""
+        if self.prompt is None and self.prompt_file is None:
+            raise click.UsageError("no prompt; give --prompt TEXT or --prompt-file FILE")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise click.UsageError("--prompt and --prompt-file exclude each other; give one")
+        if self.prompt == "":
+            raise click.UsageError("--prompt is empty; give at least one character")
+        if self.prompt is not None and any("\ud800" <= char <= "\udfff" for char in self.prompt):
+            raise click.UsageError("--prompt is not valid UTF-8; give it in --prompt-file")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts, at least one, none of them empty."""
+        if self.prompt is not None:
+            return (self.prompt,)
+        return self.prompt_file or ()
+
+    def encode(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Encodes one prompt.
+
+        Args:
+            text: The prompt.
+            tokenizer: The target's tokenizer. If it has a chat template, the prompt becomes
+                one user message and the answer is opened, unless `chat_template` is false;
+                then, or without a template, the tokenizer adds its own special tokens.
+
+        Returns:
+            Token ids.
+
+        Raises:
+            InputError: The chat template refuses a conversation of one user message.
+        """
+        if not (self.chat_template and tokenizer.chat_template):
+            return list(tokenizer.encode(text))
+        try:
+            token_ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+        # A template is a program that the checkpoint brings along: it can raise anything.
+        except Exception as error:
+            raise InputError(
+                f"the chat template refuses the prompt ({error}); use --no-chat-template"
+            ) from error
+        return list(token_ids)
+
+
+prompt_options = option_group(
+    "prompts",
+    PromptOptions,
+    click.option("--prompt", help="The prompt."),
+    click.option(
+        "--prompt-file",
+        type=PromptFile(),
+        help="A batch of prompts, one a line.",
+    ),
+    click.option(
+        "--chat-template/--no-chat-template",
+        default=True,
+        help="Whether to pose each prompt as a user's message, where the tokenizer has a chat "
+        "template.  [default: chat-template]",
+    ),
+)

@@ -1,0 +1,49 @@
+"""What `--json` prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unispec.pipelines.runtime import Report
+
+__all__ = ["to_json"]
+
+
+def to_json(prompts: Sequence[str], report: Report) -> str:
+    """Returns one JSON object, in ASCII and on one line.
+
+    Args:
+        prompts: What was asked, in the order of `report.results`.
+        report: What the engine measured; seconds for times. A value that was not measured
+            (NaN) becomes null.
+    """
+    results = [
+        {
+            "prompt": prompt,
+            "text": result.text,
+            "token_ids": list(result.token_ids),
+            "finish_reason": result.finish_reason,
+            "drafted": result.drafted,
+            "accepted": result.accepted,
+        }
+        for prompt, result in zip(prompts, report.results, strict=True)
+    ]
+    return json.dumps(
+        {
+            "results": results,
+            "mean_acceptance_length": _measured(report.mean_acceptance_length),
+            "acceptance_per_position": [_measured(p) for p in report.acceptance_per_position],
+            "tokens_per_second": _measured(report.tokens_per_second),
+            "time_to_first_token_s": _measured(report.time_to_first_token_s),
+            "step_time_s": _measured(report.step_time_s),
+        },
+        allow_nan=False,
+    )
+
+
+def _measured(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,177 @@
+"""How the next token is chosen and when an answer ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unispec.commands.options import FiniteRange, option_group
+from unispec.errors import InputError
+
+if TYPE_CHECKING:
+    from max.pipelines.context import SamplingParams
+    from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
+
+__all__ = ["SamplingOptions", "checkpoint_defaults", "sampling_options"]
+
+GENERATION_CONFIG = "generation_config.json"
+MAX_TOP_K = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Sampling as the user gives it; None stands for the checkpoint's default, then MAX's."""
+
+    max_new_tokens: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: tuple[str, ...]
+    ignore_eos: bool
+
+    def __post_init__(self) -> None:
+        """Raises `click.UsageError` for an empty stop text."""
+        if "" in self.stop:
+            raise click.UsageError("--stop is empty; give at least one character")
+
+    def params(self, defaults: SamplingParamsGenerationConfigDefaults) -> SamplingParams:
+        """Returns the parameters of one request; each call draws a seed unless one is given.
+
+        Raises:
+            InputError: A default of the checkpoint is no number, or out of range.
+        """
+        from max.pipelines.context import SamplingParams, SamplingParamsInput
+
+        given = SamplingParamsInput(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=list(self.stop),
+            ignore_eos=self.ignore_eos,
+        )
+        try:
+            return SamplingParams.from_input_and_generation_config(given, defaults)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the model's {GENERATION_CONFIG} cannot be used ({error}); correct the file or "
+                "give the option"
+            ) from error
+
+
+def checkpoint_defaults(model: str) -> SamplingParamsGenerationConfigDefaults:
+    """Returns the sampling defaults that a checkpoint states, none if it states none.
+
+    Args:
+        model: Folder or Hugging Face repository id of an existing checkpoint.
+
+    Raises:
+        InputError: The checkpoint's generation_config.json is no JSON object.
+    """
+    from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
+
+    file = _generation_config(model)
+    if file is None:
+        return SamplingParamsGenerationConfigDefaults()
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{file}' is not valid JSON ({error}); correct or remove it") from error
+    if not isinstance(stated, dict):
+        raise InputError(f"'{file}' is no JSON object; correct or remove it")
+    names = SamplingParamsGenerationConfigDefaults.__dataclass_fields__
+    return SamplingParamsGenerationConfigDefaults(
+        **{name: value for name, value in stated.items() if name in names}
+    )
+
+
+def _generation_config(model: str) -> Path | None:
+    """Returns the checkpoint's generation_config.json, if it has one."""
+    if Path(model).is_dir():
+        file = Path(model, GENERATION_CONFIG)
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(model, GENERATION_CONFIG))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None
+
+
+sampling_options = option_group(
+    "sampling",
+    SamplingOptions,
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="Most tokens of an answer.",
+    ),
+    click.option(
+        "--temperature",
+        type=FiniteRange(0, 2),
+        help="Flattens (above 1) or sharpens (below 1) the distribution; 0 takes the most likely "
+        "token.  [default: the checkpoint's, else 1]",
+    ),
+    click.option(
+        "--top-k",
+        type=click.IntRange(-1, MAX_TOP_K),
+        help="Sample from the k most likely tokens; -1 or 0 from all.  "
+        "[default: the checkpoint's, else -1]",
+    ),
+    click.option(
+        "--top-p",
+        type=FiniteRange(0, 1, min_open=True),
+        help="Sample from the most likely tokens that hold this probability together.  "
+        "[default: the checkpoint's, else 1]",
+    ),
+    click.option(
+        "--min-p",
+        type=FiniteRange(0, 1),
+        help="Sample from tokens at least this likely in proportion to the most likely one.  "
+        "[default: 0]",
+    ),
+    click.option(
+        "--presence-penalty",
+        type=FiniteRange(-2, 2),
+        help="Taken from the logit of a token once it was generated.  [default: 0]",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=FiniteRange(-2, 2),
+        help="Taken from the logit of a token each time it was generated.  [default: 0]",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=FiniteRange(0, min_open=True),
+        help="Above 1, makes tokens that occurred less likely.  "
+        "[default: the checkpoint's, else 1]",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**64 - 1),
+        help="Seed of every request; an answer then repeats in any batch.  [default: random]",
+    ),
+    click.option(
+        "--stop",
+        multiple=True,
+        help="End the answer before this text. Can be given several times.",
+    ),
+    click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token."),
+)

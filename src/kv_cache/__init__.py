@@ -1,0 +1,1 @@
+"""Caches of target and draft: in-graph views, and the manager of their pages."""

@@ -1,0 +1,49 @@
+"""The manager of both caches' pages: MAX's own, with room for drafts."""
+
+from __future__ import annotations
+
+from max.engine import InferenceSession
+from max.nn.kv_cache import KVCacheParamInterface
+from max.pipelines.kv_cache import PagedKVCacheManager
+
+from .max_block_hashes import hash_with_next_token
+
+__all__ = ["make_cache_manager", "pages_per_row"]
+
+
+def pages_per_row(params: KVCacheParamInterface, max_length: int) -> int:
+    """Pages that a row of `max_length` tokens holds at most, drafts included.
+
+    A step writes K draft positions after the row's tokens and K - 1 more while
+    the draft proposes.
+    """
+    return -(-(max_length + 2 * params.num_draft_tokens + 1) // params.page_size)
+
+
+def make_cache_manager(
+    params: KVCacheParamInterface,
+    session: InferenceSession,
+    *,
+    num_pages: int,
+    max_batch_size: int,
+    draft_reads_next_token: bool,
+) -> PagedKVCacheManager:
+    """Allocates the pages of target and draft; one page id names a page in both.
+
+    Args:
+        params: the target's cache, or a tree with the children `target` and `draft`.
+        session: the session that runs the graph.
+        num_pages: pages in all.
+        max_batch_size: most rows in one step.
+        draft_reads_next_token: the draft's entry of a position depends on the token
+            after it (EAGLE, MTP), so pages are shared only where that token agrees.
+    """
+    manager = PagedKVCacheManager(
+        params=params,
+        session=session,
+        total_num_pages=num_pages,
+        max_batch_size=max_batch_size,
+    )
+    if draft_reads_next_token:
+        hash_with_next_token(manager)
+    return manager

@@ -1,0 +1,67 @@
+"""In-graph views of a paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from max import tree
+from max.dtype import DType
+from max.graph import BufferValue, DeviceRef, TensorValue, Value, ops
+from max.nn.kv_cache import (
+    KVCacheInputsPerDevice,
+    KVCacheParamInterface,
+    MultiKVCacheParams,
+    PagedCacheValues,
+)
+
+__all__ = ["one_token_view", "take_caches"]
+
+
+def take_caches(
+    params: KVCacheParamInterface, inputs: Iterator[Value[Any]]
+) -> list[PagedCacheValues]:
+    """Takes the graph inputs of one device's caches: the target's, then the draft's if any.
+
+    Args:
+        params: the cache, or a tree of caches with the children `target` and `draft`.
+        inputs: graph inputs, in the order of `params.get_symbolic_inputs()`.
+
+    Returns:
+        Paged caches whose batch dimension is named `batch`.
+    """
+    values: Any = params.unflatten_kv_inputs(inputs)
+    branches = (
+        [values[name] for name in params.children]
+        if isinstance(params, MultiKVCacheParams)
+        else [values]
+    )
+    return [_bind_batch(*tree.leaves(branch, leaf=KVCacheInputsPerDevice)) for branch in branches]
+
+
+def one_token_view(
+    cache: KVCacheInputsPerDevice[TensorValue, BufferValue], cache_lengths: TensorValue
+) -> PagedCacheValues:
+    """The cache as a draft step sees it that adds one token to each row.
+
+    Args:
+        cache: the draft's cache.
+        cache_lengths: uint32 `[B]`, tokens of each row before this step.
+    """
+    one = ops.constant([1], DType.uint32, device=DeviceRef.CPU())
+    return replace(
+        cache,
+        cache_lengths=cache_lengths,
+        max_prompt_length=one,
+        attention_dispatch_metadata=cache.draft_attention_dispatch_metadata,
+    )
+
+
+def _bind_batch(cache: PagedCacheValues) -> PagedCacheValues:
+    pages = cache.lookup_table.shape[1]
+    return replace(
+        cache,
+        cache_lengths=ops.rebind(cache.cache_lengths, ["batch"]),
+        lookup_table=ops.rebind(cache.lookup_table, ["batch", pages]),
+    )

@@ -1,0 +1,1 @@
+"""Pipelines: architectures, speculative steps and the runtime that drives them."""

@@ -1,0 +1,1 @@
+"""One package per architecture, plus the stacks that they share."""

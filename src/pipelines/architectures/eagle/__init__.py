@@ -1,0 +1,1 @@
+"""The EAGLE draft for Llama targets."""

@@ -1,0 +1,84 @@
+"""The Llama target: embedding, decoder layers, final norm and head."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+from max.nn import Embedding, LayerList, Linear, Llama3RotaryEmbedding, Module, RMSNorm
+from max.nn.kv_cache import PagedCacheValues
+from max.nn.transformer.transformer import forward_sequential_layers
+
+from .config import Llama3Config
+from .layers import DecoderLayer
+
+__all__ = ["Llama3", "rotary_embedding"]
+
+
+class Llama3(Module):
+    """A Llama causal language model without sampling."""
+
+    def __init__(self, config: Llama3Config) -> None:
+        super().__init__()
+        device = config.devices[0]
+        self.rope = rotary_embedding(config)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.dtype, device)
+        self.layers = LayerList(
+            [DecoderLayer(config, self.rope) for _ in range(config.num_hidden_layers)]
+        )
+        self.norm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, config.dtype, device)
+        if config.tie_word_embeddings:
+            self.lm_head.set_shared_weight("weight", self.embed_tokens.weight)
+
+    def __call__(
+        self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> TensorValue:
+        """Runs the stack up to the final norm, whose output the head reads.
+
+        Args:
+            tokens: int64 `[T]`, ragged.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the stack's cache.
+
+        Returns:
+            `[T, H]`.
+        """
+        freqs_cis = self.rope.freqs_cis
+        # One subgraph for all layers: the compiler sees a layer once, not thirty times.
+        (x,) = forward_sequential_layers(
+            list(self.layers),
+            inputs_for_layer=lambda index, x: [
+                layer_index(index),
+                x[0],
+                cache,
+                freqs_cis,
+                row_offsets,
+            ],
+            initial_hidden_states=[self.embed_tokens(tokens)],
+            subgraph_layer_groups=[list(range(len(self.layers)))],
+            name_for_subgraph=lambda _: "llama3_layer",
+            weight_prefix_for_layer=lambda index: f"target.layers.{index}.",
+        )
+        return self.norm(x)
+
+    def logits(self, features: TensorValue) -> TensorValue:
+        """float32 `[R, V]` for features `[R, H]`."""
+        return self.lm_head(features).cast(DType.float32)
+
+
+def rotary_embedding(config: Llama3Config) -> Llama3RotaryEmbedding:
+    """Half-split rotary table for every position that a row at its limit can touch."""
+    return Llama3RotaryEmbedding(
+        dim=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        theta=config.rope_theta,
+        max_seq_len=config.rope_positions,
+        head_dim=config.head_dim,
+        interleaved=False,
+        scaling_params=config.rope_scaling_params,
+    )
+
+
+def layer_index(index: int) -> TensorValue:
+    """The uint32 scalar that cache kernels take as a layer's index."""
+    return ops.constant(index, DType.uint32, device=DeviceRef.CPU())

@@ -1,0 +1,123 @@
+"""A Hugging Face Llama checkpoint as the state dictionary of our Llama."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.validation import canonical_names, validated_state_dict
+
+__all__ = ["LlamaShape", "decoder_layer_shapes", "expected_shapes", "llama3_state_dict"]
+
+
+class LlamaShape(Protocol):
+    """The part of a Llama configuration that decides the shapes of its weights."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the MLP."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key and value heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Decoder layers."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the head is the embedding."""
+
+    @property
+    def attention_bias(self) -> bool:
+        """Whether q, k, v and o projections have a bias."""
+
+
+def expected_shapes(config: LlamaShape) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a Llama's weights.
+
+    The names are Hugging Face's without `model.`; `lm_head.weight` is among them
+    only where the head is not tied to the embedding.
+    """
+    vocab_by_hidden = (config.vocab_size, config.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": vocab_by_hidden}
+    for layer in range(config.num_hidden_layers):
+        shapes |= decoder_layer_shapes(config, layer)
+    shapes["norm.weight"] = (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = vocab_by_hidden
+    return shapes
+
+
+def decoder_layer_shapes(
+    config: LlamaShape, layer: int, *, input_norm: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one decoder layer, with or without its first norm."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    query = config.num_attention_heads * config.head_dim
+    key_value = config.num_key_value_heads * config.head_dim
+    projections = {
+        "self_attn.q_proj": (query, hidden),
+        "self_attn.k_proj": (key_value, hidden),
+        "self_attn.v_proj": (key_value, hidden),
+        "self_attn.o_proj": (hidden, query),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
+    prefix = f"layers.{layer}"
+    shapes: dict[str, tuple[int, ...]] = {}
+    if input_norm:
+        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
+    shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+    for name, (rows, columns) in projections.items():
+        shapes[f"{prefix}.{name}.weight"] = (rows, columns)
+        if config.attention_bias and name.startswith("self_attn."):
+            shapes[f"{prefix}.{name}.bias"] = (rows,)
+    return shapes
+
+
+def llama3_state_dict(
+    tensors: Mapping[str, Tensor], config: LlamaShape, *, source: str
+) -> dict[str, Tensor]:
+    """Check a Llama checkpoint and rename its tensors.
+
+    Dtypes are left as they are. The head of a checkpoint whose configuration ties
+    it to the embedding is dropped, as Hugging Face does.
+
+    Args:
+        tensors: Tensors under Hugging Face's names, with or without `model.`.
+        config: The shape of the model.
+        source: The file or folder, for the errors.
+
+    Returns:
+        The tensors of `expected_shapes`, under those names.
+
+    Raises:
+        InputError: If a tensor is missing, unexpected, of another shape, not of
+            floating point, or has NaN or infinite values.
+    """
+    names = canonical_names(tensors, source=source)
+    if config.tie_word_embeddings:
+        names.pop("lm_head.weight", None)
+    return validated_state_dict(
+        tensors, names, expected_shapes(config), source=source, model="a Llama"
+    )

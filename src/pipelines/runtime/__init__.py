@@ -1,0 +1,9 @@
+"""The pipeline that drives a unified graph: batches, caches, stop rules, and an engine on top."""
+
+from __future__ import annotations
+
+from .config import EngineConfig
+from .engine import Engine
+from .requests import Report, Request, Result
+
+__all__ = ["Engine", "EngineConfig", "Report", "Request", "Result"]

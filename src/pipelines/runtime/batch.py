@@ -1,0 +1,152 @@
+"""Turns a batch of requests into the graph's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer, Device
+from max.pipelines.context import TextContext
+from max.pipelines.request import RequestID
+
+from unispec.pipelines.speculative.step import VOID_TOKEN
+from unispec.sampling.buffers import SamplingBuffers
+
+from .inputs import PersistentInputBuffers
+from .rows import Row, make_row
+
+__all__ = ["BatchBuilder"]
+
+_SAMPLING_FIELDS = (
+    "seed",
+    "temperature",
+    "top_k",
+    "max_k",
+    "top_p",
+    "min_top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "token_counts",
+    "logit_bias",
+    "token_bitmask",
+)
+
+
+class BatchBuilder:
+    """Owns the host memory of the inputs and the rows of the requests.
+
+    Args:
+        max_batch_size: most rows in one step.
+        max_batch_input_tokens: most new tokens in one step.
+        vocab_size: V.
+        num_speculative_tokens: how many tokens each step proposes; 0 without a draft.
+        device: the graph's device.
+        sampled_drafts: whether the graph takes the drafts' distributions.
+        thinking_phase: whether the graph takes which rows are inside a thinking block.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        max_batch_input_tokens: int,
+        vocab_size: int,
+        num_speculative_tokens: int,
+        device: Device,
+        sampled_drafts: bool = False,
+        thinking_phase: bool = False,
+    ) -> None:
+        self.rows: dict[RequestID, Row] = {}
+        self.num_speculative_tokens = num_speculative_tokens
+        self._vocab_size = vocab_size
+        self._device = device
+        self._sampled_drafts = sampled_drafts
+        self._thinking_phase = thinking_phase
+        self._persistent = PersistentInputBuffers.alloc(
+            max_batch_size, max_batch_input_tokens, device
+        )
+        self._sampling = SamplingBuffers(
+            max_batch_size, vocab_size, num_speculative_tokens + 1, device
+        )
+        self._tokens = np.zeros(max_batch_input_tokens, np.int64)
+        self._offsets = np.zeros(max_batch_size + 1, np.uint32)
+        self._drafts = np.zeros(max_batch_size * num_speculative_tokens, np.int64)
+        self._known = np.zeros(max_batch_size, np.int64)
+
+    def row(self, context: TextContext) -> Row:
+        """The request's row; made from its sampling parameters when it is new."""
+        if context.request_id not in self.rows:
+            self.rows[context.request_id] = make_row(context, self._vocab_size)
+        return self.rows[context.request_id]
+
+    def fields(self, contexts: Sequence[TextContext]) -> dict[str, Buffer]:
+        """The inputs of one step by field name, but for `kv_cache_inputs`.
+
+        A row with fewer drafts than another in the batch gets void ones.
+        """
+        count = len(contexts)
+        rows = [self.row(context) for context in contexts]
+        width = max((len(row.drafts) for row in rows), default=0)
+        offsets = self._offsets[: count + 1]
+        drafts = self._drafts[: count * width].reshape(count, width)
+        drafts[...] = VOID_TOKEN
+        known = self._known[:count]
+        for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
+            start = int(offsets[index])
+            active = context.tokens.active
+            self._tokens[start : start + len(active)] = active
+            offsets[index + 1] = start + len(active)
+            drafts[index, : len(row.drafts)] = row.drafts
+            chunked = context.tokens.actively_chunked
+            position = context.tokens.current_position
+            known[index] = context.tokens.all[position] if chunked else VOID_TOKEN
+        bitmask = self._bitmask(contexts, rows, width)
+        tokens, row_offsets = self._persistent.write(self._tokens[: int(offsets[-1])], offsets)
+        sampling = self._sampling.fill([row.sampling for row in rows], bitmask)
+        fields = {
+            "tokens": tokens,
+            "input_row_offsets": row_offsets,
+            "return_n_logits": Buffer.from_numpy(np.array([width + 1], np.int64)),
+            "draft_tokens": Buffer.from_numpy(drafts).to(self._device),
+            "known_next_tokens": Buffer.from_numpy(known).to(self._device),
+            "num_speculative_tokens": Buffer.from_numpy(
+                np.array(self.num_speculative_tokens, np.int64)
+            ),
+            **dict(zip(_SAMPLING_FIELDS, sampling, strict=True)),
+        }
+        if self._sampled_drafts:
+            fields["draft_probs_full"] = self._draft_probs(rows, width)
+        if self._thinking_phase:
+            thinking = np.array([context.in_reasoning_phase for context in contexts])
+            fields["in_thinking_phase"] = Buffer.from_numpy(thinking).to(self._device)
+        return fields
+
+    def _bitmask(
+        self, contexts: Sequence[TextContext], rows: Sequence[Row], width: int
+    ) -> npt.NDArray[np.int32]:
+        """Masks of grammars, and of EOS before `min_new_tokens`: `[B, K + 1, V / 32]`."""
+        bitmask = self._sampling.bitmask(len(rows), width + 1)
+        for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
+            if row.grammar is not None:
+                padded = row.drafts + [VOID_TOKEN] * (width - len(row.drafts))
+                row.grammar.fill_bitmask(bitmask[index], padded)
+            early = min(max(row.min_new_tokens - row.generated, 0), width + 1)
+            if early:
+                allowed = bitmask[index, :early]  # [early, V / 32]
+                unended = allowed.copy()
+                for token in context.eos_tracker.eos_token_ids:
+                    unended[:, token // 32] &= ~np.array(1 << token % 32, np.uint32).view(np.int32)
+                # A text whose grammar is complete can only end, however short it is.
+                allowed[...] = np.where(unended.any(axis=1, keepdims=True), unended, allowed)
+        return bitmask
+
+    def _draft_probs(self, rows: Sequence[Row], width: int) -> Buffer:
+        """float32 `[B, K, V]`; zero for rows without drafts."""
+        probs = np.zeros((len(rows), width, self._vocab_size), np.float32)
+        for index, row in enumerate(rows):
+            if row.draft_probs is not None:
+                probs[index] = row.draft_probs
+        return Buffer.from_numpy(probs).to(self._device)

@@ -1,0 +1,215 @@
+"""What an engine is built from, as a command line or a program states it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from max.driver import DeviceSpec, accelerator_count
+from max.pipelines.lib import (
+    KVCacheConfig,
+    MAXModelConfig,
+    PipelineArgs,
+    PipelineConfig,
+    PipelineRuntimeConfig,
+)
+from max.pipelines.modeling.config_enums import supported_encoding_supported_on
+from max.pipelines.speculative import SpeculativeConfig
+from pydantic import ValidationError
+
+from unispec.checkpoints import check_weight_files
+from unispec.checkpoints.model_config import read_model_config
+from unispec.errors import InputError
+from unispec.methods import METHODS, Method
+from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
+
+__all__ = ["EngineConfig"]
+
+_DraftProposal: TypeAlias = Literal["argmax", "sampled"]
+_WEIGHT_SUFFIXES: Final = (".safetensors", ".gguf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """One engine: a target, a draft if there is one, and how they run."""
+
+    model: str
+    """Folder with config.json, tokenizer and weights, or a hub repository."""
+    weight_path: tuple[Path, ...] = ()
+    """Weight files of the target, safetensors or one GGUF; empty: those in `model`."""
+    draft_model: str | None = None
+    """Folder or repository of the draft; None: the target alone."""
+    speculative_method: Method | None = None
+    """`"eagle"`; None: the target alone."""
+    num_speculative_tokens: int = 3
+    """K, draft tokens a step, 1 to 8."""
+    devices: str = "cpu"
+    """`"cpu"`, `"gpu"` or `"gpu:N"`."""
+    max_length: int | None = None
+    """Longest sequence, prompt and output, in tokens; None: the model's limit."""
+    max_batch_size: int = 1
+    quantization_encoding: str | None = None
+    """`"float32"` or `"bfloat16"`; None: float32 on a CPU, bfloat16 on a GPU."""
+    enable_prefix_caching: bool = True
+    max_batch_input_tokens: int = 512
+    """Most new tokens in one step; longer prompts are prefilled in chunks."""
+    kv_cache_pages: int | None = None
+    """Cache pages of 128 tokens; None: for `max_batch_size` full rows, 4 GiB at most."""
+    draft_proposal: _DraftProposal = "argmax"
+    """`"argmax"` or `"sampled"`, how the draft proposes; both are lossless."""
+
+    def __post_init__(self) -> None:
+        if self.speculative_method is not None and self.speculative_method not in METHODS:
+            raise InputError(
+                f"speculative method {self.speculative_method!r} is unknown; known:"
+                f" {', '.join(METHODS)}"
+            )
+        if (self.draft_model is None) != (self.speculative_method is None):
+            raise InputError("a draft model and a speculative method need each other; give both")
+        if self.draft_model and not 1 <= self.num_speculative_tokens <= MAX_DRAFT_TOKENS:
+            raise InputError(
+                f"num_speculative_tokens is {self.num_speculative_tokens};"
+                f" choose 1 to {MAX_DRAFT_TOKENS}"
+            )
+        if self.draft_proposal not in get_args(_DraftProposal):
+            raise InputError(
+                f"draft_proposal {self.draft_proposal!r} is unknown; known:"
+                f" {', '.join(get_args(_DraftProposal))}"
+            )
+        for name in ("max_length", "max_batch_size", "max_batch_input_tokens", "kv_cache_pages"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise InputError(f"{name} is {size}; choose at least 1")
+
+    def pipeline_config(self) -> PipelineConfig:
+        """MAX's configuration of this engine.
+
+        Raises:
+            InputError: a model, encoding, device or length that MAX or unispec refuses.
+        """
+        device = _device_spec(self.devices)
+        encoding = self.quantization_encoding or (
+            "float32" if device.device_type == "cpu" else "bfloat16"
+        )
+        if encoding not in ("float32", "bfloat16"):
+            raise InputError(
+                f"quantization encoding {encoding!r} is not supported; use 'float32' or 'bfloat16'"
+            )
+        if encoding == "bfloat16" and not supported_encoding_supported_on("bfloat16", device):
+            raise InputError(
+                f"quantization encoding 'bfloat16' does not run on devices {self.devices!r}; use"
+                " 'float32' or a GPU"
+            )
+        model = _existing(self.model)
+        limit = getattr(read_model_config(model), "max_position_embeddings", None)
+        if self.max_length is not None and limit is not None and self.max_length > limit:
+            raise InputError(
+                f"max_length {self.max_length} is beyond the model's max_position_embeddings"
+                f" {limit}; choose at most {limit}"
+            )
+        weight_path = _weight_files(model, self.weight_path)
+        shared: dict[str, Any] = {"device_specs": [device], "quantization_encoding": encoding}
+        speculative = None
+        draft = None
+        try:
+            if self.draft_model is not None:
+                draft_model = _existing(self.draft_model)
+                read_model_config(draft_model)
+                speculative = SpeculativeConfig(
+                    speculative_method=self.speculative_method,
+                    num_speculative_tokens=self.num_speculative_tokens,
+                    draft_proposal=self.draft_proposal,
+                )
+                draft = MAXModelConfig(
+                    model_path=draft_model, weight_path=_weight_files(draft_model, ()), **shared
+                )
+            arguments = PipelineArgs(
+                model_path=model,
+                weight_path=weight_path,
+                max_length=self.max_length,
+                kv_cache=KVCacheConfig(enable_prefix_caching=self.enable_prefix_caching),
+                runtime=PipelineRuntimeConfig(
+                    max_batch_size=self.max_batch_size,
+                    max_batch_input_tokens=self.max_batch_input_tokens,
+                ),
+                speculative=speculative,
+                draft_model=draft,
+                **shared,
+            )
+            return PipelineConfig.from_args(arguments)
+        except InputError:
+            raise
+        except ValidationError as error:
+            raise _refused(model, str(error.errors()[0]["msg"])) from error
+        except (ValueError, OSError) as error:
+            raise _refused(model, str(error)) from error
+
+
+def _refused(model: str, reason: str) -> InputError:
+    return InputError(
+        f"MAX refuses {model} ({' '.join(reason.split())}); use a checkpoint of a supported"
+        " architecture, such as LlamaForCausalLM"
+    )
+
+
+def _device_spec(devices: str) -> DeviceSpec:
+    kind, _, number = devices.partition(":")
+    if kind == "cpu" and not number:
+        return DeviceSpec(id=0, device_type="cpu")
+    if kind != "gpu" or (number and not number.isdecimal()):
+        raise InputError(f"devices {devices!r} is not understood; use 'cpu', 'gpu' or 'gpu:N'")
+    index, count = int(number or 0), accelerator_count()
+    if index >= count:
+        raise InputError(
+            f"devices {devices!r} is not there, MAX finds {count} GPUs on this machine; use 'cpu'"
+            + (f" or 'gpu:0' to 'gpu:{count - 1}'" if count else "")
+        )
+    return DeviceSpec(id=index, device_type="gpu")
+
+
+def _existing(model: str) -> str:
+    """The folder, or a name that the hub may know; refuses a path that is not there."""
+    if not model:
+        raise InputError("the model's path is empty; give a Hugging Face model folder")
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return str(path)
+    # An unknown ~user, a name that is too long.
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"model folder {model} cannot be looked up ({error}); check the path"
+        ) from error
+    if path.is_file():
+        raise InputError(f"{model} is a file; give the model's folder, and weights apart from it")
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise InputError(f"model folder {model} does not exist; check the path")
+    return model
+
+
+def _weight_files(model: str, stated: tuple[Path, ...]) -> list[Path]:
+    """The stated files, else the folder's safetensors, else its GGUF file, all of them whole."""
+    paths = [path.absolute() for path in stated] or _folder_weights(Path(model))
+    for path in paths:
+        if path.suffix not in _WEIGHT_SUFFIXES:
+            raise InputError(
+                f"weight file {path} is of an unknown format; give .safetensors files or one .gguf"
+            )
+    if paths:
+        check_weight_files(paths)
+    return paths
+
+
+def _folder_weights(folder: Path) -> list[Path]:
+    """Weights of a local folder; the hub's own are found by MAX."""
+    if not folder.is_dir():
+        return []
+    for suffix in _WEIGHT_SUFFIXES:
+        found = sorted(path.absolute() for path in folder.glob(f"*{suffix}") if path.is_file())
+        if found:
+            return found
+    raise InputError(
+        f"{folder} holds no .safetensors or .gguf file; download or convert the checkpoint's"
+        " weights"
+    )

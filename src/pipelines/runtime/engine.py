@@ -1,0 +1,235 @@
+"""The engine: loads a model and answers prompts on this machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from max.driver import load_devices
+from max.engine import InferenceSession
+from max.graph.weights import SafetensorWeights
+from max.pipelines.context import EOSTracker, TextContext, TokenBuffer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from unispec.errors import InputError
+from unispec.kv_cache.manager import make_cache_manager, pages_per_row
+from unispec.pipelines.architectures.registry import pipeline_model
+from unispec.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler
+
+from .config import EngineConfig
+from .metrics import RunMetrics
+from .pipeline import SpeculativePipeline
+from .requests import Report, Request
+from .rows import make_row
+from .run import Run
+from .scheduler import Scheduler
+from .text_stream import TextStream
+
+__all__ = ["Engine"]
+
+_CACHE_BYTES = 4 << 30
+
+
+class Engine:
+    """A target and its draft, ready to answer prompts.
+
+    Building one reads configurations and the tokenizer only; the weights are read and
+    the graph is compiled on the first `generate`, after its requests were checked.
+
+    Args:
+        config: what to load.
+        on_progress: gets the name of each phase of loading as it begins.
+
+    Raises:
+        InputError: a model or draft that cannot be used.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, on_progress: Callable[[str], None] | None = None
+    ) -> None:
+        self._config = config
+        self._progress = on_progress or (lambda phase: None)
+        self._progress("reading configuration")
+        self._pipeline_config = config.pipeline_config()
+        self._model_class = pipeline_model(self._pipeline_config)
+        hf: Any = self._pipeline_config.model.huggingface_config
+        self.max_length = self._model_class.calculate_max_seq_len(self._pipeline_config, hf)
+        # Reading both configurations here reports their errors before anything slow starts.
+        arch_config: Any = self._model_class.model_config_cls
+        arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
+        self._kv_params = arch.get_kv_params()
+        self._vocab_size = int(hf.vocab_size)
+        eos = hf.eos_token_id
+        self.eos_token_ids = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self.tokenizer: PreTrainedTokenizerFast = _load_tokenizer(config.model)
+        self._grammars: GrammarCompiler | None = None
+        self._pipeline: SpeculativePipeline | None = None
+        self.num_pages = self._count_pages()
+
+    @property
+    def pipeline(self) -> SpeculativePipeline:
+        """The pipeline; reads the weights and compiles the graph when first asked for."""
+        if self._pipeline is None:
+            self._pipeline = self._load()
+        return self._pipeline
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> Report:
+        """Answers the requests, batched as they fit.
+
+        Args:
+            requests: in the order of the report's results.
+            on_text: gets a request's index and its new text as soon as it is certain.
+            on_finish: gets a request's index when its answer is complete.
+
+        Raises:
+            InputError: an empty prompt, one that leaves no room for an answer, a token
+                outside the vocabulary, or a grammar that cannot be compiled.
+        """
+        contexts = [self._context(index, request) for index, request in enumerate(requests)]
+        grammars = [self._compile_grammar(request.grammar) for request in requests]
+        pipeline = self.pipeline
+        pipeline.metrics = RunMetrics()
+        scheduler = Scheduler(
+            pipeline.kv_manager,
+            num_pages=self.num_pages,
+            max_batch_size=self._config.max_batch_size,
+            max_batch_input_tokens=self._config.max_batch_input_tokens,
+        )
+        run = Run(
+            pipeline,
+            scheduler,
+            contexts,
+            [TextStream(self.tokenizer, request.sampling.stop or ()) for request in requests],
+            on_text or (lambda index, text: None),
+            on_finish or (lambda index: None),
+        )
+        for request, context, grammar in zip(requests, contexts, grammars, strict=True):
+            pipeline.model.batch.rows[context.request_id] = make_row(
+                context,
+                self._vocab_size,
+                logit_bias=request.logit_bias,
+                grammar=grammar.start() if grammar else None,
+            )
+        return run.finish_all()
+
+    def _context(self, index: int, request: Request) -> TextContext:
+        length = len(request.token_ids)
+        if length == 0:
+            raise InputError(f"prompt {index + 1} is empty; give at least one token")
+        if length >= self.max_length:
+            raise InputError(
+                f"prompt {index + 1} has {length} tokens, max_length is {self.max_length} and an"
+                " answer needs at least one more: shorten the prompt or raise max_length"
+            )
+        named = (*request.logit_bias, *(request.sampling.stop_token_ids or ()))
+        for token in (min(request.token_ids), max(request.token_ids), *named):
+            if not 0 <= token < self._vocab_size:
+                raise InputError(
+                    f"prompt {index + 1}: token id {token} is outside the model's vocabulary of"
+                    f" {self._vocab_size}; use the tokenizer that belongs to the model"
+                )
+        for token, bias in request.logit_bias.items():
+            if not math.isfinite(bias):
+                raise InputError(
+                    f"prompt {index + 1}: the logit_bias of token {token} is {bias}; give a finite"
+                    " number, -100 all but bans a token"
+                )
+        params = request.sampling
+        if params.max_new_tokens is not None and params.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {params.max_new_tokens}; choose at least 1")
+        limit = self.max_length - length
+        max_length = length + min(params.max_new_tokens or limit, limit)
+        if params.min_new_tokens > max_length - length:
+            raise InputError(
+                f"min_new_tokens is {params.min_new_tokens}, but prompt {index + 1} has room for"
+                f" {max_length - length} new tokens: lower it, or raise max_new_tokens or"
+                " max_length"
+            )
+        needed = pages_per_row(self._kv_params, max_length)
+        if needed > self.num_pages:
+            raise InputError(
+                f"prompt {index + 1} and its answer of up to {max_length - length} tokens need"
+                f" {needed} cache pages, kv_cache_pages is {self.num_pages}: lower max_new_tokens"
+                " or raise kv_cache_pages"
+            )
+        eos = set() if params.ignore_eos else self.eos_token_ids | set(params.stop_token_ids or ())
+        return TextContext(
+            max_length=max_length,
+            tokens=TokenBuffer(np.array(request.token_ids, np.int64)),
+            eos_tracker=EOSTracker(eos_token_ids=eos),
+            sampling_params=params,
+            vocab_size=self._vocab_size,
+        )
+
+    def _compile_grammar(self, grammar: Grammar | None) -> CompiledGrammar | None:
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(
+                self.tokenizer, self._vocab_size, sorted(self.eos_token_ids)
+            )
+        return self._grammars.compile(grammar)
+
+    def _count_pages(self) -> int:
+        one_row = pages_per_row(self._kv_params, self.max_length)
+        asked = self._config.kv_cache_pages
+        if asked is not None:
+            return asked
+        affordable = _CACHE_BYTES // int(self._kv_params.bytes_per_block)
+        return max(one_row, min(one_row * self._config.max_batch_size, affordable))
+
+    def _load(self) -> SpeculativePipeline:
+        config = self._pipeline_config
+        devices = load_devices(config.model.device_specs)
+        session = InferenceSession(devices=[*devices])
+        paths = config.model.resolved_weight_paths()
+        self._progress("loading weights and compiling the graph")
+        model = self._model_class(
+            config,
+            session,
+            list(devices),
+            config.model.kv_cache,
+            # Named for the documented signature; the model reads the files itself.
+            SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
+            max_batch_size=self._config.max_batch_size,
+        )
+        self._progress("allocating the cache")
+        manager = make_cache_manager(
+            model.kv_params,
+            session,
+            num_pages=self.num_pages,
+            max_batch_size=self._config.max_batch_size,
+            draft_reads_next_token=model.draft_reads_next_token,
+        )
+        return SpeculativePipeline(model, manager)
+
+
+def _load_tokenizer(model: str) -> PreTrainedTokenizerFast:
+    folder = Path(model).expanduser()
+    is_local = folder.is_dir()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder if is_local else model, trust_remote_code=False
+        )
+    # Damaged files raise what the parsers stumble over, a bare Exception included.
+    except Exception as error:
+        if is_local and not (folder / "tokenizer.json").is_file():
+            raise InputError(
+                f"{model} has no tokenizer.json; copy it from the model's repository"
+            ) from error
+        raise InputError(
+            f"the tokenizer of {model} cannot be read ({' '.join(str(error).split())}); download"
+            " tokenizer.json and tokenizer_config.json again"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{model} has no fast tokenizer; add a tokenizer.json")
+    return tokenizer

@@ -1,0 +1,187 @@
+"""Inputs of a unified graph on the host side, and the buffers that decode steps reuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from max import tree
+from max.driver import Buffer, Device, batch_inplace_copy
+from max.dtype import DType
+from max.pipelines.lib import ModelInputs
+
+from unispec.errors import InputError
+
+__all__ = ["PersistentInputBuffers", "StepModelInputs"]
+
+
+@dataclass(kw_only=True)
+class StepModelInputs(ModelInputs):
+    """One step's inputs. B rows, T new tokens in all, K draft tokens a row, V the vocabulary.
+
+    Every field that is not marked as not taken, or as taken by some graphs only,
+    must be set before `buffers` is read.
+    """
+
+    NOT_TAKEN: ClassVar[tuple[str, ...]] = (
+        "draft_kv_blocks",
+        "lora_ids",
+        "lora_ranks",
+        "lora_buffers",
+        "hidden_states",
+    )
+
+    tokens: Buffer
+    """int64 `[T]`: the new verified tokens of each row, ragged."""
+    input_row_offsets: Buffer
+    """uint32 `[B + 1]`: where each row starts in `tokens`."""
+    return_n_logits: Buffer
+    """int64 `[1]` on the host: logit rows per row, K + 1."""
+    draft_tokens: Buffer | None = None
+    """int64 `[B, K]`: the last step's proposals; -1 where a row has nothing to verify."""
+    draft_kv_blocks: list[Buffer] | None = None
+    """Not taken: the draft's pages are part of `kv_cache_inputs`."""
+    seed: Buffer | None = None
+    """uint64 `[B]`: the request's seed."""
+    temperature: Buffer | None = None
+    """float32 `[B]`; 0 is greedy."""
+    top_k: Buffer | None = None
+    """int64 `[B]`; 0 or less is no limit."""
+    max_k: Buffer | None = None
+    """int64 scalar on the host: the largest `top_k`; 0 skips the search."""
+    top_p: Buffer | None = None
+    """float32 `[B]`; 1 is no limit."""
+    min_top_p: Buffer | None = None
+    """float32 scalar on the host: the smallest `top_p`; 1 skips the search."""
+    in_thinking_phase: Buffer | None = None
+    """bool `[B]`; taken by a graph with relaxed acceptance only."""
+    lora_ids: Buffer | None = None
+    """Not taken."""
+    lora_ranks: Buffer | None = None
+    """Not taken."""
+    min_p: Buffer | None = None
+    """float32 `[B]`; 0 is no limit."""
+    presence_penalty: Buffer | None = None
+    """float32 `[B]`; 0 is none."""
+    frequency_penalty: Buffer | None = None
+    """float32 `[B]`; 0 is none."""
+    repetition_penalty: Buffer | None = None
+    """float32 `[B]`; 1 is none."""
+    token_counts: Buffer | None = None
+    """int32 `[B, V]`: generated counts; -1 for tokens that are only in the prompt."""
+    logit_bias: Buffer | None = None
+    """float32 `[B, V]`."""
+    token_bitmask: Buffer | None = None
+    """int32 `[B, K + 1, ceil(V / 32)]`: set bits are allowed tokens."""
+    known_next_tokens: Buffer | None = None
+    """int64 `[B]`: the token after a prefill chunk; -1 where the step decides it."""
+    num_speculative_tokens: Buffer | None = None
+    """int64 scalar on the host: how many tokens to propose."""
+    draft_probs_full: Buffer | None = None
+    """float32 `[B, K, V]`; taken by a graph with sampled drafts only."""
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """The set inputs in the graph's order, see `StepSignature`.
+
+        Raises:
+            InputError: an input is set that the graph does not take, or one that it needs is not.
+        """
+        for name in self.NOT_TAKEN:
+            if getattr(self, name):
+                raise InputError(
+                    f"{name} is set, but the compiled graph does not take it: unset it"
+                )
+        needed = [self._needed(name) for name in _GRAPH_ORDER]
+        optional = (self.draft_probs_full, self.in_thinking_phase)
+        return (*tree.leaves(needed), *(buffer for buffer in optional if buffer is not None))
+
+    def _needed(self, name: str) -> object:
+        value = getattr(self, name)
+        if value is None:
+            raise InputError(f"{name} is not set, but the compiled graph needs it: set it")
+        return value
+
+
+_GRAPH_ORDER = (
+    "tokens",
+    "input_row_offsets",
+    "return_n_logits",
+    "draft_tokens",
+    "known_next_tokens",
+    "num_speculative_tokens",
+    "kv_cache_inputs",
+    "seed",
+    "temperature",
+    "top_k",
+    "max_k",
+    "top_p",
+    "min_top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "token_counts",
+    "logit_bias",
+    "token_bitmask",
+)
+
+
+@dataclass
+class PersistentInputBuffers:
+    """Token and row-offset memory for the largest step, reserved once."""
+
+    tokens: Buffer
+    """int64 `[max_batch_input_tokens]`."""
+    input_row_offsets: Buffer
+    """uint32 `[max_batch_size + 1]`."""
+
+    @classmethod
+    def alloc(
+        cls, max_batch_size: int, max_batch_input_tokens: int, device: Device
+    ) -> PersistentInputBuffers:
+        """Reserves both buffers on the device, zeroed.
+
+        Args:
+            max_batch_size: most rows in one step.
+            max_batch_input_tokens: most new tokens in one step.
+            device: the graph's device.
+
+        Raises:
+            InputError: no row, or fewer tokens than rows.
+        """
+        if not 1 <= max_batch_size <= max_batch_input_tokens:
+            raise InputError(
+                f"max_batch_size {max_batch_size} is not between 1 and max_batch_input_tokens"
+                f" {max_batch_input_tokens}: every row brings at least one token"
+            )
+        return cls(
+            tokens=Buffer.zeros([max_batch_input_tokens], DType.int64, device),
+            input_row_offsets=Buffer.zeros([max_batch_size + 1], DType.uint32, device),
+        )
+
+    def write(
+        self, tokens: npt.NDArray[np.int64], row_offsets: npt.NDArray[np.uint32]
+    ) -> tuple[Buffer, Buffer]:
+        """Copies a step's tokens `[T]` and offsets `[B + 1]` in; returns views of them.
+
+        Raises:
+            InputError: the step is larger than what was reserved.
+        """
+        if len(tokens) > self.tokens.shape[0] or len(row_offsets) > self.input_row_offsets.shape[0]:
+            raise InputError(
+                f"a step of {len(row_offsets) - 1} rows and {len(tokens)} tokens is larger than the"
+                f" {self.input_row_offsets.shape[0] - 1} rows and {self.tokens.shape[0]} tokens"
+                " reserved: raise max_batch_size or max_batch_input_tokens"
+            )
+        token_view = self.tokens[: len(tokens)]
+        offset_view = self.input_row_offsets[: len(row_offsets)]
+        # Not Buffer.inplace_copy_from: on a CPU it returns before it has copied, and a graph
+        # that runs next does not wait for it.
+        batch_inplace_copy(
+            [token_view, offset_view],
+            [Buffer.from_numpy(tokens), Buffer.from_numpy(row_offsets)],
+        )
+        return token_view, offset_view

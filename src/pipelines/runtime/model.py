@@ -1,0 +1,263 @@
+"""What the pipeline models of all unified graphs share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from max.driver import Buffer, Device
+from max.engine import InferenceSession, Model
+from max.graph import DeviceRef, Graph
+from max.graph.weights import Weights, WeightsAdapter
+from max.nn.kv_cache import KVCacheInputs
+from max.nn.transformer import ReturnHiddenStates, ReturnLogits
+from max.pipelines.context import TextContext
+from max.pipelines.lib import (
+    KVCacheConfig,
+    MAXModelConfig,
+    MemoryPlan,
+    ModelInputs,
+    PipelineConfig,
+    PipelineModelWithKVCache,
+    UnifiedEagleOutputs,
+)
+
+from unispec.checkpoints import Tensor, is_gguf, read_gguf, read_tensors
+from unispec.errors import InputError
+from unispec.pipelines.speculative.step import VOID_TOKEN
+
+from .batch import BatchBuilder
+from .inputs import StepModelInputs
+
+__all__ = ["UnifiedModel"]
+
+
+class UnifiedModel(PipelineModelWithKVCache[TextContext]):
+    """A target, and a draft if there is one, in one compiled graph.
+
+    A subclass names its inputs and builds its graph in `load_model`.
+
+    Args:
+        pipeline_config: target, draft and speculative configuration.
+        session: compiles and runs the graph.
+        devices: one CPU or one GPU.
+        kv_cache_config: page size and prefix caching.
+        weights: the target's weights; their files are read as `pipeline_config` names them.
+        adapter: not used, the checkpoint's names are known.
+        return_logits: the graph keeps its logits to itself, whatever is asked.
+        return_hidden_states: likewise.
+        memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
+        max_batch_size: most rows in one step.
+
+    Raises:
+        InputError: more than one device, or a checkpoint that does not fit.
+    """
+
+    inputs_cls: ClassVar[type[StepModelInputs]] = StepModelInputs
+    draft_reads_next_token: ClassVar[bool] = False
+    """Whether the draft's cache entry of a position depends on the token after it."""
+    model: Model
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        devices: list[Device],
+        kv_cache_config: KVCacheConfig,
+        weights: Weights,
+        adapter: WeightsAdapter | None = None,
+        return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN,
+        return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
+        *,
+        memory_plan: MemoryPlan | None = None,
+        max_batch_size: int = 1,
+    ) -> None:
+        if len(devices) != 1:
+            raise InputError(f"{len(devices)} devices were given; a unified graph runs on one")
+        super().__init__(
+            pipeline_config,
+            session,
+            devices,
+            kv_cache_config,
+            weights,
+            adapter,
+            return_logits,
+            memory_plan=memory_plan or _plan(self, pipeline_config, max_batch_size),
+            return_hidden_states=return_hidden_states,
+            max_batch_size=max_batch_size,
+        )
+        self.kv_params = self.arch_config.get_kv_params()
+        self.model = self.load_model(session)
+        sampled_drafts = len(self.model.output_metadata) == 4
+        speculative = pipeline_config.speculative
+        self._optional_inputs = {
+            "draft_probs_full": sampled_drafts,
+            "in_thinking_phase": speculative is not None
+            and speculative.use_relaxed_acceptance_for_thinking,
+        }
+        hf: Any = self.huggingface_config
+        self.batch = BatchBuilder(
+            max_batch_size=max_batch_size,
+            max_batch_input_tokens=max(
+                pipeline_config.runtime.max_batch_input_tokens, max_batch_size
+            ),
+            vocab_size=int(hf.vocab_size),
+            num_speculative_tokens=self.kv_params.num_draft_tokens,
+            device=devices[0],
+            sampled_drafts=sampled_drafts,
+            thinking_phase=self._optional_inputs["in_thinking_phase"],
+        )
+
+    @abstractmethod
+    def load_model(self, session: InferenceSession) -> Model:
+        """Reads the checkpoints, builds the graph and compiles it with the session."""
+
+    @classmethod
+    def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        """Longest sequence, prompt and output, that the target and `max_length` allow.
+
+        Raises:
+            InputError: `max_length` is beyond the target's `max_position_embeddings`.
+        """
+        limit = int(huggingface_config.max_position_embeddings)
+        asked = pipeline_config.model.max_length
+        if asked is not None and asked > limit:
+            raise InputError(
+                f"max_length {asked} is beyond the model's max_position_embeddings {limit};"
+                f" choose at most {limit}"
+            )
+        return asked or limit
+
+    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
+        """Runs one step.
+
+        Returns:
+            `num_accepted_draft_tokens` int64 `[B]`, `next_tokens` int64 `[B]`,
+            `next_draft_tokens` int64 `[B, K]`, and from a graph with sampled drafts
+            `next_draft_probs_full` float32 `[B, K, V]`.
+
+        Raises:
+            InputError: an input is missing, or set though the graph does not take it.
+        """
+        assert isinstance(model_inputs, StepModelInputs)
+        for name, takes in self._optional_inputs.items():
+            given = getattr(model_inputs, name) is not None
+            if given and not takes:
+                raise InputError(
+                    f"{name} is set, but the compiled graph does not take it: unset it"
+                )
+            if takes and not given:
+                raise InputError(f"{name} is not set, but the compiled graph needs it: set it")
+        outputs = self.model.execute(*model_inputs.buffers)
+        return UnifiedEagleOutputs(
+            num_accepted_draft_tokens=outputs[0],
+            next_tokens=outputs[1],
+            next_draft_tokens=outputs[2],
+            next_draft_probs_full=outputs[3] if len(outputs) > 3 else None,
+        )
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[TextContext]],
+        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
+        return_n_logits: int = 1,
+    ) -> StepModelInputs:
+        """Builds one step's inputs from requests, new and running ones alike.
+
+        Args:
+            replica_batches: one batch, the requests in row order.
+            kv_cache_inputs: pages of the same requests in the same order.
+            return_n_logits: 1; the number of logit rows follows from the drafts.
+
+        Raises:
+            InputError: more than one replica, or another `return_n_logits`.
+        """
+        if len(replica_batches) != 1:
+            raise InputError(f"{len(replica_batches)} replicas were given; a unified graph has one")
+        if return_n_logits != 1:
+            raise InputError(
+                f"return_n_logits is {return_n_logits}, but it follows from the drafts: leave it 1"
+            )
+        fields: dict[str, Any] = {**self.batch.fields(replica_batches[0])}
+        return self.inputs_cls(**fields, kv_cache_inputs=kv_cache_inputs)
+
+    def prepare_next_token_inputs(
+        self, next_tokens: Buffer, prev_model_inputs: ModelInputs
+    ) -> StepModelInputs:
+        """Builds the inputs of a plain decode step: one new token a row, void drafts.
+
+        The caller sets `kv_cache_inputs` anew, for the caches have grown. The number of
+        draft tokens stays; a step that verifies others is built with
+        `prepare_initial_token_inputs`.
+
+        Args:
+            next_tokens: int64 `[B]`.
+            prev_model_inputs: the inputs of the step that produced them.
+
+        Raises:
+            InputError: the previous inputs have another number of rows.
+        """
+        assert isinstance(prev_model_inputs, StepModelInputs)
+        count = next_tokens.shape[0]
+        rows = prev_model_inputs.input_row_offsets.shape[0] - 1
+        if count != rows:
+            raise InputError(f"next_tokens has {count} rows, the previous inputs have {rows}")
+        assert prev_model_inputs.draft_tokens is not None
+        width = prev_model_inputs.draft_tokens.shape[1]
+        device = self.devices[0]
+        void = np.full((count, width), VOID_TOKEN, np.int64)
+        return replace(
+            prev_model_inputs,
+            tokens=next_tokens,
+            input_row_offsets=Buffer.from_numpy(np.arange(count + 1, dtype=np.uint32)).to(device),
+            draft_tokens=Buffer.from_numpy(void).to(device),
+            known_next_tokens=Buffer.from_numpy(np.full(count, VOID_TOKEN)).to(device),
+        )
+
+    def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Model:
+        """Compiles the graph and keeps its weights alive as long as this model.
+
+        Args:
+            session: compiles and runs the graph.
+            graph: the graph of one step.
+            weights: all of its weights by name.
+        """
+        # On a CPU the compiled graph reads the weights where they lie and does not own them.
+        self.weights_registry = weights
+        return session.load(graph, weights_registry=weights)
+
+    def read_weights(self, model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
+        """Reads a checkpoint's files; returns its tensors and what to call it in errors.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        root = Path(model_config.model_path)
+        paths = [
+            path if path.is_absolute() or not root.is_dir() else root / path
+            for path in model_config.resolved_weight_paths()
+        ]
+        source = str(model_config.model_path)
+        if len(paths) == 1 and is_gguf(paths[0]):
+            return dict(read_gguf(paths[0]).tensors), source
+        return read_tensors(paths), source
+
+    @property
+    def device_ref(self) -> DeviceRef:
+        """The graph's device."""
+        return self.device_refs[0]
+
+
+def _plan(model: UnifiedModel, pipeline_config: PipelineConfig, max_batch_size: int) -> MemoryPlan:
+    """The sizes of a pipeline that no server planned."""
+    return MemoryPlan(
+        planned_max_batch_size=max_batch_size,
+        footprint=0,
+        planned_max_length=model.calculate_max_seq_len(
+            pipeline_config, pipeline_config.model.huggingface_config
+        ),
+    )

@@ -1,0 +1,135 @@
+"""The pipeline that drives a unified graph: one call of `execute`, one step of the batch."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from max.pipelines.context import TextContext, TextGenerationOutput
+from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.lib import PipelineConfig
+from max.pipelines.lib.pipeline_variants.text_generation import TextGenerationPipelineInterface
+from max.pipelines.modeling.types import PipelineTokenizer, TextGenerationInputs
+from max.pipelines.request import RequestID
+
+from unispec.pipelines.speculative.step import VOID_TOKEN
+
+from .metrics import RunMetrics
+from .model import UnifiedModel
+from .rows import Row
+
+__all__ = ["SpeculativePipeline"]
+
+
+class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
+    """Runs mixed batches of prefill chunks and decode rows on a CPU or a GPU.
+
+    The caller claims and allocates a request's pages before its step and releases
+    them after its last one, as MAX's scheduler does.
+
+    Args:
+        model: the compiled unified graph.
+        kv_manager: pages of both caches.
+        tokenizer: the target's tokenizer, for callers of this pipeline.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        kv_manager: PagedKVCacheManager,
+        tokenizer: PipelineTokenizer[Any, Any, Any] | None = None,
+    ) -> None:
+        self._model = self._pipeline_model = model
+        self._devices = model.devices
+        self._kv_manager = kv_manager
+        self._tokenizer = tokenizer
+        self.metrics = RunMetrics()
+
+    @property
+    def model(self) -> UnifiedModel:
+        """The compiled unified graph."""
+        return self._model
+
+    @property
+    def kv_manager(self) -> PagedKVCacheManager:
+        """Pages of both caches."""
+        return self._kv_manager
+
+    @property
+    def pipeline_config(self) -> PipelineConfig:
+        """The configuration that the model was built from."""
+        return self.model.pipeline_config
+
+    @property
+    def tokenizer(self) -> Any:
+        """The target's tokenizer, None where the caller has its own."""
+        return self._tokenizer
+
+    @property
+    def max_batch_size(self) -> int:
+        """Most rows in one step."""
+        return self.model.max_batch_size
+
+    def execute(
+        self, inputs: TextGenerationInputs[TextContext]
+    ) -> dict[RequestID, TextGenerationOutput]:
+        """Runs one step: every row moves on by a prefill chunk or by 1 to K + 1 tokens.
+
+        Args:
+            inputs: one batch; its requests' pages are allocated.
+
+        Returns:
+            The new tokens of each request, none for a chunk before the last.
+        """
+        start = perf_counter()
+        contexts = inputs.flat_batch
+        rows = [self.model.batch.row(context) for context in contexts]
+        decoding = all(row.generated for row in rows)
+        width = max((len(row.drafts) for row in rows), default=0)
+        for context in contexts:
+            # The cache manager sizes a step's reads by the number of drafts it sees here.
+            context.spec_decoding_state.draft_tokens_to_verify = [VOID_TOKEN] * width
+        cache = self._kv_manager.runtime_inputs([contexts])
+        step = self.model.prepare_initial_token_inputs([contexts], cache)
+        before = perf_counter()
+        outputs = self.model.execute(step)
+        num_accepted = outputs.num_accepted_draft_tokens.to_numpy()
+        next_tokens = outputs.next_tokens.to_numpy()
+        proposals = outputs.next_draft_tokens.to_numpy()
+        after = perf_counter()
+        probs = outputs.next_draft_probs_full
+        all_probs = None if probs is None else probs.to_numpy()
+
+        results: dict[RequestID, TextGenerationOutput] = {}
+        for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
+            context.spec_decoding_state.draft_tokens_to_verify = []
+            if context.tokens.actively_chunked:
+                context.tokens.advance_chunk()
+            else:
+                accepted = int(num_accepted[index])
+                self._commit(context, row, accepted, int(next_tokens[index]))
+                row.drafts = proposals[index].tolist()
+                row.draft_probs = None if all_probs is None else all_probs[index].copy()
+            if not context.is_done:
+                self._kv_manager.step(context)
+            results[context.request_id] = context.to_generation_output()
+        if decoding:
+            self.metrics.graph_times_s.append(after - before)
+            self.metrics.step_times_s.append(perf_counter() - start)
+        return results
+
+    def release(self, request_id: RequestID) -> None:
+        """Forgets a request; its pages are the caller's to release."""
+        self.model.batch.rows.pop(request_id, None)
+
+    def _commit(self, context: TextContext, row: Row, accepted: int, next_token: int) -> None:
+        """Emits the accepted run and the token after it, up to the first that ends the request."""
+        if row.drafts:
+            row.drafted += len(row.drafts)
+            row.accepted += accepted
+            self.metrics.verified(len(row.drafts), accepted)
+        for token in [*row.drafts[:accepted], next_token]:
+            context.advance_token_buffer(token)
+            row.emit(token)
+            if context.is_done:
+                break

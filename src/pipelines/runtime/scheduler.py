@@ -1,0 +1,100 @@
+"""Which requests run in the next step: add, next batch, finish."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from max.pipelines.context import TextContext
+from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.request import RequestID
+
+from unispec.errors import InputError
+from unispec.kv_cache.manager import pages_per_row
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """Continuous batching, first come first served, prefill in chunks.
+
+    A request is admitted when its longest possible length has pages, so a running
+    request never waits for one; until then it waits, and nothing else is disturbed.
+
+    Args:
+        kv_manager: pages of both caches.
+        num_pages: pages in all.
+        max_batch_size: most rows in one step.
+        max_batch_input_tokens: most new tokens in one step.
+    """
+
+    def __init__(
+        self,
+        kv_manager: PagedKVCacheManager,
+        *,
+        num_pages: int,
+        max_batch_size: int,
+        max_batch_input_tokens: int,
+    ) -> None:
+        self._manager = kv_manager
+        self._num_pages = num_pages
+        self._max_batch_size = max_batch_size
+        self._max_tokens = max(max_batch_input_tokens, max_batch_size)
+        self._waiting: deque[TextContext] = deque()
+        self._running: dict[RequestID, TextContext] = {}
+
+    def add(self, context: TextContext) -> None:
+        """Queues a request.
+
+        Raises:
+            InputError: it would not fit if it were alone.
+        """
+        needed = self._pages(context)
+        if needed > self._num_pages:
+            raise InputError(
+                f"a request of up to {context.max_length} tokens needs {needed} cache pages, there"
+                f" are {self._num_pages}: lower max_new_tokens or raise the number of pages"
+            )
+        self._waiting.append(context)
+
+    def next_batch(self) -> list[TextContext]:
+        """The rows of the next step, their pages allocated and their prefill cut to size.
+
+        Decoding rows come first; what remains of the step's tokens goes to prefill.
+        Empty when every request is finished.
+        """
+        while self._waiting and self._admits(self._waiting[0]):
+            context = self._waiting.popleft()
+            self._manager.claim(context)
+            self._manager.alloc(context)
+            self._running[context.request_id] = context
+        budget = self._max_tokens
+        batch = []
+        for context in sorted(self._running.values(), key=lambda c: c.tokens.generated_length == 0):
+            if budget == 0:
+                break
+            if context.tokens.generated_length:
+                self._manager.alloc(context)
+            elif context.tokens.active_length > budget:
+                context.tokens.chunk(budget)
+            budget -= context.tokens.active_length
+            batch.append(context)
+        return batch
+
+    def finish(self, context: TextContext) -> None:
+        """Takes a request out, running or waiting, and releases its pages."""
+        if self._running.pop(context.request_id, None) is not None:
+            self._manager.release(context)
+        else:
+            # Contexts hold arrays, so they are told apart by their ids.
+            kept = [w for w in self._waiting if w.request_id != context.request_id]
+            self._waiting = deque(kept)
+
+    def _admits(self, context: TextContext) -> bool:
+        reserved = sum(self._pages(running) for running in self._running.values())
+        return (
+            len(self._running) < self._max_batch_size
+            and reserved + self._pages(context) <= self._num_pages
+        )
+
+    def _pages(self, context: TextContext) -> int:
+        return pages_per_row(self._manager.params, context.max_length)

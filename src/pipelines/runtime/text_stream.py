@@ -1,0 +1,76 @@
+"""Text of a request as its tokens arrive: whole characters only, cut before a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+__all__ = ["TextStream"]
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream:
+    """Decodes one request's tokens incrementally.
+
+    Args:
+        tokenizer: the target's tokenizer.
+        stop: strings that end the text; the text is cut before the first of them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = [text for text in stop if text]
+        self._tokens: list[int] = []
+        # Tokens before `_read` are in `text` already; those from `_context` on are decoded
+        # again, because a token's text can depend on the one before it.
+        self._context = 0
+        self._read = 0
+        self._emitted = 0
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Takes one token; returns the new text that is certain.
+
+        Sets `stopped` when the text now holds a stop string.
+        """
+        self._tokens.append(token)
+        before = self._decode(self._tokens[self._context : self._read])
+        after = self._decode(self._tokens[self._context :])
+        # A window without text would make the next word look like the text's first.
+        if len(after) > len(before) and not after.endswith(_UNFINISHED):
+            self.text += after[len(before) :]
+            self._context, self._read = self._read, len(self._tokens)
+        found = [at for at in (self.text.find(text) for text in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            self.text = self.text[: min(found)]
+            return self._release(len(self.text))
+        return self._release(len(self.text) - self._held_back())
+
+    def finish(self) -> str:
+        """Returns what was held back, an unfinished character included."""
+        if not self.stopped:
+            before = self._decode(self._tokens[self._context : self._read])
+            after = self._decode(self._tokens[self._context :])
+            self.text += after[len(before) :]
+        return self._release(len(self.text))
+
+    def _release(self, end: int) -> str:
+        new = self.text[self._emitted : end]
+        self._emitted = max(end, self._emitted)
+        return new
+
+    def _held_back(self) -> int:
+        """Length of the longest ending of the text that may become a stop string."""
+        longest = 0
+        for text in self._stop:
+            for length in range(1, len(text)):
+                if self.text.endswith(text[:length]):
+                    longest = max(longest, length)
+        return longest
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""

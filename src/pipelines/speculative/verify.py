@@ -1,0 +1,138 @@
+"""The first half of every step: merge, verify, accept. Sequential and block drafts share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from max.dtype import DType
+from max.graph import Dim, TensorValue, ops
+from max.nn.kernels import merge_ragged_tensors
+from max.nn.kv_cache import PagedCacheValues
+
+from unispec.sampling.acceptance import AcceptanceRule, Accepted, Verification
+
+from .step import StepInputs
+
+__all__ = ["Target", "Verified", "verify"]
+
+
+class Target(Protocol):
+    """A target that can verify draft tokens."""
+
+    def __call__(
+        self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> TensorValue:
+        """Writes the tokens' keys and values; returns `[T, H]`, what the head reads."""
+        ...
+
+    def logits(self, features: TensorValue) -> TensorValue:
+        """float32 `[R, V]` for features `[R, H]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A step after acceptance. M = T + B * K merged tokens."""
+
+    row_offsets: TensorValue
+    """uint32 `[B + 1]`: where each row starts among the merged tokens."""
+    features: TensorValue
+    """`[M, H]`: the target's features of the merged tokens."""
+    shifted_tokens: TensorValue
+    """int64 `[M]`: the verified token that follows each merged token; what stands after
+    the next token of a row has no meaning."""
+    last_verified: TensorValue
+    """int64 `[B]`: index among the merged tokens of each row's last verified one."""
+    verified_lengths: TensorValue
+    """uint32 `[B]`: verified tokens of each row, the next token not counted."""
+    accepted: Accepted
+
+
+def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
+    """Runs the target over new and draft tokens at once and decides which drafts stand.
+
+    Args:
+        target: the target stack.
+        rule: the acceptance rule.
+        step: the step's inputs.
+    """
+    batch, num_drafts = step.draft_tokens.shape
+    cache = step.caches[0]
+    tokens, row_offsets = _merge(step, ops.max(step.draft_tokens, 0))
+    features = target(tokens, row_offsets, cache)  # [M, H]
+
+    ends = ops.rebind(row_offsets[1:], [batch]).cast(DType.int64)
+    starts = ops.rebind(row_offsets[:-1], [batch]).cast(DType.int64)
+    wanted = step.return_n_logits.to(step.tokens.device)  # [1]
+    first_row = ops.unsqueeze(ends - wanted, 1)  # [B, 1]
+    count = num_drafts + 1
+    ramp = ops.range(0, count, 1, out_dim=count, dtype=DType.int64, device=step.tokens.device)
+    rows = (first_row + ops.unsqueeze(ramp, 0)).reshape([batch * count])
+    logits = target.logits(ops.gather(features, rows, axis=0))  # [B * (K + 1), V]
+
+    new_tokens = ends - starts - _scalar_dim(step, num_drafts)  # [B], without drafts
+    first_position = cache.cache_lengths.cast(DType.int64) + new_tokens
+    accepted = rule(
+        Verification(
+            logits=logits.reshape([batch, count, logits.shape[1]]),
+            draft_tokens=step.draft_tokens,
+            first_position=first_position,
+            draft_probs=step.draft_probs,
+            in_thinking_phase=step.in_thinking_phase,
+        ),
+        step.sampling,
+    )
+    accepted = _follow_prompt(accepted, step.known_next_tokens)
+    return Verified(
+        row_offsets=row_offsets,
+        features=features,
+        shifted_tokens=_shift(step, accepted, row_offsets),
+        last_verified=starts + new_tokens - 1 + accepted.num_accepted,
+        verified_lengths=(first_position + accepted.num_accepted).cast(DType.uint32),
+        accepted=accepted,
+    )
+
+
+def _merge(step: StepInputs, drafts: TensorValue) -> tuple[TensorValue, TensorValue]:
+    """Appends each row's drafts to its new tokens: int64 `[M]` and uint32 `[B + 1]`."""
+    batch, num_drafts = drafts.shape
+    device = drafts.device
+    width = batch + 1
+    ramp = ops.range(0, width, 1, out_dim=width, dtype=DType.int64, device=device)
+    draft_offsets = (ramp * _scalar_dim(step, num_drafts)).cast(DType.uint32)
+    tokens, row_offsets = merge_ragged_tensors(
+        step.tokens,
+        ops.rebind(step.row_offsets, [width]),
+        drafts.reshape([batch * num_drafts]),
+        draft_offsets,
+    )
+    # Plain names: a layer that is compiled once takes no computed dimensions.
+    return ops.rebind(tokens, ["num_merged"]), ops.rebind(row_offsets, ["num_row_offsets"])
+
+
+def _shift(step: StepInputs, accepted: Accepted, row_offsets: TensorValue) -> TensorValue:
+    """The verified successor of every merged token: int64 `[M]`."""
+    corrected, _ = _merge(step, accepted.tokens[:, :-1].rebind(step.draft_tokens.shape))
+    moved = ops.concat([corrected[1:], corrected[:1]])  # right everywhere but at row ends
+    ends = (row_offsets[1:] - 1).cast(DType.int64)
+    final = accepted.tokens[:, -1]
+    return ops.scatter_nd(
+        moved.rebind(corrected.shape), final.rebind([ends.shape[0]]), ops.unsqueeze(ends, 1)
+    )
+
+
+def _follow_prompt(accepted: Accepted, known: TensorValue) -> Accepted:
+    """Puts the prompt's own next token where a row is still in prefill."""
+    first = ops.where(known >= 0, known, accepted.tokens[:, 0])  # [B]
+    tokens = ops.concat([ops.unsqueeze(first, 1), accepted.tokens[:, 1:]], axis=1)
+    return Accepted(
+        num_accepted=accepted.num_accepted,
+        next_tokens=ops.where(known >= 0, known, accepted.next_tokens),
+        tokens=tokens.rebind(accepted.tokens.shape),
+    )
+
+
+def _scalar_dim(step: StepInputs, dim: Dim) -> TensorValue:
+    """A dimension as an int64 `[1]` tensor on the step's device."""
+    return ops.shape_to_tensor([dim]).to(step.tokens.device)

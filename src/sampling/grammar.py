@@ -1,0 +1,326 @@
+"""Which tokens a grammar allows: JSON schemas and regexes as bitmasks.
+
+The engine is ``llguidance``; this module gives it the tokenizer's true bytes
+and turns its matcher into the rows of masks that verifying a draft needs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask
+
+from unispec.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["CompiledGrammar", "Grammar", "GrammarCompiler", "GrammarState"]
+
+logger = logging.getLogger(__name__)
+
+_CACHED_GRAMMARS = 64
+
+_PROBE = "to be, or not to be"
+
+_BYTE_LEVEL_DECODER = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": False,
+    "use_regex": False,
+}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a request's whole output has to match.
+
+    Attributes:
+        kind: How ``text`` is read.
+        text: A JSON schema (a JSON object) or a regex in the syntax of Rust's
+            ``regex`` crate, which the whole output matches from end to end.
+    """
+
+    kind: Literal["json_schema", "regex"]
+    text: str
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer and one width of logits.
+
+    Args:
+        tokenizer: The model's fast tokenizer.
+        vocab_size: Width V of the model's logits, at least the number of tokens
+            of the tokenizer; ids that no token has are never allowed.
+        eos_token_ids: The ids that end a text, at least one.
+
+    Raises:
+        InputError: The tokenizer is not a fast one, does not belong to a model
+            of this vocabulary, or has tokens whose bytes are unknown.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self._vocabulary = _Vocabulary(vocab_size, eos_token_ids)
+        self._tokenizer = _engine_tokenizer(tokenizer, vocab_size, eos_token_ids)
+        self._compiled: dict[Grammar, CompiledGrammar] = {}
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Compiles a grammar, or returns the one compiled before.
+
+        Raises:
+            InputError: The schema or regex is malformed, uses a feature that
+                cannot be enforced, or matches no text of this tokenizer.
+        """
+        compiled = self._compiled.get(grammar)
+        if compiled is None:
+            compiled = self._compile(grammar)
+            if len(self._compiled) == _CACHED_GRAMMARS:
+                del self._compiled[next(iter(self._compiled))]
+            self._compiled[grammar] = compiled
+        return compiled
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        try:
+            definition = _engine_grammar(grammar)
+        except (ValueError, RecursionError) as error:
+            raise _unusable(grammar, str(error)) from error
+        limits = LLParserLimits(verbose_errors=False)
+        matcher = LLMatcher(self._tokenizer, definition, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise _unusable(grammar, _reason(matcher.get_error()))
+        compiled = CompiledGrammar(matcher, self._vocabulary)
+        if compiled.start().is_stuck:
+            raise _unusable(grammar, "it matches no text that this tokenizer can write")
+        return compiled
+
+
+class CompiledGrammar:
+    """A grammar at its start; made by `GrammarCompiler.compile`."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+
+    def start(self) -> GrammarState:
+        """Returns the state of a request that has emitted nothing."""
+        return GrammarState(self._matcher.deep_copy(), self._vocabulary)
+
+
+class GrammarState:
+    """How far one request's output has come in its grammar.
+
+    A token is allowed if the grammar can continue the text with it; where the
+    grammar leaves only one continuation, its canonical token alone may be allowed.
+    EOS is allowed exactly where the text so far matches the grammar as a whole.
+    The one exception is a dead end, a text that the grammar would continue but
+    no token of the tokenizer can, or that the engine finds too complex: only EOS
+    is allowed there, as no mask may be empty, and a warning is logged.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._ended = False
+        self._allowed: npt.NDArray[np.int32] | None = None  # [ceil(V/32)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but EOS may follow."""
+        return np.array_equal(self._mask(), self._vocabulary.eos_mask)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the text does not match and no token can continue it (a dead end)."""
+        return self.is_complete and not (self._ended or self._matcher.is_accepting())
+
+    def fill_bitmask(self, bitmask: npt.NDArray[np.int32], draft_tokens: Sequence[int]) -> None:
+        """Writes the tokens allowed at each verified position; changes no state.
+
+        Row j is the mask after the accepted tokens and ``draft_tokens[:j]``. Bit
+        i of word w is token 32 * w + i, set where allowed; bits from V on are
+        zero. Rows behind a draft that is not allowed are all ones, since nothing
+        emitted can depend on them.
+
+        Args:
+            bitmask: int32 [K+1, ceil(V/32)], overwritten.
+            draft_tokens: The K proposed tokens; -1 is a void draft, never allowed.
+
+        Raises:
+            ValueError: ``bitmask`` has another shape or dtype.
+        """
+        shape = (len(draft_tokens) + 1, self._vocabulary.words)
+        if bitmask.shape != shape or bitmask.dtype != np.int32:
+            raise ValueError(f"bitmask is {bitmask.dtype}{bitmask.shape}, not int32{shape}")
+        bitmask[0] = self._mask()
+        walker = self._copy()
+        for row, draft in enumerate(draft_tokens, start=1):
+            if not walker._allows(draft):
+                bitmask[row:] = self._vocabulary.full_mask
+                return
+            walker._advance(draft)
+            bitmask[row] = walker._mask()
+
+    def accept(self, token: int) -> None:
+        """Advances by one emitted token.
+
+        Raises:
+            ValueError: The mask does not allow ``token``; the state is unchanged.
+        """
+        if not self._allows(token):
+            raise ValueError(f"token {token} is not allowed by the grammar here")
+        if token in self._vocabulary.eos_token_ids and self.is_stuck:
+            logger.warning("A text ends before its grammar does: no token can continue it.")
+        self._advance(token)
+
+    def _copy(self) -> GrammarState:
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
+
+    def _allows(self, token: int) -> bool:
+        if not 0 <= token < self._vocabulary.size:
+            return False
+        return bool(self._mask()[token >> 5] >> (token & 31) & 1)
+
+    def _advance(self, token: int) -> None:
+        if token in self._vocabulary.eos_token_ids:
+            self._ended = True
+        elif self._matcher.try_consume_tokens([token]) != 1:
+            logger.warning("The grammar engine gave up: %s", self._matcher.get_error())
+            self._ended = True
+        self._allowed = None
+
+    def _mask(self) -> npt.NDArray[np.int32]:
+        if self._allowed is None:
+            self._allowed = self._vocabulary.eos_mask if self._ended else self._compute_mask()
+        return self._allowed
+
+    def _compute_mask(self) -> npt.NDArray[np.int32]:
+        eos_mask = self._vocabulary.eos_mask
+        mask = np.empty_like(eos_mask)
+        fill_next_token_bitmask(self._matcher, mask[np.newaxis])
+        # An EOS that is not a special token could otherwise pass as plain text.
+        mask &= ~eos_mask
+        if self._matcher.is_accepting():
+            mask |= eos_mask
+        return mask if mask.any() else eos_mask
+
+
+class _Vocabulary:
+    """The token ids of a model, and the two masks that need no grammar."""
+
+    def __init__(self, size: int, eos_token_ids: Sequence[int]) -> None:
+        if not eos_token_ids or not all(0 <= token < size for token in eos_token_ids):
+            raise InputError(
+                f"EOS token ids {list(eos_token_ids)} do not suit a vocabulary of {size}; "
+                "a grammar needs at least one, each below the vocabulary size."
+            )
+        self.size = size
+        self.words = -(-size // 32)
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.eos_mask = self._pack(list(eos_token_ids))  # [words]
+        self.full_mask = self._pack(slice(size))  # [words]
+
+    def _pack(self, tokens: list[int] | slice) -> npt.NDArray[np.int32]:
+        allowed = np.zeros(self.words * 32, dtype=np.bool_)
+        allowed[tokens] = True
+        mask = np.packbits(allowed, bitorder="little").view(np.int32)
+        mask.flags.writeable = False
+        return mask
+
+
+def _engine_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, vocab_size: int, eos_token_ids: Sequence[int]
+) -> LLTokenizer:
+    """Builds the engine's tokenizer and checks that it knows the tokens' bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer; a grammar needs a model "
+            "with a tokenizer.json."
+        )
+    tokens = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    if tokens > vocab_size:
+        raise InputError(
+            f"The tokenizer has {tokens} tokens but the model only {vocab_size}; use the "
+            "tokenizer that belongs to the model."
+        )
+    try:
+        engine = LLTokenizer(_definition(backend.to_str()), vocab_size, list(eos_token_ids))
+        known = engine.decode_str(engine.tokenize_str(_PROBE)) == _PROBE
+    except ValueError:
+        known = False
+    if not known:
+        raise InputError(
+            f"The bytes of the tokens of {type(tokenizer).__name__} cannot be told from its "
+            "decoder; a grammar needs a byte-level or byte-fallback tokenizer."
+        )
+    return engine
+
+
+def _definition(tokenizer_json: str) -> str:
+    """Returns the tokenizer.json from which the engine reads the bytes of tokens."""
+    definition: dict[str, Any] = json.loads(tokenizer_json)
+    definition |= {"padding": None, "truncation": None}
+    # The engine takes the first decoder it knows; in tokenizers converted from
+    # GGUF that is a byte fallback which their byte-level tokens never use.
+    if '"type":"ByteLevel"' in json.dumps(definition["decoder"], separators=(",", ":")):
+        definition["decoder"] = _BYTE_LEVEL_DECODER
+    # Bytes without a token must be a dead end, not the unknown token.
+    if definition["model"]["type"] == "BPE":
+        definition["model"]["unk_token"] = None
+    return json.dumps(definition)
+
+
+def _engine_grammar(grammar: Grammar) -> str:
+    """Translates to the engine's own format; ValueError or RecursionError says why not."""
+    if grammar.kind == "regex":
+        return LLMatcher.grammar_from_regex(grammar.text)
+    if not isinstance(json.loads(grammar.text), dict):
+        raise ValueError("it is not a JSON object")
+    # Overrides win over the schema's own "x-guidance". Each run of whitespace is
+    # bounded, or a looping model could write blanks for ever.
+    return LLMatcher.grammar_from_json_schema(
+        grammar.text,
+        overrides={
+            "whitespace_flexible": True,
+            "whitespace_pattern": r"[ \t\n\r]{1,16}",
+            "coerce_one_of": False,
+            "lenient": False,
+        },
+    )
+
+
+def _unusable(grammar: Grammar, reason: str) -> InputError:
+    """Names the grammar, what is wrong with it, and what would be right."""
+    name, fix = {
+        "json_schema": (
+            "JSON schema",
+            "give a JSON Schema object of keywords that can be enforced",
+        ),
+        "regex": ("regex", "give one in Rust syntax, without look-around and back-references"),
+    }[grammar.kind]
+    return InputError(f"The {name} {reprlib.repr(grammar.text)} cannot be used: {reason}; {fix}.")
+
+
+def _reason(message: str) -> str:
+    """Picks the cause out of the engine's message of several lines."""
+    cause = re.search(r"^error: (.+)$", message, re.MULTILINE)
+    if cause is not None:
+        return cause[1]
+    return message.splitlines()[0].rpartition("(in regex): ")[2]

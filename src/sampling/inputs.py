@@ -1,0 +1,75 @@
+"""The sampling parameters of a batch as graph inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from max.dtype import DType
+from max.graph import DeviceRef, TensorType, TensorValue, Value
+
+__all__ = ["SamplingInputs"]
+
+
+@dataclass(frozen=True)
+class SamplingInputs:
+    """Graph values of the sampling parameters; the field order is the graph's input order.
+
+    B is the batch size, K the number of draft tokens to verify, V the vocabulary.
+    """
+
+    seed: TensorValue
+    """uint64 `[B]`, the request's seed."""
+    temperature: TensorValue
+    """float32 `[B]`; 0 is greedy."""
+    top_k: TensorValue
+    """int64 `[B]`; 0 or less is no limit."""
+    max_k: TensorValue
+    """int64 scalar on the CPU: the largest `top_k` of the batch; 0 skips the search."""
+    top_p: TensorValue
+    """float32 `[B]`; 1 is no limit."""
+    min_top_p: TensorValue
+    """float32 scalar on the CPU: the smallest `top_p` of the batch; 1 skips the search."""
+    min_p: TensorValue
+    """float32 `[B]`; 0 is no limit."""
+    presence_penalty: TensorValue
+    """float32 `[B]`; 0 is none."""
+    frequency_penalty: TensorValue
+    """float32 `[B]`; 0 is none."""
+    repetition_penalty: TensorValue
+    """float32 `[B]`; 1 is none."""
+    token_counts: TensorValue
+    """int32 `[B, V]`: how often a token was generated; -1: only in the prompt."""
+    logit_bias: TensorValue
+    """float32 `[B, V]`, added to the logits."""
+    token_bitmask: TensorValue
+    """int32 `[B, K + 1, ceil(V / 32)]`: bit i of word w set allows token 32 w + i."""
+
+    @classmethod
+    def types(cls, device: DeviceRef, vocab_size: int) -> list[TensorType]:
+        """Graph input types in field order, with dims `batch` and `num_positions` (K + 1)."""
+        cpu = DeviceRef.CPU()
+        per_row = {
+            "seed": DType.uint64,
+            "top_k": DType.int64,
+        }
+        special = {
+            "max_k": TensorType(DType.int64, [], device=cpu),
+            "min_top_p": TensorType(DType.float32, [], device=cpu),
+            "token_counts": TensorType(DType.int32, ["batch", vocab_size], device=device),
+            "logit_bias": TensorType(DType.float32, ["batch", vocab_size], device=device),
+            "token_bitmask": TensorType(
+                DType.int32, ["batch", "num_positions", -(-vocab_size // 32)], device=device
+            ),
+        }
+        return [
+            special.get(field.name)
+            or TensorType(per_row.get(field.name, DType.float32), ["batch"], device=device)
+            for field in fields(cls)
+        ]
+
+    @classmethod
+    def take(cls, inputs: Iterator[Value[Any]]) -> SamplingInputs:
+        """Takes the next graph inputs, in the order of `types`."""
+        return cls(*(next(inputs).tensor for _ in fields(cls)))

@@ -1,0 +1,1 @@
+"""Independent references that the tests compare the package with; nothing here imports it."""

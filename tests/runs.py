@@ -1,0 +1,45 @@
+"""How tests ask an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from max.pipelines.context import SamplingParams
+
+from unispec.pipelines.runtime import Engine, Request
+
+__all__ = ["answers", "greedy_requests", "proposing"]
+
+
+def greedy_requests(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, *, ignore_eos: bool = False
+) -> list[Request]:
+    """Requests for the most probable continuation."""
+    sampling = SamplingParams(temperature=0, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+    return [Request(token_ids=prompt, sampling=sampling) for prompt in prompts]
+
+
+def answers(
+    engine: Engine, requests: Sequence[Request], batch_size: int | None = None
+) -> list[list[int]]:
+    """The tokens of each answer, ``batch_size`` requests a run, from an empty prefix cache."""
+    engine.pipeline.kv_manager.reset_prefix_cache()
+    size = batch_size or len(requests)
+    return [
+        result.token_ids
+        for start in range(0, len(requests), size)
+        for result in engine.generate(requests[start : start + size]).results
+    ]
+
+
+@contextmanager
+def proposing(engine: Engine, k: int) -> Iterator[None]:
+    """Lets the engine's graph propose ``k`` tokens a step, up to what it was loaded with."""
+    batch = engine.pipeline.model.batch
+    before = batch.num_speculative_tokens
+    batch.num_speculative_tokens = k
+    try:
+        yield
+    finally:
+        batch.num_speculative_tokens = before

@@ -1,0 +1,708 @@
+"""Every bad input through the command line: one clear line, status 2, and never a compile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from huggingface_hub.errors import RepositoryNotFoundError
+from max.engine import InferenceSession
+from max.pipelines.context import SamplingParams
+from safetensors.torch import load_file, save_file
+from tiny import TinyPair
+
+from unispec.cli import unispec
+from unispec.errors import InputError
+from unispec.pipelines.runtime import Engine, EngineConfig, Request
+
+PROGRESS = re.compile(r" *\d+\.\d s  \S")
+WEIGHTS = "model.safetensors"
+
+Damage = Callable[[TinyPair], object]
+Tensors = dict[str, torch.Tensor]
+
+
+class CompileReachedError(BaseException):
+    """Nothing on the way catches it."""
+
+
+@pytest.fixture(autouse=True)
+def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise CompileReachedError
+
+    monkeypatch.setattr(InferenceSession, "load", load)
+
+
+@pytest.fixture
+def pair(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TinyPair:
+    """A sound target (hidden 64, 256 tokens, 512 positions) and its draft, to be damaged."""
+    sound = tiny_pair("A")
+    return TinyPair(
+        *(shutil.copytree(path, tmp_path / path.name) for path in (sound.target, sound.draft))
+    )
+
+
+def run(pair: TinyPair, *flags: str) -> Result:
+    """Runs `unispec generate`; a later flag overrides an earlier one."""
+    arguments = ["generate", "--model", str(pair.target), "--draft-model-path", str(pair.draft)]
+    arguments += ["--speculative-method", "eagle", "--prompt", "hello", *flags]
+    return CliRunner().invoke(unispec, arguments, catch_exceptions=False)
+
+
+def assert_refused(status: int, stdout: str, stderr: str, *words: str) -> None:
+    """Asserts status 2 and, progress aside, one line on stderr that holds these words."""
+    assert (status, stdout) == (2, "")
+    lines = [line for line in stderr.splitlines() if not PROGRESS.match(line)]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+# Damages
+
+
+def config(part: str, **changes: object) -> Damage:
+    """Changes fields of a config.json; ... removes one."""
+
+    def damage(pair: TinyPair) -> None:
+        file = getattr(pair, part) / "config.json"
+        fields = json.loads(file.read_text()) | changes
+        file.write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
+
+    return damage
+
+
+def tensors(part: str, change: Callable[[Tensors], object]) -> Damage:
+    def damage(pair: TinyPair) -> None:
+        file = getattr(pair, part) / WEIGHTS
+        stored = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        change(stored)
+        save_file(stored, file)
+
+    return damage
+
+
+def spoilt(name: str, value: float) -> Callable[[Tensors], object]:
+    return lambda stored: stored[name].view(-1)[5].fill_(value)
+
+
+def content(part: str, name: str, text: str | bytes) -> Damage:
+    data = text.encode() if isinstance(text, str) else text
+    return lambda pair: (getattr(pair, part) / name).write_bytes(data)
+
+
+def cut(part: str, size: int) -> Damage:
+    """Keeps the first bytes of the weights, or all but the last for a negative size."""
+
+    def damage(pair: TinyPair) -> None:
+        file = getattr(pair, part) / WEIGHTS
+        file.write_bytes(file.read_bytes()[:size])
+
+    return damage
+
+
+def removed(part: str, *names: str) -> Damage:
+    return lambda pair: [(getattr(pair, part) / name).unlink() for name in names]
+
+
+def renamed(name: str) -> Damage:
+    return lambda pair: (pair.target / WEIGHTS).rename(pair.target / name)
+
+
+def both(*damages: Damage) -> Damage:
+    return lambda pair: [damage(pair) for damage in damages]
+
+
+def doubled_weights(pair: TinyPair) -> None:
+    shutil.copy(pair.target / WEIGHTS, pair.target / "other.safetensors")
+
+
+def weights_folder(pair: TinyPair) -> None:
+    (pair.target / WEIGHTS).unlink()
+    (pair.target / WEIGHTS).mkdir()
+
+
+def truncated_gguf(pair: TinyPair) -> None:
+    writer = gguf.GGUFWriter(pair.target / "cut.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.ones((64, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (pair.target / "cut.gguf").write_bytes((pair.target / "cut.gguf").read_bytes()[:-1000])
+
+
+SOUND: Damage = lambda pair: None  # noqa: E731
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+WEIGHT_CASES: Mapping[str, tuple[Damage, list[str]]] = {
+    "no target weights": (removed("target", WEIGHTS), ["{target}", ".safetensors", "download"]),
+    "no draft weights": (removed("draft", WEIGHTS), ["{draft}", ".safetensors", "download"]),
+    "weights are a folder": (weights_folder, ["{target}", ".safetensors", "download"]),
+    "target cut in its data": (
+        cut("target", -100),
+        ["{target}/model.safetensors is truncated", "again"],
+    ),
+    "target cut in its header": (
+        cut("target", 50),
+        ["{target}/model.safetensors is truncated", "50 bytes", "again"],
+    ),
+    "empty target weights": (
+        cut("target", 0),
+        ["{target}/model.safetensors", "0 bytes", "again"],
+    ),
+    "draft cut in its data": (
+        cut("draft", -100),
+        ["{draft}/model.safetensors is truncated", "again"],
+    ),
+    "a pickle": (
+        content("target", WEIGHTS, b"\x80\x04pickle" * 100),
+        ["{target}/model.safetensors", "not a safetensors", "convert"],
+    ),
+    "a pointer of Git LFS": (
+        content("target", WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"),
+        ["{target}/model.safetensors", "not a safetensors"],
+    ),
+    "GGUF under another name": (
+        content("target", WEIGHTS, b"GGUF" + b"\xff" * 100),
+        ["{target}/model.safetensors", "GGUF", "again"],
+    ),
+    "the checkpoint twice": (
+        doubled_weights,
+        ["{target}/model.safetensors", "{target}/other.safetensors", "one checkpoint only"],
+    ),
+    "target tensor of another shape": (
+        tensors("target", lambda stored: stored.update({Q_PROJ: torch.ones(64, 65)})),
+        ["{target}", Q_PROJ, "[64, 65]", "[64, 64]", "config.json"],
+    ),
+    "draft tensor of another shape": (
+        tensors("draft", lambda stored: stored.update({"fc.weight": torch.ones(64, 64)})),
+        ["{draft}", "fc.weight", "[64, 64]", "[64, 128]", "config.json"],
+    ),
+    "target tensor missing": (
+        tensors("target", lambda stored: stored.pop("model.norm.weight")),
+        ["{target} lacks", "norm.weight", "[64]", "all files"],
+    ),
+    "draft tensor missing": (
+        tensors("draft", lambda stored: stored.pop("fc.weight")),
+        ["{draft} lacks", "fc.weight", "[64, 128]", "all files"],
+    ),
+    "target tensor unknown": (
+        tensors("target", lambda stored: stored.update({"model.extra": torch.ones(2)})),
+        ["{target}", "'model.extra'", "does not have", "use a checkpoint"],
+    ),
+    "draft tensor unknown": (
+        tensors("draft", lambda stored: stored.update({"embed_norm.weight": torch.ones(64)})),
+        ["{draft}", "'embed_norm.weight'", "does not have", "use a checkpoint"],
+    ),
+    "target tensor of integers": (
+        tensors("target", lambda stored: stored.update({Q_PROJ: stored[Q_PROJ].int()})),
+        ["{target}", Q_PROJ, "int32", "not quantised"],
+    ),
+    "NaN in the target": (
+        tensors("target", spoilt(Q_PROJ, float("nan"))),
+        ["{target}", Q_PROJ, "1 NaN or infinite", "again"],
+    ),
+    "infinity in the draft": (
+        tensors("draft", spoilt("fc.weight", float("inf"))),
+        ["{draft}", "fc.weight", "1 NaN or infinite", "again"],
+    ),
+    "NaN in the draft": (
+        tensors("draft", spoilt("fc.weight", float("nan"))),
+        ["{draft}", "fc.weight", "1 NaN or infinite", "again"],
+    ),
+    "draft of another hidden size": (
+        config("draft", hidden_size=96),
+        ["hidden_size 96", "64", "trained for this target"],
+    ),
+    "draft of another vocabulary": (
+        config("draft", vocab_size=300),
+        ["vocab_size 300", "256", "trained for this target"],
+    ),
+    "draft vocabulary without its map": (
+        config("draft", draft_vocab_size=128),
+        ["{draft}", "d2t", "128", "remove draft_vocab_size"],
+    ),
+}
+
+CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
+    "no config.json": (removed("target", "config.json"), ["{target} has no config.json", "give"]),
+    "no draft config.json": (removed("draft", "config.json"), ["{draft} has no config.json"]),
+    "config.json is no JSON": (
+        content("target", "config.json", "{"),
+        ["{target}", "config.json is no JSON", "again"],
+    ),
+    "config.json is binary": (
+        content("draft", "config.json", b"\xff\xfe\0"),
+        ["{draft}", "config.json is no JSON", "again"],
+    ),
+    "config.json is a list": (
+        content("target", "config.json", "[]"),
+        ["{target}", "config.json is a JSON list", "again"],
+    ),
+    "draft config.json without fields": (
+        content("draft", "config.json", "{}"),
+        ["{draft}", "model_type None", "Llama"],
+    ),
+    "draft config.json with a type only": (
+        content("draft", "config.json", '{"model_type": "llama"}'),
+        ["{draft}", "does not state hidden_size", "the checkpoint's own"],
+    ),
+    "vocabulary not stated": (
+        config("target", vocab_size=...),
+        ["{target}", "does not state vocab_size", "the checkpoint's own"],
+    ),
+    "another architecture": (
+        config("target", model_type="gpt2", architectures=["GPT2LMHeadModel"]),
+        ["{target}", "GPT2LMHeadModel", "LlamaForCausalLM"],
+    ),
+    "an architecture that only MAX knows": (
+        config("target", model_type="qwen2", architectures=["Qwen2ForCausalLM"]),
+        ["qwen2 with eagle", "supported: llama"],
+    ),
+    "an architecture that nobody knows": (
+        config("target", model_type="fancy", auto_map={"AutoConfig": "code.Config"}),
+        ["{target}", "model_type 'fancy'", "Llama"],
+    ),
+    "no architecture": (
+        config("draft", architectures=...),
+        ["{draft}", "architectures", "None", "correct"],
+    ),
+    "rope type": (
+        config("target", rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+        ["{target}", "rope type 'yarn'", "'llama3'"],
+    ),
+    "draft rope type": (
+        config("draft", rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+        ["{draft}", "rope type 'yarn'", "'llama3'"],
+    ),
+    "rope scaling not complete": (
+        config("target", rope_scaling={"rope_type": "llama3", "factor": 2.0}),
+        ["{target}", "low_freq_factor", "correct"],
+    ),
+    "rope scaling is text": (
+        config("target", rope_scaling="linear"),
+        ["{target}", "'linear'", "correct"],
+    ),
+    "rope theta is text": (config("target", rope_theta="x"), ["{target}", "rope_theta 'x'"]),
+    "rope theta is NaN": (
+        config("target", rope_theta=float("nan")),
+        ["{target}", "rope_theta nan", "correct"],
+    ),
+    "epsilon is NaN": (
+        config("draft", rms_norm_eps=float("nan")),
+        ["{draft}", "rms_norm_eps nan", "correct"],
+    ),
+    "epsilon is text": (
+        config("target", rms_norm_eps="small"),
+        ["{target}", "rms_norm_eps", "'small'", "correct"],
+    ),
+    "activation": (config("target", hidden_act="gelu"), ["{target}", "'gelu'", "'silu'", "use"]),
+    "draft activation": (config("draft", hidden_act="gelu"), ["{draft}", "'gelu'", "'silu'"]),
+    "MLP bias": (config("target", mlp_bias=True), ["{target}", "mlp_bias True", "use"]),
+    "quantised": (
+        config("target", quantization_config={"quant_method": "gptq", "bits": 4}),
+        ["{target}", "quantization_config", "GGUF"],
+    ),
+    "no heads": (
+        config("target", num_attention_heads=0),
+        ["{target}", "num_attention_heads 0", "correct"],
+    ),
+    "heads are text": (
+        config("target", num_attention_heads="4"),
+        ["{target}", "num_attention_heads '4'", "correct"],
+    ),
+    "hidden size is NaN": (
+        config("draft", hidden_size=float("nan")),
+        ["{draft}", "hidden_size nan", "correct"],
+    ),
+    "no key heads": (
+        config("target", num_key_value_heads=0),
+        ["{target}", "num_key_value_heads 0", "correct"],
+    ),
+    "key heads that do not divide": (
+        config("target", num_key_value_heads=3),
+        ["{target}", "num_attention_heads 4", "num_key_value_heads 3", "correct"],
+    ),
+    "odd head width": (config("target", head_dim=15), ["{target}", "head_dim 15", "correct"]),
+    "no layers": (
+        config("target", num_hidden_layers=-1),
+        ["{target}", "num_hidden_layers -1", "correct"],
+    ),
+    "more layers than tensors": (
+        config("target", num_hidden_layers=3),
+        ["{target} lacks", "layers.2.", "config.json"],
+    ),
+    "fewer layers than tensors": (
+        config("target", num_hidden_layers=1),
+        ["{target}", "model.layers.1.", "does not have", "config.json"],
+    ),
+    "no positions": (
+        config("target", max_position_embeddings=0),
+        ["{target}", "max_position_embeddings 0", "correct"],
+    ),
+    "EOS is text": (config("target", eos_token_id="x"), ["{target}", "eos_token_id", "'x'"]),
+    "no tokenizer": (
+        removed("target", "tokenizer.json", "tokenizer_config.json"),
+        ["{target} has no tokenizer.json", "copy"],
+    ),
+    "no tokenizer.json": (
+        removed("target", "tokenizer.json"),
+        ["{target} has no tokenizer.json", "copy"],
+    ),
+    "tokenizer.json is no JSON": (
+        content("target", "tokenizer.json", "{"),
+        ["tokenizer of {target}", "line 1", "download"],
+    ),
+    "tokenizer.json is no tokenizer": (
+        content("target", "tokenizer.json", "{}"),
+        ["tokenizer of {target}", "download"],
+    ),
+    "tokenizer.json of an unknown model": (
+        content("target", "tokenizer.json", '{"added_tokens": [], "model": {"type": "magic"}}'),
+        ["tokenizer of {target}", "download"],
+    ),
+    "tokenizer_config.json is a list": (
+        content("target", "tokenizer_config.json", "[]"),
+        ["tokenizer of {target}", "download"],
+    ),
+    "generation_config.json is no JSON": (
+        content("target", "generation_config.json", "{"),
+        ["{target}/generation_config.json", "line 1", "correct or remove"],
+    ),
+    "generation_config.json out of range": (
+        content("target", "generation_config.json", '{"top_p": 2}'),
+        ["generation_config.json", "top_p", "2", "give the option"],
+    ),
+    "chat template that cannot be parsed": (
+        content(
+            "target",
+            "tokenizer_config.json",
+            '{"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{% for"}',
+        ),
+        ["chat template", "end of template", "--no-chat-template"],
+    ),
+    "chat template that breaks down": (
+        content(
+            "target",
+            "tokenizer_config.json",
+            '{"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ 1 + messages }}"}',
+        ),
+        ["chat template", "unsupported operand", "--no-chat-template"],
+    ),
+}
+
+FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
+    "model that is not there": (SOUND, ["--model", "/nowhere/m"], ["/nowhere/m", "check"]),
+    "relative model": (SOUND, ["--model", "nowhere"], ["nowhere does not exist", "check"]),
+    "nested model": (SOUND, ["--model", "a/b/c"], ["a/b/c does not exist", "check"]),
+    "empty model": (SOUND, ["--model", ""], ["empty", "give"]),
+    "model of an unknown user": (SOUND, ["--model", "~no-one/m"], ["~no-one/m", "check"]),
+    "model with an endless name": (SOUND, ["--model", "/" + "a" * 5000], ["aaa", "check"]),
+    "model is a file": (
+        SOUND,
+        ["--model", "{target}/config.json"],
+        ["{target}/config.json is a file", "folder"],
+    ),
+    "no repository's name": (SOUND, ["--model", "a b/c"], ["a b/c", "check the path"]),
+    "draft that is not there": (SOUND, ["--draft-model-path", "./d"], ["./d", "check"]),
+    "weight path that is not there": (
+        SOUND,
+        ["--weight-path", "{target}/none.gguf"],
+        ["--weight-path", "{target}/none.gguf", "does not exist"],
+    ),
+    "weight path of another format": (
+        renamed("pytorch_model.bin"),
+        ["--weight-path", "{target}/pytorch_model.bin"],
+        ["{target}/pytorch_model.bin", "unknown format", "give .safetensors"],
+    ),
+    "damaged GGUF": (
+        content("target", "bad.gguf", b"GGUF" + b"\xff" * 500),
+        ["--weight-path", "{target}/bad.gguf"],
+        ["{target}/bad.gguf", "damaged GGUF", "again"],
+    ),
+    "truncated GGUF": (
+        truncated_gguf,
+        ["--weight-path", "{target}/cut.gguf"],
+        ["{target}/cut.gguf", "truncated", "again"],
+    ),
+    "no GGUF at all": (
+        content("target", "text.gguf", "hello, world"),
+        ["--weight-path", "{target}/text.gguf"],
+        ["{target}/text.gguf", "not a safetensors", "convert"],
+    ),
+    "GGUF beside safetensors": (
+        truncated_gguf,
+        ["--weight-path", "{target}/cut.gguf", "--weight-path", "{target}/model.safetensors"],
+        ["2 weight files", "GGUF", "alone"],
+    ),
+    "K = 0": (SOUND, ["--num-speculative-tokens", "0"], ["-tokens'", "0", "1<=x<=8"]),
+    "K = 9": (SOUND, ["--num-speculative-tokens", "9"], ["-tokens'", "9", "1<=x<=8"]),
+    "unknown method": (
+        SOUND,
+        ["--speculative-method", "oracle"],
+        ["--speculative-method", "'oracle'", "'eagle'"],
+    ),
+    "max_length beyond the model": (
+        SOUND,
+        ["--max-length", "513"],
+        ["max_length 513", "max_position_embeddings 512", "choose at most 512"],
+    ),
+    "max_length beyond the model, alone": (
+        SOUND,
+        ["--max-length", "513", "--no-speculation"],
+        ["max_length 513", "max_position_embeddings 512", "choose at most 512"],
+    ),
+    "unknown device": (SOUND, ["--devices", "gpuu"], ["--devices", "'gpuu'", "'gpu:ID'"]),
+    "no GPU": (SOUND, ["--devices", "gpu"], ["devices 'gpu'", "0 GPUs", "use 'cpu'"]),
+    "no such GPU": (SOUND, ["--devices", "gpu:7"], ["devices 'gpu:7'", "0 GPUs", "use 'cpu'"]),
+    "unknown encoding": (
+        SOUND,
+        ["--quantization-encoding", "q4_k"],
+        ["--quantization-encoding", "'q4_k'", "'float32'"],
+    ),
+    "encoding that a CPU lacks": (
+        SOUND,
+        ["--quantization-encoding", "bfloat16"],
+        ["'bfloat16'", "'cpu'", "use 'float32'"],
+    ),
+    "schema is no JSON": (
+        content("target", "schema", "{"),
+        ["--json-schema", "{target}/schema"],
+        ["--json-schema", "{target}/schema", "line 1"],
+    ),
+    "schema of an unknown type": (
+        content("target", "schema", '{"type": "strin"}'),
+        ["--json-schema", "{target}/schema"],
+        ["JSON schema", "strin", "give"],
+    ),
+    "regex that is not closed": (SOUND, ["--regex", "("], ["regex '('", "unclosed", "give"]),
+    "regex with look-ahead": (SOUND, ["--regex", "(?=a)b"], ["'(?=a)b'", "look-a", "give"]),
+    "negative temperature": (SOUND, ["--temperature", "-1"], ["--temperature", "-1", "0<=x<=2"]),
+    "top_p = 0": (SOUND, ["--top-p", "0"], ["--top-p", "0.0", "0<x<=1"]),
+    "top_p > 1": (SOUND, ["--top-p", "1.1"], ["--top-p", "1.1", "0<x<=1"]),
+    "endless top_k": (SOUND, ["--top-k", "9" * 20], ["--top-k", "9" * 20, "x<=2147483647"]),
+    "seed beyond 64 bits": (SOUND, ["--seed", str(2**64)], ["--seed", str(2**64), "range"]),
+    "empty prompt": (SOUND, ["--prompt", ""], ["--prompt is empty", "give"]),
+    "prompt as long as max_length": (
+        SOUND,
+        ["--prompt", "hello", "--max-length", "5"],
+        ["prompt 1 has 5 tokens", "max_length is 5", "shorten"],
+    ),
+    "prompt beyond max_length": (
+        SOUND,
+        ["--prompt", "x " * 400],
+        ["prompt 1 has 800 tokens", "max_length is 512", "shorten"],
+    ),
+    "too few pages": (
+        SOUND,
+        ["--kv-cache-pages", "1", "--max-new-tokens", "300"],
+        ["prompt 1", "300 tokens", "3 cache pages", "kv_cache_pages is 1", "raise"],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unispec.pipelines.runtime.config.accelerator_count", lambda: 0)
+
+
+def check(pair: TinyPair, damage: Damage, flags: list[str], words: list[str]) -> None:
+    damage(pair)
+    names: dict[str, Any] = {"{target}": pair.target, "{draft}": pair.draft}
+
+    def resolved(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, str(path))
+        return text
+
+    result = run(pair, *map(resolved, flags))
+    assert_refused(result.exit_code, result.stdout, result.stderr, *map(resolved, words))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    WEIGHT_CASES.values(),
+    ids=[name.replace(" ", "-") for name in WEIGHT_CASES],
+)
+def test_weights(pair: TinyPair, damage: Damage, words: list[str]) -> None:
+    check(pair, damage, [], words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    CONFIG_CASES.values(),
+    ids=[name.replace(" ", "-") for name in CONFIG_CASES],
+)
+def test_configuration_files(pair: TinyPair, damage: Damage, words: list[str]) -> None:
+    check(pair, damage, [], words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags", "words"),
+    FLAG_CASES.values(),
+    ids=[name.replace(" ", "-") for name in FLAG_CASES],
+)
+def test_flags(pair: TinyPair, damage: Damage, flags: list[str], words: list[str]) -> None:
+    check(pair, damage, flags, words)
+
+
+def test_draft_of_another_target(pair: TinyPair, tiny_pair: Callable[[str], TinyPair]) -> None:
+    check(
+        pair,
+        SOUND,
+        ["--draft-model-path", str(tiny_pair("B").draft)],
+        ["vocab_size 320", "256", "trained for this target"],
+    )
+
+
+def test_tokenizer_of_another_model(pair: TinyPair, tiny_pair: Callable[[str], TinyPair]) -> None:
+    shutil.copy(tiny_pair("C").target / "tokenizer.json", pair.target)
+    check(pair, SOUND, ["--prompt", "an"], ["prompt 1", "token id", "256", "the tokenizer that"])
+
+
+def test_weights_that_may_not_be_read(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == WEIGHTS:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    check(pair, SOUND, [], ["{target}/model.safetensors", "Permission denied", "permissions"])
+
+
+def test_a_machine_with_fewer_gpus(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unispec.pipelines.runtime.config.accelerator_count", lambda: 2)
+    check(pair, SOUND, ["--devices", "gpu:2"], ["'gpu:2'", "2 GPUs", "'gpu:0' to 'gpu:1'"])
+
+
+@pytest.mark.parametrize("flag", ["--model", "--draft-model-path"])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RepositoryNotFoundError("404 Client Error.\n\nNot found", response=Mock()),
+            ["no-one/nothing is neither", "check the path", "log in"],
+        ),
+        (ConnectionError("no\nroute"), ["no-one/nothing", "(no route)", "path and the network"]),
+    ],
+)
+def test_the_hub_does_not_have_it(
+    pair: TinyPair,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    error: Exception,
+    words: list[str],
+) -> None:
+    monkeypatch.setattr("unispec.checkpoints.model_config.model_info", Mock(side_effect=error))
+    check(pair, SOUND, [flag, "no-one/nothing"], words)
+
+
+def test_a_process_of_its_own_with_the_hub_switched_off(pair: TinyPair) -> None:
+    command = [sys.executable, "-m", "unispec.cli", "generate", "--prompt", "hello"]
+    command += ["--model", str(pair.target), "--draft-model-path", "no-one/nothing"]
+    command += ["--speculative-method", "eagle"]
+    # MAX sets PYTHONEXECUTABLE behind Python's back; a child must not inherit it.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert_refused(
+        done.returncode,
+        done.stdout,
+        done.stderr,
+        "no-one/nothing is no local folder",
+        "check the path",
+    )
+
+
+def test_what_is_sound_reaches_the_compile(pair: TinyPair) -> None:
+    with pytest.raises(CompileReachedError):
+        run(pair, "--seed", str(2**64 - 1), "--max-length", "512", "--num-speculative-tokens", "8")
+
+
+def test_links_into_a_cache_keep_their_names(pair: TinyPair) -> None:
+    (pair.target / WEIGHTS).rename(pair.target / "blob")
+    (pair.target / WEIGHTS).symlink_to("blob")
+    config = EngineConfig(model=str(pair.target)).pipeline_config()
+    assert config.model.weight_path == [pair.target / WEIGHTS]
+
+
+# What only a program can ask for
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_speculative_tokens": 0}, ["num_speculative_tokens is 0", "choose 1 to 8"]),
+        ({"num_speculative_tokens": 9}, ["num_speculative_tokens is 9", "choose 1 to 8"]),
+        ({"speculative_method": "oracle"}, ["'oracle'", "known: eagle"]),
+        ({"speculative_method": None}, ["draft model", "give both"]),
+        ({"draft_proposal": "guess"}, ["'guess'", "argmax, sampled"]),
+        ({"max_batch_size": 0}, ["max_batch_size is 0", "at least 1"]),
+        ({"max_batch_input_tokens": 0}, ["max_batch_input_tokens is 0", "at least 1"]),
+        ({"max_length": 0}, ["max_length is 0", "at least 1"]),
+        ({"kv_cache_pages": -1}, ["kv_cache_pages is -1", "at least 1"]),
+    ],
+)
+def test_engine_configuration(changes: dict[str, Any], words: list[str]) -> None:
+    fields: dict[str, Any] = {"draft_model": "draft", "speculative_method": "eagle", **changes}
+    with pytest.raises(InputError) as refused:
+        EngineConfig(model="target", **fields)
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"devices": "tpu"}, ["devices 'tpu'", "use 'cpu'"]),
+        ({"devices": "cpu:1"}, ["devices 'cpu:1'", "use 'cpu'"]),
+        ({"quantization_encoding": "q4_k"}, ["'q4_k'", "use 'float32'"]),
+        ({"weight_path": (Path("/nowhere/w.gguf"),)}, ["/nowhere/w.gguf", "correct the path"]),
+    ],
+)
+def test_pipeline_configuration(pair: TinyPair, changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        EngineConfig(model=str(pair.target), **changes).pipeline_config()
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "words"),
+    [
+        ({"token_ids": []}, ["prompt 2 is empty", "give"]),
+        ({"token_ids": [5, 256]}, ["prompt 2", "token id 256", "vocabulary of 256", "use"]),
+        ({"token_ids": [-1, 5]}, ["prompt 2", "token id -1", "vocabulary of 256", "use"]),
+        ({"logit_bias": {300: 1.0}}, ["prompt 2", "token id 300", "vocabulary of 256", "use"]),
+        ({"token_ids": [5] * 512}, ["prompt 2 has 512 tokens", "max_length is 512", "shorten"]),
+        (
+            {"sampling": SamplingParams(max_new_tokens=0)},
+            ["max_new_tokens is 0", "choose at least 1"],
+        ),
+    ],
+)
+def test_requests(pair: TinyPair, request_fields: dict[str, Any], words: list[str]) -> None:
+    engine = Engine(EngineConfig(model=str(pair.target)))
+    fields: dict[str, Any] = {"token_ids": [5], "sampling": SamplingParams(max_new_tokens=4)}
+    requests = [Request(**fields), Request(**{**fields, **request_fields})]
+    with pytest.raises(InputError) as refused:
+        engine.generate(requests)
+    for word in words:
+        assert word in str(refused.value)

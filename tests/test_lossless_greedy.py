@@ -1,0 +1,116 @@
+"""Greedy answers are those of the target alone, token by token.
+
+Every prompt runs at every batch size and at every K: the batch sizes, the numbers of
+proposals and three groups of eight prompts form a Latin square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import pytest
+from prompts import random_prompt, real_prompts
+from reference.eagle import EagleReference
+from reference.target import GreedyTrace, TargetReference, assert_same_greedy
+from runs import answers, greedy_requests, proposing
+
+from unispec.pipelines.runtime import Engine
+
+BATCH_SIZES = (1, 4, 8)
+PROPOSALS = (1, 3, 5)
+CELLS = [(size, k) for size in BATCH_SIZES for k in PROPOSALS]
+NEW_TOKENS = 32
+LENGTHS = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 63, 64, 65, 89, 100, 127, 128, 129, 144, 200, 233)
+LENGTHS += (256, 257, 300)
+"""Of the 24 random prompts; around chunks of 64 and pages of 128 tokens."""
+
+
+class Expected:
+    """What the target alone answers to some prompts, computed once each."""
+
+    def __init__(
+        self, target: TargetReference, prompts: Sequence[list[int]], eos: Collection[int]
+    ) -> None:
+        self.prompts = prompts
+        self._target = target
+        self._eos = eos
+        self._traces: dict[tuple[int, ...], GreedyTrace] = {}
+
+    def group(self, batch_size: int, k: int) -> Sequence[list[int]]:
+        """The third of the prompts that one cell of the square runs."""
+        cell = BATCH_SIZES.index(batch_size) + PROPOSALS.index(k)
+        return self.prompts[cell % len(PROPOSALS) :: len(PROPOSALS)]
+
+    def same(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:
+        """Asserts that this is the target's answer; False where they part at a near-tie."""
+        key = tuple(prompt)
+        if key not in self._traces:
+            self._traces[key] = self._target.greedy(prompt, NEW_TOKENS, self._eos)
+        return assert_same_greedy(answer, self._traces[key])
+
+
+@pytest.fixture(scope="module")
+def demo_expected(demo_engine: Engine, demo_reference: EagleReference) -> Expected:
+    prompts = real_prompts(demo_engine.tokenizer)
+    return Expected(demo_reference.target, prompts, demo_engine.eos_token_ids)
+
+
+@pytest.fixture(scope="module")
+def tiny_expected(tiny_reference: Callable[[str], EagleReference]) -> Callable[[str], Expected]:
+    expected: dict[str, Expected] = {}
+
+    def of(name: str) -> Expected:
+        if name not in expected:
+            target = tiny_reference(name).target
+            vocab_size = len(target.embedding)
+            prompts = [
+                random_prompt(vocab_size, length, seed=index)
+                for index, length in enumerate(LENGTHS)
+            ]
+            expected[name] = Expected(target, prompts, eos={2})
+        return expected[name]
+
+    return of
+
+
+@pytest.mark.parametrize(("batch_size", "k"), CELLS)
+def test_smollm2_answers_as_it_does_alone(
+    demo_engine: Engine,
+    demo_expected: Expected,
+    exact: dict[str, list[bool]],
+    batch_size: int,
+    k: int,
+) -> None:
+    prompts = demo_expected.group(batch_size, k)
+    with proposing(demo_engine, k):
+        ours = answers(demo_engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
+    exact["SmolLM2"] += map(demo_expected.same, prompts, ours)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("batch_size", "k"), CELLS)
+@pytest.mark.parametrize("name", "ABCD")
+def test_tiny_llama_answers_as_it_does_alone(
+    tiny_engine: Callable[[str], Engine],
+    tiny_expected: Callable[[str], Expected],
+    exact: dict[str, list[bool]],
+    name: str,
+    batch_size: int,
+    k: int,
+) -> None:
+    engine, expected = tiny_engine(name), tiny_expected(name)
+    prompts = expected.group(batch_size, k)
+    with proposing(engine, k):
+        ours = answers(engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
+    exact[f"tiny Llama {name}"] += map(expected.same, prompts, ours)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_target_without_a_draft(
+    target_only_engine: Engine,
+    tiny_expected: Callable[[str], Expected],
+    exact: dict[str, list[bool]],
+) -> None:
+    prompts = tiny_expected("D").prompts
+    ours = answers(target_only_engine, greedy_requests(prompts, NEW_TOKENS))
+    exact["tiny Llama D without a draft"] += map(tiny_expected("D").same, prompts, ours)

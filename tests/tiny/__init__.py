@@ -1,0 +1,14 @@
+"""Builders of tiny random checkpoints in HF format, from single models to ready pairs."""
+
+from .eagle import agreeing_eagle, tiny_eagle
+from .llama import agreeing_llama, tiny_llama
+from .presets import PRESETS, TinyPair
+
+__all__ = [
+    "PRESETS",
+    "TinyPair",
+    "agreeing_eagle",
+    "agreeing_llama",
+    "tiny_eagle",
+    "tiny_llama",
+]

@@ -1,0 +1,84 @@
+"""Four pairs of target and draft that differ in everything a checkpoint may differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .eagle import agreeing_eagle, tiny_eagle
+from .llama import agreeing_llama, tiny_llama
+
+__all__ = ["PRESETS", "TinyPair"]
+
+
+@dataclass(frozen=True)
+class TinyPair:
+    """Folders of a target and of an EAGLE draft for it."""
+
+    target: Path
+    draft: Path
+
+
+def _a(folder: Path) -> TinyPair:
+    """Grouped queries, tied head, plain draft."""
+    target = tiny_llama(
+        folder / "target",
+        hidden_size=64,
+        intermediate_size=160,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        vocab_size=256,
+        tie=True,
+        seed=1,
+    )
+    return TinyPair(target, tiny_eagle(folder / "draft", target, seed=11))
+
+
+def _b(folder: Path) -> TinyPair:
+    """One KV head wider than hidden / heads, biases, scaled RoPE, two-layer draft."""
+    target = tiny_llama(
+        folder / "target",
+        hidden_size=96,
+        intermediate_size=224,
+        layers=3,
+        heads=6,
+        kv_heads=1,
+        head_dim=32,
+        vocab_size=320,
+        tie=False,
+        attention_bias=True,
+        rope="llama3",
+        seed=6,
+    )
+    return TinyPair(target, tiny_eagle(folder / "draft", target, layers=2, fc_bias=True, seed=12))
+
+
+def _c(folder: Path) -> TinyPair:
+    """No grouping, bfloat16 files, draft of a quarter of the vocabulary."""
+    target = tiny_llama(
+        folder / "target",
+        hidden_size=128,
+        intermediate_size=256,
+        layers=2,
+        heads=8,
+        kv_heads=8,
+        head_dim=16,
+        vocab_size=512,
+        tie=False,
+        dtype="bfloat16",
+        seed=3,
+    )
+    return TinyPair(target, tiny_eagle(folder / "draft", target, d2t=128, seed=13))
+
+
+def _d(folder: Path) -> TinyPair:
+    """A draft that agrees with its target on most tokens, in runs of every length."""
+    target = agreeing_llama(folder / "target", seed=4)
+    return TinyPair(target, agreeing_eagle(folder / "draft", target, seed=14))
+
+
+PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {"A": _a, "B": _b, "C": _c, "D": _d}
+"""Each writes its pair below a folder and returns where."""
