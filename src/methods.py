@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["DEFAULT_DRAFT_TOKENS", "METHODS", "Method"]
 
-Method = Literal["eagle"]
+Method = Literal["dflash", "eagle"]
 
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
+
+DEFAULT_DRAFT_TOKENS: Final[dict[Method, int | None]] = {"dflash": None, "eagle": 3}
+"""K where none is asked for; None: the checkpoint's block decides."""

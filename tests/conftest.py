@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from reference.eagle import EagleReference
 from reference.target import TargetReference
 from tiny import PRESETS, TinyPair
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
+from unispec.methods import Method
 from unispec.pipelines.runtime import Engine, EngineConfig
 
 EXACT = pytest.StashKey[dict[str, list[bool]]]()
@@ -46,23 +47,36 @@ def demo_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_engine(demo_model: Path) -> Engine:
-    """SmolLM2 and its EAGLE draft, up to 8 rows and K = 5."""
-    return Engine(
-        EngineConfig(
-            model=str(demo_model),
-            draft_model=str(demo_draft_folder()),
-            speculative_method="eagle",
-            num_speculative_tokens=5,
-            max_batch_size=8,
-            max_length=2048,
-        )
-    )
+def demo_engines(demo_model: Path) -> Callable[[Method], Engine]:
+    """SmolLM2 and its draft of a method, up to 8 rows and K = 5, loaded once each."""
+    engines: dict[Method, Engine] = {}
+
+    def engine(method: Method) -> Engine:
+        if method not in engines:
+            engines[method] = Engine(
+                EngineConfig(
+                    model=str(demo_model),
+                    draft_model=str(demo_draft_folder(method)),
+                    speculative_method=method,
+                    num_speculative_tokens=5,
+                    max_batch_size=8,
+                    max_length=2048,
+                )
+            )
+        return engines[method]
+
+    return engine
+
+
+@pytest.fixture(scope="session")
+def demo_engine(demo_engines: Callable[[Method], Engine]) -> Engine:
+    """SmolLM2 and its EAGLE draft."""
+    return demo_engines("eagle")
 
 
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyPair]:
-    """Builds a tiny target and its draft by preset name, A to D, once each."""
+    """Builds a tiny target and its draft by preset name, A to F, once each."""
     pairs: dict[str, TinyPair] = {}
 
     def pair(name: str) -> TinyPair:
@@ -73,28 +87,39 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyP
     return pair
 
 
+def _load(pair: TinyPair, **options: Any) -> Engine:
+    """Up to 8 rows and K = 5, chunks of 64 tokens."""
+    return Engine(
+        EngineConfig(
+            model=str(pair.target),
+            draft_model=str(pair.draft),
+            speculative_method=pair.method,
+            num_speculative_tokens=5,
+            max_batch_size=8,
+            max_batch_input_tokens=64,
+            max_length=MAX_LENGTH,
+            **options,
+        )
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], Engine]:
-    """The engine of a tiny pair, up to 8 rows and K = 5, chunks of 64 tokens."""
+    """The engine of a tiny pair, by preset name, loaded once each."""
     engines: dict[str, Engine] = {}
 
     def engine(name: str) -> Engine:
         if name not in engines:
-            pair = tiny_pair(name)
-            engines[name] = Engine(
-                EngineConfig(
-                    model=str(pair.target),
-                    draft_model=str(pair.draft),
-                    speculative_method="eagle",
-                    num_speculative_tokens=5,
-                    max_batch_size=8,
-                    max_batch_input_tokens=64,
-                    max_length=MAX_LENGTH,
-                )
-            )
+            engines[name] = _load(tiny_pair(name))
         return engines[name]
 
     return engine
+
+
+@pytest.fixture(scope="session")
+def sampled_draft_engine(tiny_pair: Callable[[str], TinyPair]) -> Engine:
+    """Pair D with drafts that are sampled, so that acceptance is by rejection."""
+    return _load(tiny_pair("D"), draft_proposal="sampled")
 
 
 @pytest.fixture(scope="session")
@@ -110,23 +135,22 @@ def target_only_engine(tiny_pair: Callable[[str], TinyPair]) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def demo_reference(demo_model: Path) -> EagleReference:
-    """SmolLM2 and its draft in torch."""
-    return EagleReference(demo_draft_folder(), TargetReference(demo_model))
+def demo_target(demo_model: Path) -> TargetReference:
+    """SmolLM2 in torch."""
+    return TargetReference(demo_model)
 
 
 @pytest.fixture(scope="session")
-def tiny_reference(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], EagleReference]:
-    """A tiny pair in torch, by preset name, loaded once each."""
-    references: dict[str, EagleReference] = {}
+def tiny_target(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], TargetReference]:
+    """A tiny pair's target in torch, by preset name, loaded once each."""
+    targets: dict[str, TargetReference] = {}
 
-    def reference(name: str) -> EagleReference:
-        if name not in references:
-            pair = tiny_pair(name)
-            references[name] = EagleReference(pair.draft, TargetReference(pair.target))
-        return references[name]
+    def target(name: str) -> TargetReference:
+        if name not in targets:
+            targets[name] = TargetReference(tiny_pair(name).target)
+        return targets[name]
 
-    return reference
+    return target
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
-"""The graph's proposals are those of an independent EAGLE draft, step by step.
+"""The graph's proposals are those of an independent draft in torch, step by step.
 
 Lossless answers would hide a wrong draft: it costs speed only.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from max.pipelines.context import TextGenerationOutput
 from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
 from prompts import random_prompt, real_prompts
+from reference.dflash import DFlashReference
 from reference.eagle import EagleReference, mean_acceptance_length
 from reference.target import TIE_GAP, TargetReference
 from runs import answers, greedy_requests, proposing
-from tiny import TinyPair
+from tiny import PRESETS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
 
 from unispec.checkpoints.demo import demo_draft_folder
+from unispec.methods import METHODS, Method
 from unispec.pipelines.runtime import Engine
 
 PAGE = 128
@@ -65,11 +69,40 @@ def recording(engine: Engine) -> Iterator[Recording]:
         yield recorded
 
 
-class Judge(EagleReference):
+class Judge(ABC):
     """Compares recorded proposals with its own."""
 
+    target_ids: Tensor
+    target: TargetReference
+
+    @abstractmethod
+    def judge(self, proposals: Sequence[Proposal]) -> list[bool]:
+        """Asserts that one request's proposals are right; False where they part at a near-tie."""
+
+    def judge_all(self, recorded: Recording) -> list[bool]:
+        """``judge`` for every request."""
+        return [verdict for proposals in recorded.values() for verdict in self.judge(proposals)]
+
+    def same(self, proposal: Proposal, logits: Sequence[Tensor]) -> bool:
+        """Compares up to the first near-tie; ``logits`` are [N], one for each draft."""
+        for i, (token, scores) in enumerate(zip(proposal.drafts, logits, strict=True)):
+            best = int(self.target_ids[scores.argmax()])
+            if token != best:
+                ours = scores[self.target_ids == token]
+                gap = float(scores.max() - ours) if len(ours) else float("inf")
+                assert gap < TIE_GAP, (
+                    f"draft {i} after {len(proposal.token_ids)} tokens is {token}, the reference"
+                    f" says {best}, which is better by {gap:.2e}"
+                )
+                return False
+        return True
+
+
+class EagleJudge(Judge, EagleReference):
+    """Runs the draft step by step, each step on its own proposals."""
+
     def __init__(self, draft_folder: Path, target: TargetReference) -> None:
-        super().__init__(draft_folder, target)
+        EagleReference.__init__(self, draft_folder, target)
         self._logits: list[Tensor] = []
 
     def _rows(
@@ -80,77 +113,91 @@ class Judge(EagleReference):
         return token, output
 
     def judge(self, proposals: Sequence[Proposal]) -> list[bool]:
-        """Asserts that one request's proposals are right; False where they part at a near-tie."""
         features = self.target.extend(proposals[-1].token_ids[:-1], self.target.new_cache())
-        cache = DynamicCache(config=self.config)
+        draft_cache = DynamicCache(config=self.config)
         verdicts = []
         for proposal in proposals:
             ids = proposal.token_ids
             self._logits.clear()
-            rows = features[cache.get_seq_length() : len(ids) - 1]
-            theirs = self._propose_on(cache, ids, rows, len(proposal.drafts))
-            verdicts.append(self._same(proposal, theirs))
+            rows = features[draft_cache.get_seq_length() : len(ids) - 1]
+            self._propose_on(draft_cache, ids, rows, len(proposal.drafts))
+            verdicts.append(self.same(proposal, self._logits))
         return verdicts
 
-    def _same(self, ours: Proposal, theirs: Sequence[int]) -> bool:
-        for i, (our_token, their_token) in enumerate(zip(ours.drafts, theirs, strict=True)):
-            if our_token != their_token:
-                logit = self._logits[i][self.target_ids == our_token]
-                gap = float(self._logits[i].max() - logit) if len(logit) else float("inf")
-                assert gap < TIE_GAP, (
-                    f"draft {i} after {len(ours.token_ids)} tokens is {our_token}, the reference"
-                    f" says {their_token}, which is better by {gap:.2e}"
-                )
-                return False
-        return True
 
-    def judge_all(self, recorded: Recording) -> list[bool]:
-        """``judge`` for every request."""
-        return [verdict for proposals in recorded.values() for verdict in self.judge(proposals)]
+class DFlashJudge(Judge, DFlashReference):
+    """Fills the blocks of all steps from one pass of the target."""
+
+    def __init__(self, draft_folder: Path, target: TargetReference) -> None:
+        DFlashReference.__init__(self, draft_folder, target)
+
+    def judge(self, proposals: Sequence[Proposal]) -> list[bool]:
+        context = self.context(self.taps(proposals[-1].token_ids[:-1]))
+        return [
+            self.same(step, list(self._slots(step, context)[: len(step.drafts)]))
+            for step in proposals
+        ]
+
+    def _slots(self, step: Proposal, context: Tensor) -> Tensor:
+        return self.logits(step.token_ids[-1], context[: len(step.token_ids) - 1])
+
+
+JUDGES: dict[Method, type[EagleJudge] | type[DFlashJudge]] = {
+    "dflash": DFlashJudge,
+    "eagle": EagleJudge,
+}
 
 
 @pytest.fixture(scope="module")
-def demo_judge(demo_reference: EagleReference) -> Judge:
-    return Judge(demo_draft_folder(), demo_reference.target)
+def demo_judge(demo_target: TargetReference) -> Callable[[Method], EagleJudge | DFlashJudge]:
+    return cache(lambda method: JUDGES[method](demo_draft_folder(method), demo_target))
 
 
 @pytest.fixture(scope="module")
 def tiny_judge(
-    tiny_pair: Callable[[str], TinyPair], tiny_reference: Callable[[str], EagleReference]
-) -> Callable[[str], Judge]:
-    judges: dict[str, Judge] = {}
-
-    def judge(name: str) -> Judge:
-        if name not in judges:
-            judges[name] = Judge(tiny_pair(name).draft, tiny_reference(name).target)
-        return judges[name]
+    tiny_pair: Callable[[str], TinyPair], tiny_target: Callable[[str], TargetReference]
+) -> Callable[[str], EagleJudge | DFlashJudge]:
+    @cache
+    def judge(name: str) -> EagleJudge | DFlashJudge:
+        pair = tiny_pair(name)
+        return JUDGES[pair.method](pair.draft, tiny_target(name))
 
     return judge
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_demo_draft_on_real_text(demo_engine: Engine, demo_judge: Judge, k: int) -> None:
-    requests = greedy_requests(real_prompts(demo_engine.tokenizer), 24)
-    with proposing(demo_engine, k), recording(demo_engine) as recorded:
-        answers(demo_engine, requests)
+@pytest.mark.parametrize("method", METHODS)
+def test_demo_draft_on_real_text(
+    demo_engines: Callable[[Method], Engine],
+    demo_judge: Callable[[Method], Judge],
+    method: Method,
+    k: int,
+) -> None:
+    engine = demo_engines(method)
+    requests = greedy_requests(real_prompts(engine.tokenizer), 24)
+    with proposing(engine, k), recording(engine) as recorded:
+        answers(engine, requests)
     assert {len(step.drafts) for steps in recorded.values() for step in steps} == {k}
-    verdicts = demo_judge.judge_all(recorded)
+    verdicts = demo_judge(method).judge_all(recorded)
     assert len(verdicts) >= 200
     assert sum(verdicts) >= 0.99 * len(verdicts)
 
 
+@pytest.mark.parametrize("method", METHODS)
 def test_demo_draft_is_accepted_as_often_as_the_reference(
-    demo_engine: Engine, demo_reference: EagleReference
+    demo_engines: Callable[[Method], Engine],
+    demo_judge: Callable[[Method], EagleJudge | DFlashJudge],
+    method: Method,
 ) -> None:
-    k = 3
-    prompts = real_prompts(demo_engine.tokenizer)[:8]
-    with proposing(demo_engine, k):
-        report = demo_engine.generate(greedy_requests(prompts, 48))
+    k, engine = 3, demo_engines(method)
+    prompts = real_prompts(engine.tokenizer)[:8]
+    with proposing(engine, k):
+        report = engine.generate(greedy_requests(prompts, 48))
     steps = [
         step
         for prompt, result in zip(prompts, report.results, strict=True)
-        for step in demo_reference.simulate(
-            prompt, result.drafted // k, k, demo_engine.eos_token_ids
+        for step in demo_judge(method).simulate(
+            prompt, result.drafted // k, k, engine.eos_token_ids
         )
     ]
     assert len(steps) >= 150
@@ -159,7 +206,7 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("name", "ABCD")
+@pytest.mark.parametrize("name", PRESETS)
 def test_tiny_draft_after_prefill_in_chunks(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str, k: int
 ) -> None:
@@ -174,7 +221,7 @@ def test_tiny_draft_after_prefill_in_chunks(
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", "ABCD")
+@pytest.mark.parametrize("name", PRESETS)
 def test_tiny_draft_after_a_prefix_from_the_cache(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str
 ) -> None:
@@ -184,12 +231,13 @@ def test_tiny_draft_after_a_prefix_from_the_cache(
     other = [3 + (token + 1 - 3) % (vocab_size - 3) for token in first]
     (answer,) = answers(engine, greedy_requests([first], 100, ignore_eos=True))
     manager = engine.pipeline.kv_manager
-    # Row i of the draft reads token i + 1: a page counts as known with the token after it.
+    # Row i of an EAGLE draft reads token i + 1: a page is known with the token after it only.
+    lookahead = int(engine.pipeline.model.draft_reads_next_token)
     for prompt, known_pages in [
         (first, 2),
-        (first[: 2 * PAGE] + other[2 * PAGE :], 1),
+        (first[: 2 * PAGE] + other[2 * PAGE :], 2 - lookahead),
         (first[: 2 * PAGE + 1] + other[2 * PAGE + 1 :], 2),
-        (first[:PAGE] + other[PAGE:], 0),
+        (first[:PAGE] + other[PAGE:], 1 - lookahead),
         (first[: PAGE + 1] + other[PAGE + 1 :], 1),
         ([*first, *answer, *other[:9]], 3),
     ]:
@@ -201,10 +249,11 @@ def test_tiny_draft_after_a_prefix_from_the_cache(
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", "CE")
 def test_judge_sees_a_wrong_proposal(
-    tiny_judge: Callable[[str], Judge],
+    tiny_judge: Callable[[str], EagleJudge | DFlashJudge], name: str
 ) -> None:
-    judge = tiny_judge("C")
+    judge = tiny_judge(name)
     prompt = random_prompt(len(judge.target.embedding), 40, seed=1)
     (step,) = judge.simulate(prompt, 1, 3)
     ids = [*prompt, step.next_token]

@@ -12,8 +12,7 @@ import pytest
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
-from reference.eagle import EagleReference
-from reference.target import assert_same_greedy
+from reference.target import TargetReference, assert_same_greedy
 from runs import greedy_requests, proposing
 
 from unispec.errors import InputError
@@ -68,7 +67,7 @@ def test_a_prompt_that_leaves_no_room(engine: Engine) -> None:
 
 @pytest.mark.parametrize("k", [1, 3, K])
 def test_answers_are_cut_at_max_length(
-    engine: Engine, tiny_reference: Callable[[str], EagleReference], k: int
+    engine: Engine, tiny_target: Callable[[str], TargetReference], k: int
 ) -> None:
     """From room for one token on, which is less than a step's drafts, none is lost or added."""
     prompts = [prompt(512 - room, room) for room in range(1, 13)]
@@ -77,7 +76,7 @@ def test_answers_are_cut_at_max_length(
     for room, (tokens, result) in enumerate(zip(prompts, results, strict=True), start=1):
         assert len(result.token_ids) == room
         assert result.finish_reason == "length"
-        trace = tiny_reference("D").target.greedy(tokens, 100, max_length=512)
+        trace = tiny_target("D").greedy(tokens, 100, max_length=512)
         assert_same_greedy(result.token_ids, trace)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 
 import pytest
 from prompts import random_prompt, real_prompts
-from reference.eagle import EagleReference
 from reference.target import GreedyTrace, TargetReference, assert_same_greedy
 from runs import answers, greedy_requests, proposing
+from tiny import PRESETS
 
+from unispec.methods import METHODS, Method
 from unispec.pipelines.runtime import Engine
 
 BATCH_SIZES = (1, 4, 8)
@@ -50,18 +51,18 @@ class Expected:
 
 
 @pytest.fixture(scope="module")
-def demo_expected(demo_engine: Engine, demo_reference: EagleReference) -> Expected:
+def demo_expected(demo_engine: Engine, demo_target: TargetReference) -> Expected:
     prompts = real_prompts(demo_engine.tokenizer)
-    return Expected(demo_reference.target, prompts, demo_engine.eos_token_ids)
+    return Expected(demo_target, prompts, demo_engine.eos_token_ids)
 
 
 @pytest.fixture(scope="module")
-def tiny_expected(tiny_reference: Callable[[str], EagleReference]) -> Callable[[str], Expected]:
+def tiny_expected(tiny_target: Callable[[str], TargetReference]) -> Callable[[str], Expected]:
     expected: dict[str, Expected] = {}
 
     def of(name: str) -> Expected:
         if name not in expected:
-            target = tiny_reference(name).target
+            target = tiny_target(name)
             vocab_size = len(target.embedding)
             prompts = [
                 random_prompt(vocab_size, length, seed=index)
@@ -74,22 +75,24 @@ def tiny_expected(tiny_reference: Callable[[str], EagleReference]) -> Callable[[
 
 
 @pytest.mark.parametrize(("batch_size", "k"), CELLS)
+@pytest.mark.parametrize("method", METHODS)
 def test_smollm2_answers_as_it_does_alone(
-    demo_engine: Engine,
+    demo_engines: Callable[[Method], Engine],
     demo_expected: Expected,
     exact: dict[str, list[bool]],
+    method: Method,
     batch_size: int,
     k: int,
 ) -> None:
-    prompts = demo_expected.group(batch_size, k)
-    with proposing(demo_engine, k):
-        ours = answers(demo_engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
-    exact["SmolLM2"] += map(demo_expected.same, prompts, ours)
+    engine, prompts = demo_engines(method), demo_expected.group(batch_size, k)
+    with proposing(engine, k):
+        ours = answers(engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
+    exact[f"SmolLM2 {method}"] += map(demo_expected.same, prompts, ours)
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("batch_size", "k"), CELLS)
-@pytest.mark.parametrize("name", "ABCD")
+@pytest.mark.parametrize("name", PRESETS)
 def test_tiny_llama_answers_as_it_does_alone(
     tiny_engine: Callable[[str], Engine],
     tiny_expected: Callable[[str], Expected],

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelOptions", "model_options"]
 
 MAX_SPECULATIVE_TOKENS = 8
-DEFAULT_SPECULATIVE_TOKENS = 3
 DEFAULT_MAX_BATCH_SIZE = 8
 
 
@@ -81,7 +80,7 @@ class ModelOptions:
             weight_path=self.weight_path,
             draft_model=None if self.no_speculation else self.draft_model_path,
             speculative_method=None if self.no_speculation else self.speculative_method,
-            num_speculative_tokens=self.num_speculative_tokens or DEFAULT_SPECULATIVE_TOKENS,
+            num_speculative_tokens=self.num_speculative_tokens,
             devices=self.devices,
             max_length=self.max_length,
             max_batch_size=self.max_batch_size or min(num_prompts, DEFAULT_MAX_BATCH_SIZE),
@@ -126,7 +125,7 @@ model_options = option_group(
     click.option(
         "--num-speculative-tokens",
         type=click.IntRange(1, MAX_SPECULATIVE_TOKENS),
-        help=f"Tokens the draft proposes in a step.  [default: {DEFAULT_SPECULATIVE_TOKENS}]",
+        help="Tokens the draft proposes in a step.  [default: 3; DFlash: its whole block]",
     ),
     click.option(
         "--no-speculation",

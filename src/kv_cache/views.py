@@ -16,7 +16,7 @@ from max.nn.kv_cache import (
     PagedCacheValues,
 )
 
-__all__ = ["one_token_view", "take_caches"]
+__all__ = ["grown_view", "take_caches"]
 
 
 def take_caches(
@@ -40,21 +40,25 @@ def take_caches(
     return [_bind_batch(*tree.leaves(branch, leaf=KVCacheInputsPerDevice)) for branch in branches]
 
 
-def one_token_view(
-    cache: KVCacheInputsPerDevice[TensorValue, BufferValue], cache_lengths: TensorValue
+def grown_view(
+    cache: KVCacheInputsPerDevice[TensorValue, BufferValue], cache_lengths: TensorValue, width: int
 ) -> PagedCacheValues:
-    """The cache as a draft step sees it that adds one token to each row.
+    """The cache as a draft step sees it that adds tokens beyond the verified ones.
 
     Args:
         cache: the draft's cache.
         cache_lengths: uint32 `[B]`, tokens of each row before this step.
+        width: how many tokens the step adds to each row.
     """
-    one = ops.constant([1], DType.uint32, device=DeviceRef.CPU())
+    longest = ops.constant([width], DType.uint32, device=DeviceRef.CPU())
+    one_token = width == 1
     return replace(
         cache,
         cache_lengths=cache_lengths,
-        max_prompt_length=one,
-        attention_dispatch_metadata=cache.draft_attention_dispatch_metadata,
+        max_prompt_length=longest,
+        attention_dispatch_metadata=cache.draft_attention_dispatch_metadata
+        if one_token
+        else cache.attention_dispatch_metadata,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from max.dtype import DType
 from max.graph import TensorValue, ops
 
+from .branch import replace_if
 from .distribution import draw, shape_logits, target_distribution
 from .inputs import SamplingInputs
 from .seeds import Stream, positions, uniform
@@ -160,9 +161,14 @@ class Synthetic:
 def target_tokens(step: Verification, sampling: SamplingInputs) -> TensorValue:
     """The target's own token at every position: int64 `[B, K + 1]`."""
     shaped = shape_logits(step.logits, step.draft_tokens, sampling)
-    weights = target_distribution(shaped, sampling)
-    where = positions(step.first_position, weights)
-    return draw(weights, uniform(sampling.seed, where, Stream.TOKEN))
+
+    def drawn(_: TensorValue) -> TensorValue:
+        weights = target_distribution(shaped, sampling)
+        where = positions(step.first_position, weights)
+        return draw(weights, uniform(sampling.seed, where, Stream.TOKEN))
+
+    best = ops.squeeze(ops.argmax(shaped, axis=-1), -1)
+    return replace_if(sampling.max_temperature > 0, best, drawn)
 
 
 def accept_run(accepted: TensorValue, draft_tokens: TensorValue, tokens: TensorValue) -> Accepted:

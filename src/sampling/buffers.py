@@ -57,6 +57,8 @@ class SamplingBuffers:
         self._seed = np.zeros(rows, np.uint64)
         self._top_k = np.zeros(rows, np.int64)
         self._floats = np.zeros((6, rows), np.float32)
+        self._max_temperature = np.zeros((), np.float32)
+        self._num_penalised = np.zeros((), np.int64)
         self._max_k = np.zeros((), np.int64)
         self._min_top_p = np.ones((), np.float32)
         self._counts = np.zeros((rows, vocab_size), np.int32)
@@ -91,6 +93,8 @@ class SamplingBuffers:
                 row.frequency_penalty,
                 row.repetition_penalty,
             )
+        self._max_temperature[...] = max((row.temperature for row in rows), default=0.0)
+        self._num_penalised[...] = sum(row.token_counts is not None for row in rows)
         self._max_k[...] = max((row.top_k for row in rows), default=0)
         self._min_top_p[...] = min((row.top_p for row in rows), default=1.0)
         counts = self._plane(0, self._counts, [row.token_counts for row in rows])
@@ -99,6 +103,7 @@ class SamplingBuffers:
         return [
             self._send("seed", seed),
             self._send("temperature", temperature[:count]),
+            self._host("max_temperature", self._max_temperature),
             self._send("top_k", top_k),
             self._host("max_k", self._max_k),
             self._send("top_p", top_p[:count]),
@@ -107,6 +112,7 @@ class SamplingBuffers:
             self._send("presence", presence[:count]),
             self._send("frequency", frequency[:count]),
             self._send("repetition", repetition[:count]),
+            self._host("num_penalised", self._num_penalised),
             self._send("counts", counts, unchanged=not self._dirty_planes[0]),
             self._send("bias", bias, unchanged=not self._dirty_planes[1]),
             self._send("bitmask", bitmask),

@@ -6,6 +6,7 @@ from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorValue, ops
 from max.nn.kernels import apply_packed_bitmask
 
+from .branch import replace_if
 from .inputs import SamplingInputs
 from .threshold import largest_cut
 
@@ -33,25 +34,38 @@ def shape_logits(
     Returns:
         float32 `[B, J, V]`; masked tokens are at -1e30.
     """
-    batch, positions, vocab = logits.shape
-    device = logits.device
+    batch, positions = logits.shape[:2]
+    logits = replace_if(
+        sampling.num_penalised > 0,
+        logits,
+        lambda logits: _penalised(logits, draft_tokens, sampling),
+    )
+    logits = logits + ops.unsqueeze(sampling.logit_bias, 1)
+    floor = ops.constant(_MASKED, DType.float32, device=logits.device)
+    return apply_packed_bitmask(
+        ops.max(logits, floor),
+        ops.rebind(sampling.token_bitmask, [batch, positions, sampling.token_bitmask.shape[2]]),
+        _MASKED,
+    )
+
+
+def _penalised(
+    logits: TensorValue, draft_tokens: TensorValue, sampling: SamplingInputs
+) -> TensorValue:
+    """The logits after the three penalties: float32 `[B, J, V]`."""
+    _, positions, vocab = logits.shape
     counts = ops.unsqueeze(sampling.token_counts, 1)  # [B, 1, V]
     drafted = _drafted_before(draft_tokens, positions, vocab)  # [B, J, V]
     seen = ops.logical_or(counts != 0, drafted > 0)
     generated = (ops.max(counts, 0) + drafted).cast(DType.float32)
 
     repetition = _per_row(sampling.repetition_penalty)  # [B, 1, 1]
-    penalised = ops.where(logits > 0, logits / repetition, logits * repetition)
-    logits = ops.where(seen, penalised, logits)
+    repeated = ops.where(logits > 0, logits / repetition, logits * repetition)
+    logits = ops.where(seen, repeated, logits)
     logits = logits - generated * _per_row(sampling.frequency_penalty)
-    logits = logits - (generated > 0).cast(DType.float32) * _per_row(sampling.presence_penalty)
-    logits = logits + ops.unsqueeze(sampling.logit_bias, 1)
-    floor = ops.constant(_MASKED, DType.float32, device=device)
-    return apply_packed_bitmask(
-        ops.max(logits, floor),
-        ops.rebind(sampling.token_bitmask, [batch, positions, sampling.token_bitmask.shape[2]]),
-        _MASKED,
-    )
+    present = (generated > 0).cast(DType.float32)
+    penalised: TensorValue = logits - present * _per_row(sampling.presence_penalty)
+    return penalised
 
 
 def target_distribution(logits: TensorValue, sampling: SamplingInputs) -> TensorValue:

@@ -23,6 +23,8 @@ class SamplingInputs:
     """uint64 `[B]`, the request's seed."""
     temperature: TensorValue
     """float32 `[B]`; 0 is greedy."""
+    max_temperature: TensorValue
+    """float32 scalar on the CPU: the largest of the batch; 0 skips all but the argmax."""
     top_k: TensorValue
     """int64 `[B]`; 0 or less is no limit."""
     max_k: TensorValue
@@ -39,6 +41,8 @@ class SamplingInputs:
     """float32 `[B]`; 0 is none."""
     repetition_penalty: TensorValue
     """float32 `[B]`; 1 is none."""
+    num_penalised: TensorValue
+    """int64 scalar on the CPU: how many rows have a penalty; 0 skips them."""
     token_counts: TensorValue
     """int32 `[B, V]`: how often a token was generated; -1: only in the prompt."""
     logit_bias: TensorValue
@@ -55,6 +59,8 @@ class SamplingInputs:
             "top_k": DType.int64,
         }
         special = {
+            "max_temperature": TensorType(DType.float32, [], device=cpu),
+            "num_penalised": TensorType(DType.int64, [], device=cpu),
             "max_k": TensorType(DType.int64, [], device=cpu),
             "min_top_p": TensorType(DType.float32, [], device=cpu),
             "token_counts": TensorType(DType.int32, ["batch", vocab_size], device=device),

@@ -1,5 +1,6 @@
 """Builders of tiny random checkpoints in HF format, from single models to ready pairs."""
 
+from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
 from .presets import PRESETS, TinyPair
@@ -7,8 +8,10 @@ from .presets import PRESETS, TinyPair
 __all__ = [
     "PRESETS",
     "TinyPair",
+    "agreeing_dflash",
     "agreeing_eagle",
     "agreeing_llama",
+    "tiny_dflash",
     "tiny_eagle",
     "tiny_llama",
 ]

@@ -1,4 +1,4 @@
-"""Four pairs of target and draft that differ in everything a checkpoint may differ in."""
+"""Pairs of target and draft that differ in everything a checkpoint may differ in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unispec.methods import Method
+
+from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
 
@@ -14,10 +17,11 @@ __all__ = ["PRESETS", "TinyPair"]
 
 @dataclass(frozen=True)
 class TinyPair:
-    """Folders of a target and of an EAGLE draft for it."""
+    """Folders of a target and of a draft for it."""
 
     target: Path
     draft: Path
+    method: Method = "eagle"
 
 
 def _a(folder: Path) -> TinyPair:
@@ -80,5 +84,50 @@ def _d(folder: Path) -> TinyPair:
     return TinyPair(target, agreeing_eagle(folder / "draft", target, seed=14))
 
 
-PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {"A": _a, "B": _b, "C": _c, "D": _d}
+def _e(folder: Path) -> TinyPair:
+    """Three taps out of order for two layers, one of them sliding, wide heads, few tokens."""
+    target = tiny_llama(
+        folder / "target",
+        hidden_size=64,
+        intermediate_size=160,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        vocab_size=256,
+        tie=True,
+        seed=5,
+    )
+    draft = tiny_dflash(
+        folder / "draft",
+        target,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        block_size=6,
+        target_layer_ids=(3, 0, 1),
+        mask_token_id=255,
+        d2t=100,
+        sliding_window=40,
+        layer_types=("sliding_attention", "full_attention"),
+        seed=15,
+    )
+    return TinyPair(target, draft, "dflash")
+
+
+def _f(folder: Path) -> TinyPair:
+    """A DFlash draft that agrees with the target of D."""
+    target = agreeing_llama(folder / "target", seed=4)
+    return TinyPair(target, agreeing_dflash(folder / "draft", target, seed=16), "dflash")
+
+
+PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
+    "A": _a,
+    "B": _b,
+    "C": _c,
+    "D": _d,
+    "E": _e,
+    "F": _f,
+}
 """Each writes its pair below a folder and returns where."""

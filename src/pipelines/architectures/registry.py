@@ -18,6 +18,7 @@ __all__ = ["pipeline_model"]
 # asks here, so it is imported only when it is wanted.
 _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
     ("llama", None): ("llama3.target_only", "Llama3TargetModel"),
+    ("llama", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
     ("llama", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),
 }
 

@@ -21,6 +21,7 @@ __all__ = ["BatchBuilder"]
 _SAMPLING_FIELDS = (
     "seed",
     "temperature",
+    "max_temperature",
     "top_k",
     "max_k",
     "top_p",
@@ -29,6 +30,7 @@ _SAMPLING_FIELDS = (
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
+    "num_penalised",
     "token_counts",
     "logit_bias",
     "token_bitmask",

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from unispec.checkpoints import check_weight_files
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
-from unispec.methods import METHODS, Method
+from unispec.methods import DEFAULT_DRAFT_TOKENS, METHODS, Method
 from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
 
 __all__ = ["EngineConfig"]
@@ -41,9 +41,9 @@ class EngineConfig:
     draft_model: str | None = None
     """Folder or repository of the draft; None: the target alone."""
     speculative_method: Method | None = None
-    """`"eagle"`; None: the target alone."""
-    num_speculative_tokens: int = 3
-    """K, draft tokens a step, 1 to 8."""
+    """`"dflash"` or `"eagle"`; None: the target alone."""
+    num_speculative_tokens: int | None = None
+    """K, draft tokens a step, 1 to 8; None: 3, or what a block draft was trained for."""
     devices: str = "cpu"
     """`"cpu"`, `"gpu"` or `"gpu:N"`."""
     max_length: int | None = None
@@ -67,11 +67,9 @@ class EngineConfig:
             )
         if (self.draft_model is None) != (self.speculative_method is None):
             raise InputError("a draft model and a speculative method need each other; give both")
-        if self.draft_model and not 1 <= self.num_speculative_tokens <= MAX_DRAFT_TOKENS:
-            raise InputError(
-                f"num_speculative_tokens is {self.num_speculative_tokens};"
-                f" choose 1 to {MAX_DRAFT_TOKENS}"
-            )
+        asked = self.num_speculative_tokens
+        if asked is not None and not 1 <= asked <= MAX_DRAFT_TOKENS:
+            raise InputError(f"num_speculative_tokens is {asked}; choose 1 to {MAX_DRAFT_TOKENS}")
         if self.draft_proposal not in get_args(_DraftProposal):
             raise InputError(
                 f"draft_proposal {self.draft_proposal!r} is unknown; known:"
@@ -113,12 +111,13 @@ class EngineConfig:
         speculative = None
         draft = None
         try:
-            if self.draft_model is not None:
+            if self.draft_model is not None and self.speculative_method is not None:
                 draft_model = _existing(self.draft_model)
                 read_model_config(draft_model)
+                default = DEFAULT_DRAFT_TOKENS[self.speculative_method]
                 speculative = SpeculativeConfig(
                     speculative_method=self.speculative_method,
-                    num_speculative_tokens=self.num_speculative_tokens,
+                    num_speculative_tokens=self.num_speculative_tokens or default,
                     draft_proposal=self.draft_proposal,
                 )
                 draft = MAXModelConfig(

@@ -61,6 +61,8 @@ class StepModelInputs(ModelInputs):
     """Not taken."""
     lora_ranks: Buffer | None = None
     """Not taken."""
+    max_temperature: Buffer | None = None
+    """float32 scalar on the host: the largest `temperature`; 0 skips all but the argmax."""
     min_p: Buffer | None = None
     """float32 `[B]`; 0 is no limit."""
     presence_penalty: Buffer | None = None
@@ -69,6 +71,8 @@ class StepModelInputs(ModelInputs):
     """float32 `[B]`; 0 is none."""
     repetition_penalty: Buffer | None = None
     """float32 `[B]`; 1 is none."""
+    num_penalised: Buffer | None = None
+    """int64 scalar on the host: how many rows have a penalty; 0 skips them."""
     token_counts: Buffer | None = None
     """int32 `[B, V]`: generated counts; -1 for tokens that are only in the prompt."""
     logit_bias: Buffer | None = None
@@ -115,6 +119,7 @@ _GRAPH_ORDER = (
     "kv_cache_inputs",
     "seed",
     "temperature",
+    "max_temperature",
     "top_k",
     "max_k",
     "top_p",
@@ -123,6 +128,7 @@ _GRAPH_ORDER = (
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
+    "num_penalised",
     "token_counts",
     "logit_bias",
     "token_bitmask",
@@ -178,8 +184,7 @@ class PersistentInputBuffers:
             )
         token_view = self.tokens[: len(tokens)]
         offset_view = self.input_row_offsets[: len(row_offsets)]
-        # Not Buffer.inplace_copy_from: on a CPU it returns before it has copied, and a graph
-        # that runs next does not wait for it.
+        # On a CPU this returns before it has copied; the model waits for it.
         batch_inplace_copy(
             [token_view, offset_view],
             [Buffer.from_numpy(tokens), Buffer.from_numpy(row_offsets)],

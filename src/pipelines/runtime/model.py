@@ -152,7 +152,12 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
                 )
             if takes and not given:
                 raise InputError(f"{name} is not set, but the compiled graph needs it: set it")
-        outputs = self.model.execute(*model_inputs.buffers)
+        buffers = model_inputs.buffers
+        device = self.devices[0]
+        if device.is_host:
+            # max 26.7: a copy to a CPU buffer returns early, and a graph does not wait for it.
+            device.synchronize()
+        outputs = self.model.execute(*buffers)
         return UnifiedEagleOutputs(
             num_accepted_draft_tokens=outputs[0],
             next_tokens=outputs[1],

@@ -14,10 +14,20 @@ from max.nn.kv_cache import KVCacheParamInterface, PagedCacheValues
 from unispec.kv_cache.views import take_caches
 from unispec.sampling.inputs import SamplingInputs
 
-__all__ = ["MAX_DRAFT_TOKENS", "VOID_TOKEN", "StepInputs", "StepOutputs", "StepSignature"]
+__all__ = [
+    "MAX_BLOCK_SIZE",
+    "MAX_DRAFT_TOKENS",
+    "VOID_TOKEN",
+    "StepInputs",
+    "StepOutputs",
+    "StepSignature",
+]
 
 MAX_DRAFT_TOKENS = 8
-"""Largest number of draft tokens a step can propose."""
+"""Largest number of draft tokens that a sequential draft can propose in a step."""
+
+MAX_BLOCK_SIZE = 32
+"""Largest block of a block draft, the next token included."""
 
 VOID_TOKEN = -1
 """Draft token of a row that has none to verify; no acceptance rule accepts it."""

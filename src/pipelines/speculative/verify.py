@@ -22,12 +22,16 @@ class Target(Protocol):
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
-    ) -> TensorValue:
-        """Writes the tokens' keys and values; returns `[T, H]`, what the head reads."""
+    ) -> tuple[TensorValue, TensorValue]:
+        """Writes the tokens' keys and values.
+
+        Returns:
+            `[T, H]`, what the head reads, and `[T, F]`, the features that the draft reads.
+        """
         ...
 
-    def logits(self, features: TensorValue) -> TensorValue:
-        """float32 `[R, V]` for features `[R, H]`."""
+    def logits(self, hidden: TensorValue) -> TensorValue:
+        """float32 `[R, V]` for hidden states `[R, H]`."""
         ...
 
 
@@ -38,7 +42,7 @@ class Verified:
     row_offsets: TensorValue
     """uint32 `[B + 1]`: where each row starts among the merged tokens."""
     features: TensorValue
-    """`[M, H]`: the target's features of the merged tokens."""
+    """`[M, F]`: what the draft reads of the merged tokens."""
     shifted_tokens: TensorValue
     """int64 `[M]`: the verified token that follows each merged token; what stands after
     the next token of a row has no meaning."""
@@ -60,7 +64,7 @@ def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
     batch, num_drafts = step.draft_tokens.shape
     cache = step.caches[0]
     tokens, row_offsets = _merge(step, ops.max(step.draft_tokens, 0))
-    features = target(tokens, row_offsets, cache)  # [M, H]
+    hidden, features = target(tokens, row_offsets, cache)  # [M, H] and [M, F]
 
     ends = ops.rebind(row_offsets[1:], [batch]).cast(DType.int64)
     starts = ops.rebind(row_offsets[:-1], [batch]).cast(DType.int64)
@@ -69,7 +73,7 @@ def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
     count = num_drafts + 1
     ramp = ops.range(0, count, 1, out_dim=count, dtype=DType.int64, device=step.tokens.device)
     rows = (first_row + ops.unsqueeze(ramp, 0)).reshape([batch * count])
-    logits = target.logits(ops.gather(features, rows, axis=0))  # [B * (K + 1), V]
+    logits = target.logits(ops.gather(hidden, rows, axis=0))  # [B * (K + 1), V]
 
     new_tokens = ends - starts - _scalar_dim(step, num_drafts)  # [B], without drafts
     first_position = cache.cache_lengths.cast(DType.int64) + new_tokens

@@ -19,7 +19,7 @@ from max.pipelines.modeling.config_enums import SupportedEncoding, supported_enc
 from typing_extensions import Self
 
 from unispec.errors import InputError
-from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
+from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 __all__ = ["Llama3Config", "encoding_of"]
 
@@ -62,7 +62,7 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
 
         A power of two, so that another `max_seq_len` or K seldom is another graph to compile.
         """
-        touched = self.max_seq_len + 2 * MAX_DRAFT_TOKENS
+        touched = self.max_seq_len + 2 * MAX_BLOCK_SIZE
         return max(8192, 1 << (touched - 1).bit_length())
 
     @staticmethod
@@ -97,7 +97,9 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             num_layers=huggingface_config.num_hidden_layers,
             devices=devices,
             speculative_method=method,
-            num_draft_tokens=speculative.draft_width if speculative and method else 0,
+            num_draft_tokens=(speculative.num_speculative_tokens or 0)
+            if speculative and method
+            else 0,
         )
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 from max.nn import Embedding, LayerList, Linear, Llama3RotaryEmbedding, Module, RMSNorm
@@ -15,10 +17,17 @@ __all__ = ["Llama3", "rotary_embedding"]
 
 
 class Llama3(Module):
-    """A Llama causal language model without sampling."""
+    """A Llama causal language model without sampling.
 
-    def __init__(self, config: Llama3Config) -> None:
+    Args:
+        config: the stack.
+        tapped_layers: layers whose outputs are the draft's features, in this order; by
+            default a draft reads what the head reads.
+    """
+
+    def __init__(self, config: Llama3Config, *, tapped_layers: Sequence[int] = ()) -> None:
         super().__init__()
+        self.tapped_layers = tuple(tapped_layers)
         device = config.devices[0]
         self.rope = rotary_embedding(config)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.dtype, device)
@@ -32,7 +41,7 @@ class Llama3(Module):
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
-    ) -> TensorValue:
+    ) -> tuple[TensorValue, TensorValue]:
         """Runs the stack up to the final norm, whose output the head reads.
 
         Args:
@@ -41,8 +50,15 @@ class Llama3(Module):
             cache: the stack's cache.
 
         Returns:
-            `[T, H]`.
+            `[T, H]`, what the head reads, and the draft's features: the same, or
+            `[T, n * H]` for n tapped layers.
         """
+        outputs: dict[int, TensorValue] = {}
+
+        def keep(index: int, hidden: list[TensorValue]) -> None:
+            if index in self.tapped_layers:
+                outputs[index] = hidden[0]
+
         freqs_cis = self.rope.freqs_cis
         # One subgraph for all layers: the compiler sees a layer once, not thirty times.
         (x,) = forward_sequential_layers(
@@ -55,15 +71,19 @@ class Llama3(Module):
                 row_offsets,
             ],
             initial_hidden_states=[self.embed_tokens(tokens)],
+            on_layer_output=keep,
             subgraph_layer_groups=[list(range(len(self.layers)))],
             name_for_subgraph=lambda _: "llama3_layer",
             weight_prefix_for_layer=lambda index: f"target.layers.{index}.",
         )
-        return self.norm(x)
+        hidden = self.norm(x)
+        if not self.tapped_layers:
+            return hidden, hidden
+        return hidden, ops.concat([outputs[index] for index in self.tapped_layers], axis=-1)
 
-    def logits(self, features: TensorValue) -> TensorValue:
-        """float32 `[R, V]` for features `[R, H]`."""
-        return self.lm_head(features).cast(DType.float32)
+    def logits(self, hidden: TensorValue) -> TensorValue:
+        """float32 `[R, V]` for hidden states `[R, H]`."""
+        return self.lm_head(hidden).cast(DType.float32)
 
 
 def rotary_embedding(config: Llama3Config) -> Llama3RotaryEmbedding:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from max.nn.kv_cache import KVCacheParamInterface, MultiKVCacheParams
+from max.nn.kv_cache import KVCacheParamInterface
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
 from max.pipelines.speculative import SpeculativeConfig
@@ -14,6 +14,7 @@ from typing_extensions import Self
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
 
+from ..drafts.config import both_caches, check_hidden_size, read_draft_stack
 from ..llama3.config import Llama3Config
 
 __all__ = ["UnifiedEagleLlama3Config"]
@@ -31,17 +32,11 @@ class UnifiedEagleLlama3Config(ArchConfigWithKVCache):
         width = self.speculative_config.num_speculative_tokens
         if width is None or not 1 <= width <= MAX_DRAFT_TOKENS:
             raise InputError(f"num_speculative_tokens is {width}; choose 1 to {MAX_DRAFT_TOKENS}")
-        if self.draft.hidden_size != self.target.hidden_size:
-            raise InputError(
-                f"the draft's hidden_size {self.draft.hidden_size} is not the target's"
-                f" {self.target.hidden_size}; use a draft that was trained for this target"
-            )
+        check_hidden_size(self.draft, self.target)
 
     def get_kv_params(self) -> KVCacheParamInterface:
         """Parameters of both caches, as a tree with the children `target` and `draft`."""
-        return MultiKVCacheParams.from_params(
-            {"target": self.target.kv_params, "draft": self.draft.kv_params}
-        )
+        return both_caches(self.target, self.draft)
 
     def get_max_seq_len(self) -> int:
         """Longest sequence of a request in tokens, the target's."""
@@ -74,24 +69,5 @@ class UnifiedEagleLlama3Config(ArchConfigWithKVCache):
         if draft_model is None or speculative is None:
             raise InputError("EAGLE needs a draft model; give --draft-model-path")
         target = Llama3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
-        draft = Llama3Config.initialize(
-            pipeline_config, draft_model, max_seq_len=target.max_seq_len
-        )
-        if draft.vocab_size != target.vocab_size:
-            raise InputError(
-                f"the draft's vocab_size {draft.vocab_size} is not the target's"
-                f" {target.vocab_size}; use a draft that was trained for this target"
-            )
-        reduced = getattr(draft_model.huggingface_config, "draft_vocab_size", None)
-        # The draft lives on the target's device and in its dtype, whatever its own says.
-        kv_params = replace(
-            draft.kv_params, devices=target.kv_params.devices, dtype=target.kv_params.dtype
-        )
-        draft = replace(
-            draft,
-            vocab_size=reduced or draft.vocab_size,
-            devices=target.devices,
-            dtype=target.dtype,
-            kv_params=kv_params,
-        )
+        draft = read_draft_stack(pipeline_config, draft_model, target)
         return cls(target=target, draft=draft, speculative_config=speculative)

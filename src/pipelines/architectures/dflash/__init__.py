@@ -1,0 +1,1 @@
+"""The DFlash draft: one block of tokens in one pass over the target's features."""

@@ -1,0 +1,132 @@
+"""The fields of a DFlash draft's config.json that a Llama's does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Self
+
+from unispec.errors import InputError
+
+__all__ = ["DflashDraftHFConfig", "layer_windows"]
+
+
+@dataclass(frozen=True)
+class DflashDraftHFConfig:
+    """What a DFlash draft states beside its layers."""
+
+    mask_token_id: int
+    """What stands in the slots to fill."""
+    target_layer_ids: list[int]
+    """Target layers, from 0, whose outputs the draft reads, in this order."""
+    block_size: int | None = None
+    """Slots of a block; None where the checkpoint does not say."""
+    num_target_layers: int | None = None
+    """Layers of the target that it was trained for; None where the checkpoint does not say."""
+
+    @classmethod
+    def from_huggingface(cls, config: Any, *, source: str = "the draft") -> Self:
+        """Reads the fields, in `dflash_config` or at the top level (z-lab/dflash).
+
+        The `speculators` format (vllm-project/speculators) has `aux_hidden_state_layer_ids`
+        instead of `target_layer_ids`: layers before which the state is read, so one more.
+
+        Args:
+            config: a Hugging Face config, or its dictionary.
+            source: the file or folder, for the errors.
+
+        Raises:
+            InputError: a field is missing or of the wrong kind.
+        """
+        aux_ids = _find(config, "aux_hidden_state_layer_ids")
+        layer_ids = _find(config, "target_layer_ids")
+        if layer_ids is None and aux_ids is not None:
+            layer_ids = [k - 1 for k in _integers("aux_hidden_state_layer_ids", aux_ids, source)]
+        if layer_ids is None:
+            raise _missing("target_layer_ids", source)
+        mask_token_id = _find(config, "mask_token_id")
+        if mask_token_id is None:
+            raise _missing("mask_token_id", source)
+        block_size = _find(config, "block_size")
+        num_target_layers = _find(config, "num_target_layers")
+        return cls(
+            mask_token_id=_integer("mask_token_id", mask_token_id, source),
+            target_layer_ids=_integers("target_layer_ids", layer_ids, source),
+            block_size=None if block_size is None else _integer("block_size", block_size, source),
+            num_target_layers=None
+            if num_target_layers is None
+            else _integer("num_target_layers", num_target_layers, source),
+        )
+
+
+def layer_windows(config: Any, *, source: str) -> list[int | None]:
+    """The window of each draft layer in tokens, None where it sees the whole context.
+
+    Args:
+        config: the draft's Hugging Face config; without `layer_types` no layer has a window.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: an unknown layer type, one for each layer is not given, a window is missing,
+            or the layers are causal in another way than their type says.
+    """
+    count = int(_get(config, "num_hidden_layers"))
+    types = _get(config, "layer_types") or ["full_attention"] * count
+    if len(types) != count:
+        raise InputError(
+            f"layer_types of {source} has {len(types)} entries for {count} layers;"
+            " correct its config.json"
+        )
+    unknown = set(types) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise InputError(
+            f"layer type {sorted(unknown)[0]!r} of {source} is not supported; use a draft of"
+            " 'full_attention' and 'sliding_attention' layers"
+        )
+    if _find(config, "causal") is not None:
+        raise InputError(
+            f"causal {_find(config, 'causal')!r} of {source} is not supported: full layers see the"
+            " whole block, sliding ones what is before; use a draft without this key"
+        )
+    window = _get(config, "sliding_window")
+    if "sliding_attention" not in types:
+        return [None] * count
+    if window is None:
+        raise _missing("sliding_window", source)
+    width = _integer("sliding_window", window, source)
+    if width < 1:
+        raise InputError(f"sliding_window {width} of {source} is below 1; correct its config.json")
+    return [width if kind == "sliding_attention" else None for kind in types]
+
+
+def _get(config: Any, name: str) -> Any:
+    if isinstance(config, Mapping):
+        return config.get(name)
+    return getattr(config, name, None)
+
+
+def _find(config: Any, name: str) -> Any:
+    """The value in `dflash_config`, else at the top level; None if it is in neither."""
+    nested = _get(config, "dflash_config")
+    found = None if nested is None else _get(nested, name)
+    return _get(config, name) if found is None else found
+
+
+def _missing(name: str, source: str) -> InputError:
+    return InputError(f"{name} is missing in config.json of {source}; add it to dflash_config")
+
+
+def _integer(name: str, value: Any, source: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{name} {value!r} of {source} is no integer; correct its config.json")
+    return value
+
+
+def _integers(name: str, values: Any, source: str) -> list[int]:
+    if not isinstance(values, list | tuple):
+        raise InputError(
+            f"{name} {values!r} of {source} is no list of integers; correct its config.json"
+        )
+    return [_integer(name, value, source) for value in values]

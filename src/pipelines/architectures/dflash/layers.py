@@ -1,0 +1,132 @@
+"""One layer of a DFlash draft."""
+
+from __future__ import annotations
+
+from max.graph import DimLike, TensorValue
+from max.nn import MLP, Linear, Module, RMSNorm
+from max.nn.attention import MHAMaskVariant
+from max.nn.kernels import flash_attention_ragged, kv_cache_store_paged_ragged, rope_ragged
+from max.nn.kv_cache import PagedCacheValues
+
+from ..llama3.config import Llama3Config
+
+__all__ = ["DflashAttention", "DflashLayer"]
+
+
+class DflashAttention(Module):
+    """Attention over cached keys and values, with a norm per query and key head as in Qwen 3.
+
+    Args:
+        config: the draft's stack.
+        window: None: a query sees the whole cache; else itself and the `window - 1`
+            positions before it.
+    """
+
+    def __init__(self, config: Llama3Config, *, window: int | None) -> None:
+        super().__init__()
+        self.kv_params = config.kv_params
+        self.num_key_value_heads = config.num_key_value_heads
+        self.scale = config.attention_multiplier
+        self.window = window
+        self.query_width = config.num_attention_heads * config.head_dim
+        key_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = _linear(config, config.hidden_size, self.query_width)
+        self.k_proj = _linear(config, config.hidden_size, key_width)
+        self.v_proj = _linear(config, config.hidden_size, key_width)
+        self.o_proj = _linear(config, self.query_width, config.hidden_size)
+        self.q_norm = RMSNorm(config.head_dim, config.dtype, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.dtype, config.rms_norm_eps)
+
+    def store(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> None:
+        """Writes the keys and values that are made of `x`.
+
+        Args:
+            layer: uint32 scalar, the layer's index in the cache.
+            x: `[T, H]`.
+            cache: the draft's cache; row b is written from `cache.cache_lengths[b]` on.
+            freqs_cis: `[positions, head_dim]`, the rotary table.
+            row_offsets: uint32 `[B + 1]`.
+        """
+        heads: list[DimLike] = [x.shape[0], self.num_key_value_heads, self.kv_params.head_dim]
+        key = self.k_norm(self.k_proj(x).reshape(heads))
+        key = rope_ragged(key, row_offsets, cache.cache_lengths, freqs_cis, interleaved=False)
+        value = self.v_proj(x).reshape(heads)
+        kv_cache_store_paged_ragged(cache, key, row_offsets, layer, key_or_value=0)
+        kv_cache_store_paged_ragged(cache, value, row_offsets, layer, key_or_value=1)
+
+    def __call__(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> TensorValue:
+        """Stores the block's keys and values and attends; arguments as in `store`.
+
+        Returns:
+            `[T, H]`.
+        """
+        self.store(layer, x, cache, freqs_cis, row_offsets)
+        query = self.q_proj(x).reshape([x.shape[0], -1, self.kv_params.head_dim])
+        query = self.q_norm(query)
+        query = rope_ragged(query, row_offsets, cache.cache_lengths, freqs_cis, interleaved=False)
+        attended = flash_attention_ragged(
+            self.kv_params,
+            query,
+            row_offsets,
+            cache,
+            layer,
+            MHAMaskVariant.NULL_MASK
+            if self.window is None
+            else MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
+            self.scale,
+            local_window_size=-1 if self.window is None else self.window,
+        )
+        return self.o_proj(attended.reshape([x.shape[0], self.query_width]))
+
+
+class DflashLayer(Module):
+    """Attention and MLP over a block, each after an RMSNorm and around a residual.
+
+    Args:
+        config: the draft's stack.
+        window: see `DflashAttention`.
+    """
+
+    def __init__(self, config: Llama3Config, *, window: int | None) -> None:
+        super().__init__()
+        self.self_attn = DflashAttention(config, window=window)
+        self.mlp = MLP(
+            config.dtype, None, config.hidden_size, config.intermediate_size, config.devices
+        )
+        self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(
+            config.hidden_size, config.dtype, config.rms_norm_eps
+        )
+
+    def __call__(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> TensorValue:
+        """Runs the layer over `[T, H]`; arguments and result as in `DflashAttention`."""
+        normed = self.input_layernorm(x)
+        x = x + self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def _linear(config: Llama3Config, width_in: int, width_out: int) -> Linear:
+    return Linear(
+        width_in, width_out, config.dtype, config.devices[0], has_bias=config.attention_bias
+    )

@@ -1,0 +1,1 @@
+"""What drafts of every method share: the target's vocabulary, and the checks of a checkpoint."""

@@ -1,0 +1,73 @@
+"""What the pipeline models of all Llama 3 targets with a draft share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.nn import Module
+from max.nn.kv_cache import KVCacheParams
+from max.pipelines.lib import KVCacheConfig, PipelineConfig
+
+from unispec.checkpoints import Tensor
+from unispec.pipelines.runtime.model import UnifiedModel
+
+from ..llama3.config import Llama3Config
+from ..llama3.weights import llama3_state_dict
+from .weights import DraftWeights, unified_state_dict
+
+__all__ = ["DraftCheckpoint", "UnifiedLlama3Model"]
+
+
+class DraftCheckpoint(NamedTuple):
+    """A draft's checkpoint as it was read."""
+
+    tensors: Mapping[str, Tensor]
+    config: Any
+    """Its Hugging Face config."""
+    source: str
+    """The file or folder, for errors."""
+
+
+class UnifiedLlama3Model(UnifiedModel):
+    """A Llama 3 target and a draft in one compiled graph; see `UnifiedModel`."""
+
+    @classmethod
+    def get_kv_params(
+        cls,
+        huggingface_config: Any,
+        pipeline_config: PipelineConfig,
+        devices: list[DeviceRef],
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: DType,
+    ) -> KVCacheParams:
+        """The target's cache parameters; `model_config_cls` has those of both."""
+        return Llama3Config.construct_kv_params(
+            huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
+        )
+
+    def read_both(self, config: Llama3Config) -> tuple[dict[str, Tensor], DraftCheckpoint]:
+        """The target's weights by name, checked, and the draft's checkpoint as it stands.
+
+        Args:
+            config: the target's stack.
+
+        Raises:
+            InputError: a file is missing or damaged, or a tensor of the target is missing,
+                unknown, of another shape or not finite.
+        """
+        draft_model = self.pipeline_config.draft_model
+        assert draft_model is not None
+        tensors, source = self.read_weights(self.pipeline_config.model)
+        target = llama3_state_dict(tensors, config, source=source)
+        tensors, source = self.read_weights(draft_model)
+        return target, DraftCheckpoint(tensors, draft_model.huggingface_config, source)
+
+    @staticmethod
+    def load_both(
+        module: Module, target: Mapping[str, Tensor], draft: DraftWeights, dtype: DType
+    ) -> None:
+        """Loads both checkpoints into a module that has them under `target.` and `draft.`."""
+        module.load_state_dict(unified_state_dict(target, draft, dtype), weight_alignment=1)

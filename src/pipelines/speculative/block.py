@@ -1,0 +1,80 @@
+"""Drafts that propose a block of tokens at once (DFlash), and the step they are part of."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from max.dtype import DType
+from max.graph import TensorValue
+from max.nn.kv_cache import PagedCacheValues
+
+from unispec.kv_cache.views import grown_view
+from unispec.sampling.acceptance import AcceptanceRule
+from unispec.sampling.seeds import positions
+
+from .proposal import DraftVocabulary, first_columns, propose
+from .step import StepInputs, StepOutputs
+from .verify import Target, verify
+
+__all__ = ["BlockDraft", "block_step"]
+
+
+class BlockDraft(DraftVocabulary, Protocol):
+    """A draft that reads the target's features from its cache and fills a block of slots."""
+
+    @property
+    def block_size(self) -> int:
+        """Slots of a block; the first one holds the next token, the others are proposed."""
+        ...
+
+    def materialize(
+        self, features: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> None:
+        """Writes the keys and values of merged tokens.
+
+        Args:
+            features: `[M, F]`, the target's.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the draft's cache.
+        """
+        ...
+
+    def __call__(self, next_tokens: TensorValue, cache: PagedCacheValues) -> TensorValue:
+        """Runs one block after the cached tokens; `[B, block_size - 1, H]`.
+
+        Args:
+            next_tokens: int64 `[B]`, the token after the cached ones.
+            cache: the draft's cache as far as it is verified; the block's keys and values
+                are written behind that and have no meaning afterwards.
+        """
+        ...
+
+
+def block_step(
+    target: Target, draft: BlockDraft, rule: AcceptanceRule, step: StepInputs
+) -> StepOutputs:
+    """Builds one step: merge, verify, accept, materialize, propose.
+
+    Keys and values of rejected positions and of the block itself stay in the caches and
+    are overwritten by the next step.
+
+    Args:
+        target: the target stack.
+        draft: the draft stack; its cache is `step.caches[1]`.
+        rule: the acceptance rule.
+        step: the step's inputs.
+    """
+    verified = verify(target, rule, step)
+    accepted, lengths = verified.accepted, verified.verified_lengths
+    _, cache = step.caches
+    draft.materialize(verified.features, verified.row_offsets, cache)
+    features = draft(accepted.next_tokens, grown_view(cache, lengths, draft.block_size))
+    where = positions(lengths.cast(DType.int64) + 1, features)  # [B, block_size - 1]
+    proposal = propose(draft, features, where, step.sampling if step.draft_probs else None)
+    wanted = step.num_speculative_tokens
+    return StepOutputs(
+        num_accepted_draft_tokens=accepted.num_accepted,
+        next_tokens=accepted.next_tokens,
+        next_draft_tokens=first_columns(proposal.tokens, wanted),
+        next_draft_probs=None if proposal.probs is None else first_columns(proposal.probs, wanted),
+    )
