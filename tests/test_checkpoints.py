@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unispec.checkpoints import Tensor, read_tensors
 from unispec.checkpoints.demo import demo_draft_folder
 from unispec.errors import InputError
+from unispec.pipelines.architectures.dflash.weights import dflash_state_dict
 from unispec.pipelines.architectures.eagle.weights import eagle_state_dict
 from unispec.pipelines.architectures.llama3.weights import expected_shapes, llama3_state_dict
 
@@ -417,7 +418,50 @@ def test_d2t_of_another_length_than_the_config_says() -> None:
         eagle_state_dict(tensors, Shape(draft_vocab_size=4), Shape(), source=SOURCE)
 
 
-# --- the packaged draft ----------------------------------------------------------------
+# --- DFlash ----------------------------------------------------------------------------
+
+
+def dflash_state(shape: Shape, taps: int = 3) -> dict[str, Tensor]:
+    """An EAGLE draft's layers, with the norms and the projection of a DFlash one."""
+    tensors = eagle_state(shape)
+    tensors["fc.weight"] = np.ones((12, 12 * taps), np.float32)
+    tensors |= {name: np.ones(12, np.float32) for name in ("hidden_norm.weight", "norm.weight")}
+    for layer in range(shape.num_hidden_layers):
+        prefix = f"layers.{layer}"
+        tensors[f"{prefix}.input_layernorm.weight"] = np.ones(12, np.float32)
+        for norm in ("q_norm", "k_norm"):
+            tensors[f"{prefix}.self_attn.{norm}.weight"] = np.ones(shape.head_dim, np.float32)
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def test_dflash_state_holds_the_checkpoints_tensors() -> None:
+    tensors = dflash_state(Shape())
+    copies: dict[str, Tensor] = {"embed_tokens.weight": np.ones((50, 12), np.float32)}
+    weights = dflash_state_dict(tensors | copies, Shape(), Shape(), num_taps=3, source=SOURCE)
+    assert weights.state.keys() == tensors.keys()
+    assert all(weights.state[name] is tensors[name] for name in tensors)
+    assert (weights.d2t, weights.num_proposed(50)) == (None, 50)
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (change("hidden_norm.weight", None), ["lacks tensor 'hidden_norm.weight'"]),
+        (change("layers.1.self_attn.q_norm.weight", None), ["lacks", "layers.1.self_attn.q_norm"]),
+        (change("fc.weight", np.ones((12, 24))), ["'fc.weight'", "[12, 24]", "[12, 36]"]),
+        (change("fc.bias", np.ones(12)), ["'fc.bias'", "a DFlash draft"]),
+        (change("norm.weight", np.full(12, np.nan)), ["'norm.weight'", "12 NaN"]),
+        (change("d2t", np.array([5, 4])), ["d2t", "2 draft ids to the target id 5"]),
+    ],
+)
+def test_bad_dflash_draft(damage: Callable[[dict[str, Tensor]], None], parts: list[str]) -> None:
+    tensors = dflash_state(Shape())
+    damage(tensors)
+    with refused(SOURCE, *parts):
+        dflash_state_dict(tensors, Shape(), Shape(), num_taps=3, source=SOURCE)
+
+
+# --- the packaged drafts ---------------------------------------------------------------
 
 
 def test_packaged_draft_loads() -> None:

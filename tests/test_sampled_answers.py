@@ -40,19 +40,13 @@ LAWS: Mapping[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["argmax", "sampled"])
-def proposal(request: pytest.FixtureRequest) -> str:
-    """How the draft proposes."""
-    return str(request.param)
-
-
-@pytest.fixture
-def drafting_engine(request: pytest.FixtureRequest, proposal: str) -> Engine:
-    """Pair D with this kind of proposals."""
-    found: Engine = request.getfixturevalue(
-        "engine" if proposal == "argmax" else "sampled_draft_engine"
-    )
-    return found
+@pytest.fixture(params=["eagle", "eagle sampled", "dflash"])
+def drafting_engine(request: pytest.FixtureRequest, tiny_engine: Callable[[str], Engine]) -> Engine:
+    """One target with drafts of each kind."""
+    if request.param == "eagle sampled":
+        sampled: Engine = request.getfixturevalue("sampled_draft_engine")
+        return sampled
+    return tiny_engine("D" if request.param == "eagle" else "F")
 
 
 def ask(
@@ -146,9 +140,10 @@ def test_an_argmax_draft_changes_no_sampled_answer(
 
 
 def test_a_sampled_draft_changes_no_greedy_answer(
-    engine: Engine, sampled_draft_engine: Engine
+    tiny_engine: Callable[[str], Engine], sampled_draft_engine: Engine
 ) -> None:
     """At temperature 0 its distribution is one token, and so is the target's."""
+    engine = tiny_engine("D")
     prompts = [random_prompt(256, length, seed=4) for length in (1, 5, 40, 70, 129, 300)]
     law = {"temperature": 0, "max_new_tokens": 24}
     theirs = ask(engine, prompts, range(6), **law)

@@ -109,6 +109,7 @@ class Benchmark:
                 self.on_progress(f"host memory: {contender.label}")
                 job = {
                     "model": str(self.model),
+                    "method": contender.method,
                     "draft_tokens": contender.draft_tokens,
                     "max_length": self.max_length,
                     "max_new_tokens": max_new_tokens,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from unispec.methods import Method
+
 __all__ = ["CONTENDERS", "MAX", "MEMORY_WATCHED", "TARGET_ALONE", "Contender"]
 
 
@@ -17,18 +19,21 @@ class Contender:
     system: Literal["unispec", "max", "transformers"]
     draft_tokens: int = 0
     """Tokens proposed in a step; 0: one token a step."""
+    method: Method | None = None
+    """Of unispec's draft; None: the target alone."""
 
 
 TARGET_ALONE = "target-alone"
 MAX = "max"
-MEMORY_WATCHED = ("fused-k3", TARGET_ALONE)
+MEMORY_WATCHED = ("eagle-k3", "dflash-k5", TARGET_ALONE)
 
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender("fused-k1", "unispec, EAGLE K=1", "unispec", 1),
-        Contender("fused-k3", "unispec, EAGLE K=3", "unispec", 3),
-        Contender("fused-k5", "unispec, EAGLE K=5", "unispec", 5),
+        Contender("eagle-k1", "unispec, EAGLE K=1", "unispec", 1, "eagle"),
+        Contender("eagle-k3", "unispec, EAGLE K=3", "unispec", 3, "eagle"),
+        Contender("eagle-k5", "unispec, EAGLE K=5", "unispec", 5, "eagle"),
+        Contender("dflash-k5", "unispec, DFlash K=5", "unispec", 5, "dflash"),
         Contender(TARGET_ALONE, "unispec, target alone", "unispec"),
         Contender(MAX, "MAX's own pipeline", "max"),
         Contender("transformers", "transformers, greedy", "transformers"),

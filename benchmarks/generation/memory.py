@@ -51,7 +51,9 @@ def _resident_bytes() -> int:
 
 def _work(job: Json) -> Json:
     recorder = _Recorder(job["max_new_tokens"])
-    ours = OurEngine(Path(job["model"]), job["draft_tokens"], job["max_length"], recorder.step)
+    ours = OurEngine(
+        Path(job["model"]), job["method"], job["draft_tokens"], job["max_length"], recorder.step
+    )
     # The first answer touches the cache's pages, which the second then finds resident.
     for traced in (False, True):
         if traced:

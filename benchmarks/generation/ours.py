@@ -11,6 +11,7 @@ from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
 
 from unispec.checkpoints.demo import demo_draft_folder
+from unispec.methods import Method
 from unispec.pipelines.runtime import Engine, EngineConfig, Report, Request
 
 from .answer import Answer, StepClock
@@ -23,20 +24,26 @@ class OurEngine:
 
     Args:
         model: the target's folder.
-        draft_tokens: K; 0 runs the target alone.
+        method: of the draft; None runs the target alone.
+        draft_tokens: K.
         max_length: longest sequence, in tokens.
         on_step: gets the number of tokens that a step brought.
     """
 
     def __init__(
-        self, model: Path, draft_tokens: int, max_length: int, on_step: Callable[[int], None]
+        self,
+        model: Path,
+        method: Method | None,
+        draft_tokens: int,
+        max_length: int,
+        on_step: Callable[[int], None],
     ) -> None:
         config = EngineConfig(model=str(model), max_length=max_length)
-        if draft_tokens:
+        if method is not None:
             config = replace(
                 config,
-                draft_model=str(demo_draft_folder("eagle")),
-                speculative_method="eagle",
+                draft_model=str(demo_draft_folder(method)),
+                speculative_method=method,
                 num_speculative_tokens=draft_tokens,
             )
         self._engine = Engine(config)
@@ -70,9 +77,11 @@ class OurEngine:
 class UnispecRunner:
     """Generates with unispec; see `OurEngine` for the arguments."""
 
-    def __init__(self, model: Path, draft_tokens: int, max_length: int) -> None:
+    def __init__(
+        self, model: Path, method: Method | None, draft_tokens: int, max_length: int
+    ) -> None:
         self._clock = StepClock()
-        self._ours = OurEngine(model, draft_tokens, max_length, self._clock.tick)
+        self._ours = OurEngine(model, method, draft_tokens, max_length, self._clock.tick)
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
         """Answers one encoded prompt greedily."""

@@ -28,7 +28,7 @@ def _load(contender: Contender, model: Path, max_length: int, threads: int) -> R
     if contender.system == "unispec":
         from .ours import UnispecRunner
 
-        return UnispecRunner(model, contender.draft_tokens, max_length)
+        return UnispecRunner(model, contender.method, contender.draft_tokens, max_length)
     if contender.system == "max":
         from .max_pipeline import MaxRunner
 

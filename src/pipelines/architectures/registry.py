@@ -1,9 +1,9 @@
-"""Which pipeline model runs a configuration."""
+"""Which pipeline model runs a configuration, and what its draft's configuration needs."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from max.pipelines.lib import PipelineConfig
 
@@ -12,7 +12,7 @@ from unispec.errors import InputError
 if TYPE_CHECKING:
     from unispec.pipelines.runtime.model import UnifiedModel
 
-__all__ = ["pipeline_model"]
+__all__ = ["complete_draft_config", "pipeline_model"]
 
 # Model type and method, then module and class: an architecture imports the runtime that
 # asks here, so it is imported only when it is wanted.
@@ -21,6 +21,28 @@ _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
     ("llama", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
     ("llama", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),
 }
+
+# Method, then module and function; the other methods' drafts need nothing.
+_DRAFT_CONFIGS: dict[str, tuple[str, str]] = {
+    "dflash": ("dflash.config", "complete_draft_config"),
+}
+
+
+def complete_draft_config(method: str, draft: Any, asked: int | None, *, source: str) -> None:
+    """Brings a draft's Hugging Face config into the form that MAX reads.
+
+    Args:
+        method: the speculative method.
+        draft: the config, changed in place.
+        asked: K that was asked for, if any.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: a field of this method is missing or wrong.
+    """
+    if method in _DRAFT_CONFIGS:
+        module, name = _DRAFT_CONFIGS[method]
+        getattr(import_module(f"{__package__}.{module}"), name)(draft, asked, source=source)
 
 
 def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:

@@ -22,6 +22,7 @@ from unispec.checkpoints import check_weight_files
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
 from unispec.methods import DEFAULT_DRAFT_TOKENS, METHODS, Method
+from unispec.pipelines.architectures.registry import complete_draft_config
 from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
 
 __all__ = ["EngineConfig"]
@@ -100,7 +101,8 @@ class EngineConfig:
                 " 'float32' or a GPU"
             )
         model = _existing(self.model)
-        limit = getattr(read_model_config(model), "max_position_embeddings", None)
+        stated = read_model_config(model)
+        limit = getattr(stated, "max_position_embeddings", None)
         if self.max_length is not None and limit is not None and self.max_length > limit:
             raise InputError(
                 f"max_length {self.max_length} is beyond the model's max_position_embeddings"
@@ -123,6 +125,12 @@ class EngineConfig:
                 draft = MAXModelConfig(
                     model_path=draft_model, weight_path=_weight_files(draft_model, ()), **shared
                 )
+                complete_draft_config(
+                    self.speculative_method,
+                    draft.huggingface_config,
+                    self.num_speculative_tokens,
+                    source=draft_model,
+                )
             arguments = PipelineArgs(
                 model_path=model,
                 weight_path=weight_path,
@@ -136,7 +144,10 @@ class EngineConfig:
                 draft_model=draft,
                 **shared,
             )
-            return PipelineConfig.from_args(arguments)
+            config = PipelineConfig.from_args(arguments)
+            # MAX renames the target after its draft, in an object that it keeps for the process.
+            config.model.huggingface_config.architectures = stated.architectures
+            return config
         except InputError:
             raise
         except ValidationError as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from typing_extensions import Self
 
 from unispec.errors import InputError
 
-__all__ = ["DflashDraftHFConfig", "layer_windows"]
+__all__ = ["DflashDraftHFConfig", "complete_draft_config", "layer_windows"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,32 @@ class DflashDraftHFConfig:
             if num_target_layers is None
             else _integer("num_target_layers", num_target_layers, source),
         )
+
+
+def complete_draft_config(draft: Any, asked: int | None, *, source: str) -> None:
+    """Writes the fields into `dflash_config`, the only place where MAX looks for them.
+
+    Args:
+        draft: the draft's Hugging Face config, changed in place.
+        asked: K that was asked for, if any.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: a field is missing or of the wrong kind, no layer is tapped, or neither
+            the checkpoint nor the user says how large a block is.
+    """
+    fields = DflashDraftHFConfig.from_huggingface(draft, source=source)
+    if not fields.target_layer_ids:
+        raise InputError(
+            f"target_layer_ids of {source} is empty; name the target layers that the draft reads"
+        )
+    if fields.block_size is None and asked is None:
+        raise InputError(
+            f"config.json of {source} has no block_size; give --num-speculative-tokens, one less"
+            " than the block size it was trained with"
+        )
+    stated = {name: value for name, value in asdict(fields).items() if value is not None}
+    draft.dflash_config = {**(_get(draft, "dflash_config") or {}), **stated}
 
 
 def layer_windows(config: Any, *, source: str) -> list[int | None]:

@@ -17,6 +17,7 @@ from max.nn.kv_cache import PagedCacheValues
 
 from ..drafts.vocabulary import TargetVocabularyDraft
 from ..llama3.config import Llama3Config
+from ..llama3.linear import fused_linear
 from ..llama3.stack import layer_index, rotary_embedding
 from .layers import DflashLayer
 
@@ -71,9 +72,17 @@ class DflashDraft(TargetVocabularyDraft):
             cache: the draft's cache.
         """
         context = self.hidden_norm(self.fc(features))  # [M, H]
-        for index, layer in enumerate(self._layers()):
-            layer.self_attn.store(
-                layer_index(index), context, cache, self.rope.freqs_cis, row_offsets
+        attentions = [layer.self_attn for layer in self._layers()]
+        projections = [p for attention in attentions for p in (attention.k_proj, attention.v_proj)]
+        projected = iter(fused_linear(context, projections))
+        for index, attention in enumerate(attentions):
+            attention.store(
+                layer_index(index),
+                next(projected),
+                next(projected),
+                cache,
+                self.rope.freqs_cis,
+                row_offsets,
             )
 
     def __call__(self, next_tokens: TensorValue, cache: PagedCacheValues) -> TensorValue:

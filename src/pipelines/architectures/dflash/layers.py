@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from max.graph import DimLike, TensorValue
-from max.nn import MLP, Linear, Module, RMSNorm
+from max.nn import Linear, Module, RMSNorm
 from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, kv_cache_store_paged_ragged, rope_ragged
 from max.nn.kv_cache import PagedCacheValues
 
 from ..llama3.config import Llama3Config
+from ..llama3.linear import GatedMLP, fused_linear
 
 __all__ = ["DflashAttention", "DflashLayer"]
 
@@ -40,26 +41,27 @@ class DflashAttention(Module):
     def store(
         self,
         layer: TensorValue,
-        x: TensorValue,
+        key: TensorValue,
+        value: TensorValue,
         cache: PagedCacheValues,
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> None:
-        """Writes the keys and values that are made of `x`.
+        """Norms and rotates keys and writes them and their values.
 
         Args:
             layer: uint32 scalar, the layer's index in the cache.
-            x: `[T, H]`.
+            key: `[T, key heads * head_dim]` from `k_proj`.
+            value: `[T, key heads * head_dim]` from `v_proj`.
             cache: the draft's cache; row b is written from `cache.cache_lengths[b]` on.
             freqs_cis: `[positions, head_dim]`, the rotary table.
             row_offsets: uint32 `[B + 1]`.
         """
-        heads: list[DimLike] = [x.shape[0], self.num_key_value_heads, self.kv_params.head_dim]
-        key = self.k_norm(self.k_proj(x).reshape(heads))
+        heads: list[DimLike] = [key.shape[0], self.num_key_value_heads, self.kv_params.head_dim]
+        key = self.k_norm(key.reshape(heads))
         key = rope_ragged(key, row_offsets, cache.cache_lengths, freqs_cis, interleaved=False)
-        value = self.v_proj(x).reshape(heads)
         kv_cache_store_paged_ragged(cache, key, row_offsets, layer, key_or_value=0)
-        kv_cache_store_paged_ragged(cache, value, row_offsets, layer, key_or_value=1)
+        kv_cache_store_paged_ragged(cache, value.reshape(heads), row_offsets, layer, key_or_value=1)
 
     def __call__(
         self,
@@ -69,14 +71,21 @@ class DflashAttention(Module):
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> TensorValue:
-        """Stores the block's keys and values and attends; arguments as in `store`.
+        """Stores the block's keys and values and attends.
+
+        Args:
+            layer: uint32 scalar, the layer's index in the cache.
+            x: `[T, H]`.
+            cache: the draft's cache.
+            freqs_cis: `[positions, head_dim]`, the rotary table.
+            row_offsets: uint32 `[B + 1]`.
 
         Returns:
             `[T, H]`.
         """
-        self.store(layer, x, cache, freqs_cis, row_offsets)
-        query = self.q_proj(x).reshape([x.shape[0], -1, self.kv_params.head_dim])
-        query = self.q_norm(query)
+        query, key, value = fused_linear(x, [self.q_proj, self.k_proj, self.v_proj])
+        self.store(layer, key, value, cache, freqs_cis, row_offsets)
+        query = self.q_norm(query.reshape([x.shape[0], -1, self.kv_params.head_dim]))
         query = rope_ragged(query, row_offsets, cache.cache_lengths, freqs_cis, interleaved=False)
         attended = flash_attention_ragged(
             self.kv_params,
@@ -104,9 +113,7 @@ class DflashLayer(Module):
     def __init__(self, config: Llama3Config, *, window: int | None) -> None:
         super().__init__()
         self.self_attn = DflashAttention(config, window=window)
-        self.mlp = MLP(
-            config.dtype, None, config.hidden_size, config.intermediate_size, config.devices
-        )
+        self.mlp = GatedMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(
             config.hidden_size, config.dtype, config.rms_norm_eps

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from max.graph import TensorValue, ops
-from max.nn import MLP, AttentionWithRope, Linear, Module, RMSNorm
+from max.nn import AttentionWithRope, Linear, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
 from .config import Llama3Config
+from .linear import GatedMLP
 
 __all__ = ["DecoderLayer"]
 
@@ -45,9 +46,7 @@ class DecoderLayer(Module):
             device,
             has_bias=config.attention_bias,
         )
-        self.mlp = MLP(
-            config.dtype, None, config.hidden_size, config.intermediate_size, config.devices
-        )
+        self.mlp = GatedMLP(config)
         self.has_input_norm = input_norm
         if input_norm:
             self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)

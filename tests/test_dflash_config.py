@@ -1,0 +1,228 @@
+"""The fields that only a DFlash draft has: where they stand, what is refused, what K becomes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny import TinyPair
+
+from unispec.errors import InputError
+from unispec.pipelines.architectures.dflash.config import layer_windows
+from unispec.pipelines.architectures.unified_dflash_llama3 import (
+    DflashDraftHFConfig,
+    UnifiedDflashLlama3Config,
+)
+from unispec.pipelines.runtime import Engine, EngineConfig
+
+FIELDS = {"mask_token_id": 7, "target_layer_ids": [0, 2], "block_size": 6, "num_target_layers": 4}
+
+
+def engine_config(pair: TinyPair, **options: Any) -> EngineConfig:
+    return EngineConfig(
+        model=str(pair.target),
+        draft_model=str(pair.draft),
+        speculative_method="dflash",
+        max_length=256,
+        **options,
+    )
+
+
+def read_config(pair: TinyPair, **options: Any) -> UnifiedDflashLlama3Config:
+    return UnifiedDflashLlama3Config.initialize(engine_config(pair, **options).pipeline_config())
+
+
+@pytest.fixture
+def pair(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TinyPair:
+    """Pair E with a draft folder of its own: block 6, three taps, four target layers."""
+    sound = tiny_pair("E")
+    draft = shutil.copytree(sound.draft, tmp_path / "draft")
+    return replace(sound, draft=draft)
+
+
+def edit(pair: TinyPair, **changes: Any) -> None:
+    """Changes the draft's config.json; `dflash` keys stand in `dflash_config`, None removes."""
+    path = pair.draft / "config.json"
+    config = json.loads(path.read_text())
+    for found, wanted in ((config, changes), (config["dflash_config"], changes.pop("dflash", {}))):
+        for name, value in wanted.items():
+            found.pop(name, None)
+            if value is not None:
+                found[name] = value
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("as_object", [False, True], ids=["dictionary", "object"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"dflash_config": FIELDS},
+        FIELDS,
+        {**FIELDS, "mask_token_id": 1, "dflash_config": {"mask_token_id": 7}},
+        {
+            "mask_token_id": 7,
+            "block_size": 6,
+            "num_target_layers": 4,
+            "aux_hidden_state_layer_ids": [1, 3],
+        },
+    ],
+    ids=["nested", "top level", "nested first", "speculators"],
+)
+def test_spellings(config: dict[str, Any], as_object: bool) -> None:
+    given = SimpleNamespace(**config) if as_object else config
+    assert DflashDraftHFConfig.from_huggingface(given) == DflashDraftHFConfig(
+        mask_token_id=7, target_layer_ids=[0, 2], block_size=6, num_target_layers=4
+    )
+
+
+def test_optional_fields_may_be_missing() -> None:
+    found = DflashDraftHFConfig.from_huggingface({"mask_token_id": 7, "target_layer_ids": [1]})
+    assert found == DflashDraftHFConfig(7, [1], None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mask_token_id": None}, "mask_token_id is missing"),
+        ({"target_layer_ids": None}, "target_layer_ids is missing"),
+        ({"mask_token_id": "7"}, "mask_token_id '7' .*no integer"),
+        ({"target_layer_ids": 3}, "target_layer_ids 3 .*no list of integers"),
+        ({"target_layer_ids": [1.5]}, "target_layer_ids 1.5 .*no integer"),
+        ({"block_size": True}, "block_size True .*no integer"),
+    ],
+)
+def test_a_field_that_is_missing_or_wrong(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"{said}.*config.json"):
+        DflashDraftHFConfig.from_huggingface({**FIELDS, **changes}, source="folder")
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        ({"num_hidden_layers": 2}, [None, None]),
+        ({"num_hidden_layers": 2, "sliding_window": 9}, [None, None]),
+        (
+            {
+                "num_hidden_layers": 2,
+                "sliding_window": 9,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            [None, 9],
+        ),
+    ],
+)
+def test_windows(config: dict[str, Any], windows: list[int | None]) -> None:
+    assert layer_windows(config, source="folder") == windows
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": ["full_attention"]}, "1 entries for 2 layers"),
+        ({"layer_types": ["full_attention", "linear"]}, "'linear' of folder is not supported"),
+        ({"sliding_window": None}, "sliding_window is missing"),
+        ({"sliding_window": 0}, "sliding_window 0 of folder is below 1"),
+        ({"dflash_config": {"causal": True}}, "causal True of folder is not supported"),
+    ],
+)
+def test_windows_that_are_wrong(changes: dict[str, Any], said: str) -> None:
+    config = {
+        "num_hidden_layers": 2,
+        "sliding_window": 9,
+        "layer_types": ["full_attention", "sliding_attention"],
+    }
+    with pytest.raises(InputError, match=said):
+        layer_windows({**config, **changes}, source="folder")
+
+
+def test_the_checkpoint_decides_the_block(pair: TinyPair) -> None:
+    config = read_config(pair)
+    assert config.block_size == config.resolve_block_size() == 6
+    assert config.speculative_config.num_speculative_tokens == 5
+    assert {params.num_draft_tokens for params in config.get_kv_params().children.values()} == {5}
+    assert (config.target_layer_ids, config.mask_token_id) == ([3, 0, 1], 255)
+    assert config.windows == [40, None]
+
+
+def test_another_k_is_replaced_with_one_warning(
+    pair: TinyPair, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        engine = Engine(engine_config(pair, num_speculative_tokens=3))
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert re.search("overridden from 3 to 5", warnings[0])
+    assert engine.num_pages > 0
+
+
+def test_without_a_block_size_k_decides(pair: TinyPair) -> None:
+    edit(pair, block_size=None)
+    assert read_config(pair, num_speculative_tokens=3).block_size == 4
+    with pytest.raises(InputError, match="no block_size; give --num-speculative-tokens"):
+        read_config(pair)
+
+
+def test_default_block_size(pair: TinyPair) -> None:
+    """The checkpoint's own comes first, then the default, then K + 1."""
+    config = read_config(pair)
+    assert config.resolve_block_size(default=9) == 6
+    silent = replace(config, block_size=0)
+    assert silent.resolve_block_size(default=9) == 9
+    assert silent.resolve_block_size() == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dflash": {"mask_token_id": 256}}, "mask_token_id 256 .*vocabulary of 256"),
+        ({"dflash": {"mask_token_id": -1}}, "mask_token_id -1 .*vocabulary of 256"),
+        ({"dflash": {"target_layer_ids": [3, 4]}}, "target_layer_ids has 4, .*layers 0 to 3"),
+        ({"dflash": {"target_layer_ids": [-1]}}, "target_layer_ids has -1, .*layers 0 to 3"),
+        ({"dflash": {"target_layer_ids": []}}, "target_layer_ids of .* is empty"),
+        ({"block_size": 1}, "block_size is 1; choose 2 to 32"),
+        ({"block_size": 33}, "block_size is 33; choose 2 to 32"),
+        ({"num_target_layers": 5}, "target of 5 layers, this one has 4"),
+        ({"vocab_size": 255}, "vocab_size 255 is not the target's 256"),
+        ({"hidden_size": 128}, "hidden_size 128 is not the target's 64"),
+    ],
+)
+def test_a_draft_that_does_not_fit(pair: TinyPair, changes: dict[str, Any], said: str) -> None:
+    edit(pair, **changes)
+    with pytest.raises(InputError, match=said):
+        Engine(engine_config(pair))
+
+
+@pytest.mark.parametrize("spelling", ["top level", "speculators"])
+def test_other_spellings_reach_the_engine(pair: TinyPair, spelling: str) -> None:
+    fields = {"mask_token_id": 255, "target_layer_ids": [3, 0, 1]}
+    if spelling == "speculators":
+        del fields["target_layer_ids"]
+        fields["aux_hidden_state_layer_ids"] = [4, 1, 2]
+    edit(pair, dflash_config=None, **fields)
+    config = read_config(pair)
+    assert (config.target_layer_ids, config.mask_token_id) == ([3, 0, 1], 255)
+
+
+def test_methods_do_not_disturb_each_other(tiny_pair: Callable[[str], TinyPair]) -> None:
+    """One target, three configurations in a row: MAX keeps its config for the process."""
+    dflash = tiny_pair("F")
+    eagle = replace(dflash, draft=tiny_pair("D").draft)
+    Engine(engine_config(dflash))
+    Engine(
+        EngineConfig(
+            model=str(eagle.target),
+            draft_model=str(eagle.draft),
+            speculative_method="eagle",
+            max_length=256,
+        )
+    )
+    Engine(EngineConfig(model=str(dflash.target), max_length=256))
+    Engine(engine_config(dflash))
