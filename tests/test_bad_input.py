@@ -651,7 +651,7 @@ def test_links_into_a_cache_keep_their_names(pair: TinyPair) -> None:
     [
         ({"num_speculative_tokens": 0}, ["num_speculative_tokens is 0", "choose 1 to 8"]),
         ({"num_speculative_tokens": 9}, ["num_speculative_tokens is 9", "choose 1 to 8"]),
-        ({"speculative_method": "oracle"}, ["'oracle'", "known: eagle"]),
+        ({"speculative_method": "oracle"}, ["'oracle'", "known: dflash, eagle"]),
         ({"speculative_method": None}, ["draft model", "give both"]),
         ({"draft_proposal": "guess"}, ["'guess'", "argmax, sampled"]),
         ({"max_batch_size": 0}, ["max_batch_size is 0", "at least 1"]),

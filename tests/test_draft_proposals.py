@@ -23,7 +23,7 @@ from reference.dflash import DFlashReference
 from reference.eagle import EagleReference, mean_acceptance_length
 from reference.target import TIE_GAP, TargetReference
 from runs import answers, greedy_requests, proposing
-from tiny import PRESETS, TinyPair
+from tiny import COMPILED_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -206,7 +206,7 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", COMPILED_PAIRS)
 def test_tiny_draft_after_prefill_in_chunks(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str, k: int
 ) -> None:
@@ -221,7 +221,7 @@ def test_tiny_draft_after_prefill_in_chunks(
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", COMPILED_PAIRS)
 def test_tiny_draft_after_a_prefix_from_the_cache(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from prompts import random_prompt, real_prompts
 from reference.target import GreedyTrace, TargetReference, assert_same_greedy
 from runs import answers, greedy_requests, proposing
-from tiny import PRESETS
+from tiny import COMPILED_PAIRS
 
 from unispec.methods import METHODS, Method
 from unispec.pipelines.runtime import Engine
@@ -92,7 +92,7 @@ def test_smollm2_answers_as_it_does_alone(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("batch_size", "k"), CELLS)
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", COMPILED_PAIRS)
 def test_tiny_llama_answers_as_it_does_alone(
     tiny_engine: Callable[[str], Engine],
     tiny_expected: Callable[[str], Expected],

@@ -3,9 +3,11 @@
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
-from .presets import PRESETS, TinyPair
+from .presets import COMPILED_PAIRS, EAGLE_PAIRS, PRESETS, TinyPair
 
 __all__ = [
+    "COMPILED_PAIRS",
+    "EAGLE_PAIRS",
     "PRESETS",
     "TinyPair",
     "agreeing_dflash",

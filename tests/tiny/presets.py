@@ -12,7 +12,7 @@ from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
 
-__all__ = ["PRESETS", "TinyPair"]
+__all__ = ["COMPILED_PAIRS", "EAGLE_PAIRS", "PRESETS", "TinyPair"]
 
 
 @dataclass(frozen=True)
@@ -131,3 +131,8 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "F": _f,
 }
 """Each writes its pair below a folder and returns where."""
+
+EAGLE_PAIRS = "ABCD"
+
+COMPILED_PAIRS = "BCDEF"
+"""Those that engines are made of; A is for tests that need no graph, which take time to compile."""
