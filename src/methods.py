@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
-__all__ = ["DEFAULT_DRAFT_TOKENS", "METHODS", "Method"]
+__all__ = ["DEFAULT_DRAFT_TOKENS", "LARGEST_DRAFT_TOKENS", "METHODS", "Method"]
 
 Method = Literal["dflash", "eagle"]
 
@@ -12,3 +12,6 @@ METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 DEFAULT_DRAFT_TOKENS: Final[dict[Method, int | None]] = {"dflash": None, "eagle": 3}
 """K where none is asked for; None: the checkpoint's block decides."""
+
+LARGEST_DRAFT_TOKENS: Final[dict[Method, int]] = {"dflash": 31, "eagle": 8}
+"""The largest K that a graph is built for."""

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import TinyPair
+from tiny import TinyPair, tiny_eagle
 
 from unispec.errors import InputError
 from unispec.pipelines.architectures.dflash.config import layer_windows
@@ -67,12 +67,7 @@ def edit(pair: TinyPair, **changes: Any) -> None:
         {"dflash_config": FIELDS},
         FIELDS,
         {**FIELDS, "mask_token_id": 1, "dflash_config": {"mask_token_id": 7}},
-        {
-            "mask_token_id": 7,
-            "block_size": 6,
-            "num_target_layers": 4,
-            "aux_hidden_state_layer_ids": [1, 3],
-        },
+        {**FIELDS, "target_layer_ids": None, "aux_hidden_state_layer_ids": [1, 3]},
     ],
     ids=["nested", "top level", "nested first", "speculators"],
 )
@@ -97,10 +92,14 @@ def test_optional_fields_may_be_missing() -> None:
         ({"target_layer_ids": 3}, "target_layer_ids 3 .*no list of integers"),
         ({"target_layer_ids": [1.5]}, "target_layer_ids 1.5 .*no integer"),
         ({"block_size": True}, "block_size True .*no integer"),
+        (
+            {"target_layer_ids": None, "aux_hidden_state_layer_ids": [0, 2]},
+            r"aux_hidden_state_layer_ids \[0, 2\] .*has 0",
+        ),
     ],
 )
 def test_a_field_that_is_missing_or_wrong(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=f"{said}.*config.json"):
+    with pytest.raises(InputError, match=said):
         DflashDraftHFConfig.from_huggingface({**FIELDS, **changes}, source="folder")
 
 
@@ -128,9 +127,11 @@ def test_windows(config: dict[str, Any], windows: list[int | None]) -> None:
     [
         ({"layer_types": ["full_attention"]}, "1 entries for 2 layers"),
         ({"layer_types": ["full_attention", "linear"]}, "'linear' of folder is not supported"),
-        ({"sliding_window": None}, "sliding_window is missing"),
+        ({"sliding_window": None}, "sliding_window of folder is missing .*use_sliding_window"),
         ({"sliding_window": 0}, "sliding_window 0 of folder is below 1"),
         ({"dflash_config": {"causal": True}}, "causal True of folder is not supported"),
+        ({"dflash_config": {"use_swa": True}}, "use_swa True of folder is not supported"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 of folder is not"),
     ],
 )
 def test_windows_that_are_wrong(changes: dict[str, Any], said: str) -> None:
@@ -149,7 +150,7 @@ def test_the_checkpoint_decides_the_block(pair: TinyPair) -> None:
     assert config.speculative_config.num_speculative_tokens == 5
     assert {params.num_draft_tokens for params in config.get_kv_params().children.values()} == {5}
     assert (config.target_layer_ids, config.mask_token_id) == ([3, 0, 1], 255)
-    assert config.windows == [40, None]
+    assert config.windows == [None, None]
 
 
 def test_another_k_is_replaced_with_one_warning(
@@ -161,6 +162,42 @@ def test_another_k_is_replaced_with_one_warning(
     assert len(warnings) == 1
     assert re.search("overridden from 3 to 5", warnings[0])
     assert engine.num_pages > 0
+
+
+def test_another_k_is_replaced_in_any_configuration(
+    pair: TinyPair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MAX says so where it reads the options itself; a configuration may be made otherwise."""
+    config = engine_config(pair).pipeline_config()
+    assert config.speculative is not None
+    asked = config.speculative.model_copy(update={"num_speculative_tokens": 3})
+    object.__setattr__(config, "speculative", asked)
+    with caplog.at_level(logging.WARNING):
+        read = UnifiedDflashLlama3Config.initialize(config)
+    assert read.speculative_config.num_speculative_tokens == 5
+    assert "num_speculative_tokens 3 is replaced by 5" in caplog.text
+
+
+def test_sliding_layers_need_a_gpu(pair: TinyPair) -> None:
+    edit(pair, layer_types=["sliding_attention", "full_attention"], sliding_window=40)
+    with pytest.raises(InputError, match="sliding-window layers.*use a GPU"):
+        read_config(pair)
+
+
+def test_large_blocks(pair: TinyPair) -> None:
+    edit(pair, block_size=16)
+    assert read_config(pair).speculative_config.num_speculative_tokens == 15
+    assert read_config(pair, num_speculative_tokens=15).block_size == 16
+    edit(pair, block_size=None)
+    assert read_config(pair, num_speculative_tokens=15).block_size == 16
+    with pytest.raises(InputError, match="num_speculative_tokens is 32; choose 1 to 31"):
+        read_config(pair, num_speculative_tokens=32)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_prefix_caching_is_one_choice_for_both_caches(pair: TinyPair, enabled: bool) -> None:
+    params = read_config(pair, enable_prefix_caching=enabled).get_kv_params()
+    assert {child.enable_prefix_caching for child in params.children.values()} == {enabled}
 
 
 def test_without_a_block_size_k_decides(pair: TinyPair) -> None:
@@ -211,15 +248,16 @@ def test_other_spellings_reach_the_engine(pair: TinyPair, spelling: str) -> None
     assert (config.target_layer_ids, config.mask_token_id) == ([3, 0, 1], 255)
 
 
-def test_methods_do_not_disturb_each_other(tiny_pair: Callable[[str], TinyPair]) -> None:
+def test_methods_do_not_disturb_each_other(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path
+) -> None:
     """One target, three configurations in a row: MAX keeps its config for the process."""
-    dflash = tiny_pair("F")
-    eagle = replace(dflash, draft=tiny_pair("D").draft)
+    dflash = tiny_pair("E")
     Engine(engine_config(dflash))
     Engine(
         EngineConfig(
-            model=str(eagle.target),
-            draft_model=str(eagle.draft),
+            model=str(dflash.target),
+            draft_model=str(tiny_eagle(tmp_path / "eagle", dflash.target, seed=1)),
             speculative_method="eagle",
             max_length=256,
         )

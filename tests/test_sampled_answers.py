@@ -40,13 +40,13 @@ LAWS: Mapping[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["eagle", "eagle sampled", "dflash"])
+@pytest.fixture(params=["argmax", "sampled"])
 def drafting_engine(request: pytest.FixtureRequest, tiny_engine: Callable[[str], Engine]) -> Engine:
-    """One target with drafts of each kind."""
-    if request.param == "eagle sampled":
+    """Pair D with drafts of each kind."""
+    if request.param == "sampled":
         sampled: Engine = request.getfixturevalue("sampled_draft_engine")
         return sampled
-    return tiny_engine("D" if request.param == "eagle" else "F")
+    return tiny_engine("D")
 
 
 def ask(

@@ -15,7 +15,7 @@ from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, checkpoint_defaults, sampling_options
 
 if TYPE_CHECKING:
-    from unispec.pipelines.runtime import Report
+    pass
 
 __all__ = ["generate"]
 
@@ -80,7 +80,6 @@ def generate(
         click.echo(to_json(texts, report))
     else:
         terminal.print("", summary(report), sep="\n")
-    _require_success(report)
 
 
 def _quieten_libraries() -> None:
@@ -88,17 +87,3 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _require_success(report: Report) -> None:
-    """Raises `click.ClickException` (status 1) if a request broke off."""
-    failed = [
-        str(number)
-        for number, result in enumerate(report.results, start=1)
-        if result.finish_reason == "error"
-    ]
-    if failed:
-        raise click.ClickException(
-            f"{len(failed)} of {len(report.results)} answers broke off (prompts "
-            f"{', '.join(failed)}); see finish_reason in --json"
-        )

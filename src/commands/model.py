@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.options import option_group
-from unispec.methods import METHODS, Method
+from unispec.methods import LARGEST_DRAFT_TOKENS, METHODS, Method
 
 if TYPE_CHECKING:
     from unispec.pipelines.runtime import EngineConfig
 
 __all__ = ["ModelOptions", "model_options"]
 
-MAX_SPECULATIVE_TOKENS = 8
 DEFAULT_MAX_BATCH_SIZE = 8
 
 
@@ -69,6 +68,12 @@ class ModelOptions:
             raise click.UsageError(
                 f"--num-speculative-tokens {self.num_speculative_tokens} needs a draft; "
                 "give --draft-model-path and --speculative-method"
+            )
+        asked, method = self.num_speculative_tokens, self.speculative_method
+        if asked is not None and method is not None and asked > LARGEST_DRAFT_TOKENS[method]:
+            raise click.UsageError(
+                f"--num-speculative-tokens {asked} is not in the range"
+                f" 1<=x<={LARGEST_DRAFT_TOKENS[method]} of {method}"
             )
 
     def engine_config(self, num_prompts: int) -> EngineConfig:
@@ -124,7 +129,7 @@ model_options = option_group(
     ),
     click.option(
         "--num-speculative-tokens",
-        type=click.IntRange(1, MAX_SPECULATIVE_TOKENS),
+        type=click.IntRange(min=1),
         help="Tokens the draft proposes in a step.  [default: 3; DFlash: its whole block]",
     ),
     click.option(
@@ -159,7 +164,7 @@ model_options = option_group(
     click.option(
         "--kv-cache-pages",
         type=click.IntRange(min=1),
-        help="Pages of the KV cache.  [default: enough for a full batch of full length]",
+        help="Pages of the KV cache.  [default: for a full batch of full length, in 4 GiB at most]",
     ),
     click.option(
         "--enable-prefix-caching/--no-enable-prefix-caching",

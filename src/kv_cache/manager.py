@@ -14,8 +14,8 @@ __all__ = ["make_cache_manager", "pages_per_row"]
 def pages_per_row(params: KVCacheParamInterface, max_length: int) -> int:
     """Pages that a row of `max_length` tokens holds at most, drafts included.
 
-    A step writes K draft positions after the row's tokens and K - 1 more while
-    the draft proposes.
+    A step writes K draft positions after the row's tokens, and while the draft proposes
+    K - 1 more, one after the other, or K + 1 more, as a block.
     """
     return -(-(max_length + 2 * params.num_draft_tokens + 1) // params.page_size)
 

@@ -15,6 +15,7 @@ from max.nn.kv_cache import (
     MultiKVCacheParams,
     PagedCacheValues,
 )
+from max.pipelines.speculative.block_driver import block_dispatch_metadata
 
 __all__ = ["grown_view", "take_caches"]
 
@@ -50,15 +51,14 @@ def grown_view(
         cache_lengths: uint32 `[B]`, tokens of each row before this step.
         width: how many tokens the step adds to each row.
     """
-    longest = ops.constant([width], DType.uint32, device=DeviceRef.CPU())
-    one_token = width == 1
+    metadata = cache.draft_attention_dispatch_metadata
+    if width > 1 and cache.attention_dispatch_metadata is not None:
+        metadata = block_dispatch_metadata(cache.attention_dispatch_metadata, width)
     return replace(
         cache,
         cache_lengths=cache_lengths,
-        max_prompt_length=longest,
-        attention_dispatch_metadata=cache.draft_attention_dispatch_metadata
-        if one_token
-        else cache.attention_dispatch_metadata,
+        max_prompt_length=ops.constant([width], DType.uint32, device=DeviceRef.CPU()),
+        attention_dispatch_metadata=metadata,
     )
 
 

@@ -1,8 +1,8 @@
 """Acceptance rules: which draft tokens stand, and which token follows the last one that stands.
 
 Every rule takes the shaped logits of K + 1 positions and K draft tokens, and
-returns `Accepted`. `greedy`, `matching` and `rejection` emit exactly the target
-distribution; `relaxed` and `synthetic` do not and are named lossy.
+returns `Accepted`. `Matching` and `Rejection` emit exactly the target
+distribution; `Relaxed` and `Synthetic` do not and are named lossy.
 """
 
 from __future__ import annotations

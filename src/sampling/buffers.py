@@ -39,7 +39,7 @@ class RowSampling:
 
 
 class SamplingBuffers:
-    """Host arrays for the largest batch, filled in place; nothing is allocated per step.
+    """Host arrays for the largest batch, filled in place; a CPU's graph reads them as they are.
 
     Args:
         max_batch_size: most rows in one step.
@@ -97,6 +97,7 @@ class SamplingBuffers:
         self._num_penalised[...] = sum(row.token_counts is not None for row in rows)
         self._max_k[...] = max((row.top_k for row in rows), default=0)
         self._min_top_p[...] = min((row.top_p for row in rows), default=1.0)
+        were_dirty = list(self._dirty_planes)
         counts = self._plane(0, self._counts, [row.token_counts for row in rows])
         bias = self._plane(1, self._bias, [row.logit_bias for row in rows])
         temperature, top_p, min_p, presence, frequency, repetition = self._floats
@@ -113,8 +114,8 @@ class SamplingBuffers:
             self._send("frequency", frequency[:count]),
             self._send("repetition", repetition[:count]),
             self._host("num_penalised", self._num_penalised),
-            self._send("counts", counts, unchanged=not self._dirty_planes[0]),
-            self._send("bias", bias, unchanged=not self._dirty_planes[1]),
+            self._send("counts", counts, unchanged=not (were_dirty[0] or self._dirty_planes[0])),
+            self._send("bias", bias, unchanged=not (were_dirty[1] or self._dirty_planes[1])),
             self._send("bitmask", bitmask),
         ]
 

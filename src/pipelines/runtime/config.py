@@ -21,9 +21,8 @@ from pydantic import ValidationError
 from unispec.checkpoints import check_weight_files
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
-from unispec.methods import DEFAULT_DRAFT_TOKENS, METHODS, Method
+from unispec.methods import DEFAULT_DRAFT_TOKENS, LARGEST_DRAFT_TOKENS, METHODS, Method
 from unispec.pipelines.architectures.registry import complete_draft_config
-from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
 
 __all__ = ["EngineConfig"]
 
@@ -44,7 +43,7 @@ class EngineConfig:
     speculative_method: Method | None = None
     """`"dflash"` or `"eagle"`; None: the target alone."""
     num_speculative_tokens: int | None = None
-    """K, draft tokens a step, 1 to 8; None: 3, or what a block draft was trained for."""
+    """K, draft tokens a step, for EAGLE 1 to 8; None: 3, or what a DFlash draft was trained for."""
     devices: str = "cpu"
     """`"cpu"`, `"gpu"` or `"gpu:N"`."""
     max_length: int | None = None
@@ -56,7 +55,7 @@ class EngineConfig:
     max_batch_input_tokens: int = 512
     """Most new tokens in one step; longer prompts are prefilled in chunks."""
     kv_cache_pages: int | None = None
-    """Cache pages of 128 tokens; None: for `max_batch_size` full rows, 4 GiB at most."""
+    """Cache pages of 128 tokens; None: for `max_batch_size` full rows, in 4 GiB at most."""
     draft_proposal: _DraftProposal = "argmax"
     """`"argmax"` or `"sampled"`, how the draft proposes; both are lossless."""
 
@@ -69,8 +68,9 @@ class EngineConfig:
         if (self.draft_model is None) != (self.speculative_method is None):
             raise InputError("a draft model and a speculative method need each other; give both")
         asked = self.num_speculative_tokens
-        if asked is not None and not 1 <= asked <= MAX_DRAFT_TOKENS:
-            raise InputError(f"num_speculative_tokens is {asked}; choose 1 to {MAX_DRAFT_TOKENS}")
+        limit = LARGEST_DRAFT_TOKENS[self.speculative_method or "eagle"]
+        if asked is not None and not 1 <= asked <= limit:
+            raise InputError(f"num_speculative_tokens is {asked}; choose 1 to {limit}")
         if self.draft_proposal not in get_args(_DraftProposal):
             raise InputError(
                 f"draft_proposal {self.draft_proposal!r} is unknown; known:"
@@ -109,7 +109,11 @@ class EngineConfig:
                 f" {limit}; choose at most {limit}"
             )
         weight_path = _weight_files(model, self.weight_path)
-        shared: dict[str, Any] = {"device_specs": [device], "quantization_encoding": encoding}
+        shared: dict[str, Any] = {
+            "device_specs": [device],
+            "quantization_encoding": encoding,
+            "kv_cache": KVCacheConfig(enable_prefix_caching=self.enable_prefix_caching),
+        }
         speculative = None
         draft = None
         try:
@@ -135,7 +139,6 @@ class EngineConfig:
                 model_path=model,
                 weight_path=weight_path,
                 max_length=self.max_length,
-                kv_cache=KVCacheConfig(enable_prefix_caching=self.enable_prefix_caching),
                 runtime=PipelineRuntimeConfig(
                     max_batch_size=self.max_batch_size,
                     max_batch_input_tokens=self.max_batch_input_tokens,

@@ -185,7 +185,7 @@ class Engine:
         if asked is not None:
             return asked
         affordable = _CACHE_BYTES // int(self._kv_params.bytes_per_block)
-        return max(one_row, min(one_row * self._config.max_batch_size, affordable))
+        return max(1, min(one_row * self._config.max_batch_size, affordable))
 
     def _load(self) -> SpeculativePipeline:
         config = self._pipeline_config

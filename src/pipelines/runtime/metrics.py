@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import nan
 from statistics import median
 
 __all__ = ["RunMetrics"]
@@ -45,10 +46,10 @@ class RunMetrics:
 
     @property
     def step_time_s(self) -> float:
-        """Median wall time of a decode step; 0 if there was none."""
-        return median(self.step_times_s) if self.step_times_s else 0.0
+        """Median wall time of a decode step; NaN if there was none."""
+        return median(self.step_times_s) if self.step_times_s else nan
 
     @property
     def graph_time_s(self) -> float:
-        """Median time of a decode step inside the graph; 0 if there was none."""
-        return median(self.graph_times_s) if self.graph_times_s else 0.0
+        """Median time of a decode step inside the graph; NaN if there was none."""
+        return median(self.graph_times_s) if self.graph_times_s else nan

@@ -12,6 +12,7 @@ from max.graph import BufferType, DeviceRef, DimLike, TensorType, TensorValue, V
 from max.nn.kv_cache import KVCacheParamInterface, PagedCacheValues
 
 from unispec.kv_cache.views import take_caches
+from unispec.methods import LARGEST_DRAFT_TOKENS
 from unispec.sampling.inputs import SamplingInputs
 
 __all__ = [
@@ -23,10 +24,10 @@ __all__ = [
     "StepSignature",
 ]
 
-MAX_DRAFT_TOKENS = 8
+MAX_DRAFT_TOKENS = LARGEST_DRAFT_TOKENS["eagle"]
 """Largest number of draft tokens that a sequential draft can propose in a step."""
 
-MAX_BLOCK_SIZE = 32
+MAX_BLOCK_SIZE = LARGEST_DRAFT_TOKENS["dflash"] + 1
 """Largest block of a block draft, the next token included."""
 
 VOID_TOKEN = -1

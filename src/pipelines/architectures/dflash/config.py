@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import Self
 
@@ -43,7 +43,13 @@ class DflashDraftHFConfig:
         aux_ids = _find(config, "aux_hidden_state_layer_ids")
         layer_ids = _find(config, "target_layer_ids")
         if layer_ids is None and aux_ids is not None:
-            layer_ids = [k - 1 for k in _integers("aux_hidden_state_layer_ids", aux_ids, source)]
+            entering = _integers("aux_hidden_state_layer_ids", aux_ids, source)
+            if 0 in entering:
+                raise InputError(
+                    f"aux_hidden_state_layer_ids {entering} of {source} has 0, the embedding, which"
+                    " cannot be tapped; use a draft that reads layers only"
+                )
+            layer_ids = [k - 1 for k in entering]
         if layer_ids is None:
             raise _missing("target_layer_ids", source)
         mask_token_id = _find(config, "mask_token_id")
@@ -111,20 +117,40 @@ def layer_windows(config: Any, *, source: str) -> list[int | None]:
             f"layer type {sorted(unknown)[0]!r} of {source} is not supported; use a draft of"
             " 'full_attention' and 'sliding_attention' layers"
         )
-    if _find(config, "causal") is not None:
+    for name, harmless in _UNSUPPORTED.items():
+        if _find(config, name) not in harmless:
+            raise InputError(
+                f"{name} {_find(config, name)!r} of {source} is not supported; use a draft without"
+                " this key"
+            )
+    sliding = "sliding_attention" in types
+    causal = _find(config, "causal")
+    if causal is not None and (causal != sliding or len(set(types)) > 1):
         raise InputError(
-            f"causal {_find(config, 'causal')!r} of {source} is not supported: full layers see the"
-            " whole block, sliding ones what is before; use a draft without this key"
+            f"causal {causal!r} of {source} is not supported: full layers see the whole block,"
+            " sliding ones what is before; use a draft without this key"
         )
-    window = _get(config, "sliding_window")
-    if "sliding_attention" not in types:
+    if not sliding:
         return [None] * count
+    window = _find(config, "sliding_window")
     if window is None:
-        raise _missing("sliding_window", source)
+        raise InputError(
+            f"sliding_window of {source} is missing or switched off, though it has sliding layers;"
+            " state sliding_window, and for Qwen 3 use_sliding_window, in its config.json"
+        )
     width = _integer("sliding_window", window, source)
     if width < 1:
         raise InputError(f"sliding_window {width} of {source} is below 1; correct its config.json")
     return [width if kind == "sliding_attention" else None for kind in types]
+
+
+# Keys of some published drafts that change the forward pass, and the values that do not.
+_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
+    "use_swa": (None, False),
+    "input_embedding_scale": (None, 1, 1.0),
+    "output_multiplier": (None, 1, 1.0),
+    "final_logit_softcapping": (None,),
+}
 
 
 def _get(config: Any, name: str) -> Any:

@@ -194,6 +194,13 @@ def _id_offsets(
             f"{source}: tensor 'd2t' maps draft id {draft_id} to {int(ids[draft_id])}, outside the"
             f" target's {vocab_size} tokens: write offsets (target id - draft id) for this target"
         )
+    if d2t.size == vocab_size:
+        if d2t.any():
+            raise InputError(
+                f"{source}: tensor 'd2t' reorders all {vocab_size} tokens of the target: a draft of"
+                " the full vocabulary needs none, remove it"
+            )
+        return None
     targets, counts = np.unique(ids, return_counts=True)
     if targets.size < ids.size:
         raise InputError(

@@ -65,8 +65,8 @@ class UnifiedDflashLlama3Config(ArchConfigWithKVCache):
 
         Raises:
             InputError: no tapped layers or some outside the target, a mask token outside the
-                vocabulary, a block that is too small or too large, another hidden size, or a
-                window missing.
+                vocabulary, a block that is too small or too large, another hidden size, a
+                window missing, or windows on a CPU.
         """
         check_hidden_size(self.draft, self.target)
         layers = self.target.num_hidden_layers
@@ -86,6 +86,12 @@ class UnifiedDflashLlama3Config(ArchConfigWithKVCache):
         size = self.resolve_block_size()
         if not 2 <= size <= MAX_BLOCK_SIZE:
             raise InputError(f"block_size is {size}; choose 2 to {MAX_BLOCK_SIZE}")
+        if any(self.windows) and self.target.devices[0].is_cpu():
+            # max 26.7 does not compile attention with this mask for a CPU.
+            raise InputError(
+                f"the draft has sliding-window layers (windows {self.windows}), which do not run on"
+                " a CPU; use a GPU or a draft without them"
+            )
         if self.windows and len(self.windows) != self.draft.num_hidden_layers:
             raise InputError(
                 f"{len(self.windows)} windows are given for {self.draft.num_hidden_layers} draft"
