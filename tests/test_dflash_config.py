@@ -180,7 +180,7 @@ def test_another_k_is_replaced_in_any_configuration(
 
 def test_sliding_layers_need_a_gpu(pair: TinyPair) -> None:
     edit(pair, layer_types=["sliding_attention", "full_attention"], sliding_window=40)
-    with pytest.raises(InputError, match="sliding-window layers.*use a GPU"):
+    with pytest.raises(InputError, match=r"sliding-window layers.*use a GPU"):
         read_config(pair)
 
 
