@@ -377,6 +377,21 @@ def test_the_agreeing_pair_accepts_runs_of_every_length(agreeing: Loaded) -> Non
     assert runs.min() >= 5
 
 
+def test_the_context_disturbs_the_agreeing_draft_a_little(agreeing: Loaded) -> None:
+    contexts = [agreeing.context(agreeing.prompt(length, seed=11)) for length in (30, 40)]
+    tokens = range(0, 256, 2)
+    first, second = (
+        torch.stack([agreeing.draft.logits(token, context) for token in tokens]).argmax(dim=-1)
+        for context in contexts
+    )
+    assert 0.005 < (first != second).float().mean() < 0.1
+
+
+def test_the_agreeing_draft_runs_on_a_cpu(agreeing: Loaded) -> None:
+    config, _ = read(agreeing.folder)
+    assert not {"layer_types", "sliding_window"} & config.keys()
+
+
 def test_demo_draft_is_accepted_as_often_as_in_training(demo_model: Path) -> None:
     draft = DFlashReference(demo_draft_folder("dflash"), TargetReference(demo_model))
     tokenizer = AutoTokenizer.from_pretrained(demo_model)

@@ -20,25 +20,31 @@ BLOCK_SIZE = 6
 
 MASK = 3
 
-CONTEXT_SCALE = 0.05
-"""How strongly the context disturbs."""
+BRANCH_SCALE = 0.25
+"""How strongly the second layer, and with it the context, disturbs."""
 
-UNEVENNESS = 0.025
-"""How far the first layer's attention is from even."""
+ROW_SCALE = 0.002
+"""Scale of the block's rows in the first layer; the context's rows have scale 1."""
 
-BRANCH_SCALE = 0.05
-"""How strongly the second layer disturbs."""
+KEY_BIAS = 0.25
+"""Of the first layer's keys: much for the block's rows, little for the context's."""
 
-TURN_SCALE = 0.25
+VISIBILITY = 20.0
+"""By how much, nearly, the block's rows outscore the context's in the first layer."""
+
+FARNESS = 2.0
+"""By how much the farthest row of the block outscores a slot's own row there."""
+
+PLACE_PAIR = 1
+"""RoPE turns this pair of a head by a quarter turn over the block."""
+
+TURN_SCALE = 0.5
 """What the first layer's attention adds, in units of one token's normed embedding."""
 
-MARGIN = 6.0
-"""What keeps a unit of the first layer's MLP silent for other tokens than its own."""
-
-STEEPNESS = 4.0
+STEEPNESS = 30.0
 """Scale of the units' inputs; SiLU(steepness * x) is nearly a ramp max(0, x)."""
 
-RIDGE = 0.1
+RIDGE = 0.01
 """Keeps the solution for ``down_proj`` from relying on small differences of units."""
 
 
@@ -126,11 +132,11 @@ def tiny_dflash(
 def agreeing_dflash(folder: Path, target_folder: Path, *, seed: int = 0) -> Path:
     """Writes a draft that often agrees with the target that ``agreeing_llama`` has written.
 
-    The first layer attends evenly to a window of one block. That leaves in slot ``i`` three
-    parts: the mask, ``i`` times the mask turned by a random rotation, and the next token
-    turned likewise. The layer's MLP looks up what the slot must hold, the embedding of the
-    ``i - 1``-th successor of the next token: the target's head finds that one's successor.
-    The context and the second layer, which sees everything, only disturb that.
+    The first layer sees only the block, and far rows of it more than near ones. That leaves
+    two parts in slot ``i``: the mask, and the next token turned by a random rotation, times a
+    share that grows with ``i``. The layer's MLP looks up what the slot must hold, the embedding
+    of the ``i - 1``-th successor of the next token: the target's head finds that one's
+    successor. The second layer, which sees the context too, only disturbs that.
     """
     target_config, target = read(target_folder)
     embedding = target["model.embed_tokens.weight"]  # [V, H]
@@ -147,58 +153,97 @@ def agreeing_dflash(folder: Path, target_folder: Path, *, seed: int = 0) -> Path
         target_layer_ids=range(target_config["num_hidden_layers"]),
         mask_token_id=MASK,
         intermediate_size=vocab_size * (BLOCK_SIZE - 1),
-        sliding_window=BLOCK_SIZE,
-        layer_types=["sliding_attention", "full_attention"],
+        attention_bias=True,
         seed=seed,
     )
     config, tensors = read(folder)
     tensors["norm.weight"] = target["model.norm.weight"]
-    tensors["hidden_norm.weight"] *= CONTEXT_SCALE
-    tensors["layers.0.self_attn.q_norm.weight"] *= UNEVENNESS
-    for name in ("self_attn.o_proj", "mlp.down_proj"):
-        tensors[f"layers.1.{name}.weight"] *= BRANCH_SCALE
+    for name in ("self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight"):
+        tensors[f"layers.1.{name}"] *= BRANCH_SCALE
 
+    layer = {
+        name.removeprefix("layers.0."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("layers.0.")
+    }
+    layer["input_layernorm.weight"] *= ROW_SCALE
+    shares = _look(layer, config)[1:]  # [B - 1]
     value, output = (
-        np.linalg.qr(tensors[f"layers.0.self_attn.{name}.weight"]).Q
-        for name in ("v_proj", "o_proj")
+        np.linalg.qr(layer[f"self_attn.{name}_proj.weight"]).Q for name in ("v", "o")
     )  # [H, H] each
-    tensors["layers.0.self_attn.v_proj.weight"] = value
-    tensors["layers.0.self_attn.o_proj.weight"] = TURN_SCALE * BLOCK_SIZE * output
-    normed = _unit_rms(embedding) * tensors["layers.0.input_layernorm.weight"]
-    turned = TURN_SCALE * normed @ (output @ value).T  # [V, H]
-    parts = np.stack(np.broadcast_arrays(embedding[MASK], turned[MASK], turned), axis=1)
+    layer["self_attn.v_proj.weight"] = value
+    layer["self_attn.o_proj.weight"] = TURN_SCALE / ROW_SCALE * output
+    for name in ("v", "o"):
+        layer[f"self_attn.{name}_proj.bias"] *= 0
+    rows = TURN_SCALE / ROW_SCALE * _unit_rms(embedding) * layer["input_layernorm.weight"]
+    turned = rows @ (output @ value).T  # [V, H]
+    mask = embedding[MASK] + turned[MASK]  # [H]
+    parts = np.stack(np.broadcast_arrays(mask, turned - turned[MASK]), axis=1)  # [V, 2, H]
 
     successor = (embedding * tensors["norm.weight"] @ target["lm_head.weight"].T).argmax(axis=1)
     chain = [np.arange(vocab_size)]
     while len(chain) < BLOCK_SIZE - 1:
         chain.append(successor[chain[-1]])
     wanted = embedding[np.stack(chain, axis=1)]  # [V, B - 1, H]
-    mlp = _lookup(parts, wanted, tensors["layers.0.post_attention_layernorm.weight"])
-    tensors |= {f"layers.0.mlp.{name}.weight": tensor for name, tensor in mlp.items()}
-    return write(folder, config, tensors)
+    mlp = _lookup(parts, shares, wanted, layer["post_attention_layernorm.weight"])
+    layer |= {f"mlp.{name}.weight": tensor for name, tensor in mlp.items()}
+    return write(folder, config, tensors | {f"layers.0.{name}": t for name, t in layer.items()})
 
 
-def _lookup(parts: Array, wanted: Array, norm_weight: Array) -> dict[str, Array]:
-    """An MLP that turns the stream ``parts`` . (1, i, 1) of slot ``i`` into ``wanted``.
+def _look(layer: dict[str, Array], config: dict[str, Any]) -> Array:
+    """Sets what a layer looks at, and returns the share [B] of it that slot 0 has.
 
-    It has one unit for every token t and every r < B - 1, the ramp max(0, i - r), silent
-    unless the next token is t.
+    All queries are one, the bias, and so are a block's keys, as its rows are too small to
+    matter. Both lie in RoPE's slowest pair, which hardly turns, and in ``PLACE_PAIR``, in which
+    they are opposite, so that a slot's own row scores least. The context's rows are large:
+    their keys are mostly in the other pairs, and score little.
+    """
+    heads, width = config["num_attention_heads"], config["head_dim"]
+    slowest = width // 2 - 1
+    key, query = np.zeros((2, heads, width))
+    key[:, [PLACE_PAIR, slowest]] = KEY_BIAS
+    query[:, [PLACE_PAIR, slowest]] = -FARNESS, VISIBILITY
+    # Once normed, a key has sqrt(width / 2) in either pair.
+    query_norm = np.hypot(FARNESS, VISIBILITY) * (2 / width) ** 0.5
+    layer |= {
+        "self_attn.q_proj.bias": query.ravel(),
+        "self_attn.k_proj.bias": key.ravel(),
+        "self_attn.q_norm.weight": np.full(width, query_norm),
+        "self_attn.k_norm.weight": np.ones(width),
+    }
+    layer["self_attn.q_proj.weight"] *= 0
+    pairs = layer["self_attn.k_proj.weight"].reshape(heads, 2, width // 2, -1)
+    pairs[:, :, [PLACE_PAIR, slowest]] = 0
+
+    frequency = config["rope_parameters"]["rope_theta"] ** (-2 * PLACE_PAIR / width)
+    slots = np.arange(BLOCK_SIZE)
+    weights = np.exp(-FARNESS * np.cos(frequency * (slots[:, None] - slots)))  # [B, B]
+    shares: Array = weights[:, 0] / weights.sum(axis=1)
+    return shares
+
+
+def _lookup(parts: Array, shares: Array, wanted: Array, norm_weight: Array) -> dict[str, Array]:
+    """An MLP that turns the stream ``parts`` . (1, share) of a slot into what it must hold.
+
+    It has one unit for every token t and every slot: if the next token is t, a ramp that begins
+    at the share of the slot before; else nearly silent.
 
     Args:
-        parts: By next token [V, 3, H].
-        wanted: By next token and slot 1 to B - 1 [V, B - 1, H].
+        parts: By next token [V, 2, H].
+        shares: By slot from 1, ascending [B - 1].
+        wanted: By next token and slot from 1 [V, B - 1, H].
         norm_weight: Of the norm before the MLP [H].
     """
     hidden = len(norm_weight)
-    ramp = np.arange(wanted.shape[1])[:, None]  # [B - 1, 1]
+    ramp = np.append(0, shares[:-1])[:, None]  # [B - 1, 1]
     # Inner products with these are the parts' coefficients.
-    dual = np.linalg.pinv(parts)  # [V, H, 3]
-    one, slot, is_token = (dual[:, None, :, i] for i in range(3))  # [V, 1, H] each
-    gate = STEEPNESS * (MARGIN * (is_token - one) + slot - ramp * one) / norm_weight
+    dual = np.linalg.pinv(parts)  # [V, H, 2]
+    one, share = (dual[:, None, :, i] for i in range(2))  # [V, 1, H] each
+    gate = STEEPNESS * (share - ramp * one) / norm_weight
     up = np.broadcast_to(one / norm_weight, gate.shape)
     gate, up = gate.reshape(-1, hidden), up.reshape(-1, hidden)  # [V * (B - 1), H] each
 
-    stream = (parts[:, :1] + (ramp + 1) * parts[:, 1:2] + parts[:, 2:]).reshape(-1, hidden)
+    stream = (parts[:, :1] + shares[:, None] * parts[:, 1:]).reshape(-1, hidden)
     normed = _unit_rms(stream) * norm_weight
     opened = normed @ gate.T
     units = opened / (1 + np.exp(-opened)) * (normed @ up.T)  # [V * (B - 1), V * (B - 1)]

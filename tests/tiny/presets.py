@@ -133,5 +133,4 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
 EAGLE_PAIRS = "ABCD"
 
 COMPILED_PAIRS = "BCDE"
-"""Those that engines are made of; a graph takes time to compile. The agreeing DFlash draft of F
-has a sliding window, which a CPU does not run."""
+"""Those that all engine tests run; a graph takes time to compile."""
