@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -87,18 +87,18 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyP
     return pair
 
 
-def _load(pair: TinyPair, **options: Any) -> Engine:
+def _load(pair: TinyPair) -> Engine:
     """Up to 8 rows and K = 5, chunks of 64 tokens."""
     return Engine(
         EngineConfig(
             model=str(pair.target),
             draft_model=str(pair.draft),
             speculative_method=pair.method,
+            draft_proposal=pair.draft_proposal,
             num_speculative_tokens=5,
             max_batch_size=8,
             max_batch_input_tokens=64,
             max_length=MAX_LENGTH,
-            **options,
         )
     )
 
@@ -119,7 +119,7 @@ def tiny_engine(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], Engine]
 @pytest.fixture(scope="session")
 def sampled_draft_engine(tiny_pair: Callable[[str], TinyPair]) -> Engine:
     """Pair D with drafts that are sampled, so that acceptance is by rejection."""
-    return _load(tiny_pair("D"), draft_proposal="sampled")
+    return _load(replace(tiny_pair("D"), draft_proposal="sampled"))
 
 
 @pytest.fixture(scope="session")
@@ -162,10 +162,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=[pytest.param("D", id="eagle"), pytest.param("F", id="dflash")])
+def engine(
+    request: pytest.FixtureRequest, tiny_engine: Callable[[str], Engine]
+) -> Iterator[Engine]:
+    """Pairs of one target whose drafts are mostly accepted: D, and F, which are sampled.
+
+    Every test leaves nothing behind in it.
+    """
+    yield from _left_empty(tiny_engine(request.param))
+
+
 @pytest.fixture
-def engine(tiny_engine: Callable[[str], Engine]) -> Iterator[Engine]:
-    """Pair D, most of whose drafts are accepted; every test leaves nothing behind in it."""
-    engine = tiny_engine("D")
+def eagle_engine(tiny_engine: Callable[[str], Engine]) -> Iterator[Engine]:
+    """As ``engine``, pair D only: for what no draft can change, or for argmax drafts."""
+    yield from _left_empty(tiny_engine("D"))
+
+
+def _left_empty(engine: Engine) -> Iterator[Engine]:
     manager = engine.pipeline.kv_manager
     manager.reset_prefix_cache()
     yield engine

@@ -150,7 +150,7 @@ def test_the_checkpoint_decides_the_block(pair: TinyPair) -> None:
     assert config.speculative_config.num_speculative_tokens == 5
     assert {params.num_draft_tokens for params in config.get_kv_params().children.values()} == {5}
     assert (config.target_layer_ids, config.mask_token_id) == ([3, 0, 1], 255)
-    assert config.windows == [None, None]
+    assert config.windows == [40, None]
 
 
 def test_another_k_is_replaced_with_one_warning(
@@ -178,10 +178,13 @@ def test_another_k_is_replaced_in_any_configuration(
     assert "num_speculative_tokens 3 is replaced by 5" in caplog.text
 
 
-def test_sliding_layers_need_a_gpu(pair: TinyPair) -> None:
-    edit(pair, layer_types=["sliding_attention", "full_attention"], sliding_window=40)
-    with pytest.raises(InputError, match=r"sliding-window layers.*use a GPU"):
-        read_config(pair)
+def test_windows_on_a_cpu_make_the_cache_one_wide_head(pair: TinyPair) -> None:
+    """The gather that stands in for a windowed kernel reads no other."""
+    cache = read_config(pair).get_kv_params().children["draft"]
+    assert (cache.n_kv_heads, cache.head_dim) == (1, 2 * 32)
+    edit(pair, layer_types=None, sliding_window=None)
+    cache = read_config(pair).get_kv_params().children["draft"]
+    assert (cache.n_kv_heads, cache.head_dim) == (2, 32)
 
 
 def test_large_blocks(pair: TinyPair) -> None:

@@ -184,9 +184,9 @@ def test_a_refused_request_disturbs_nothing(engine: Engine) -> None:
 
 
 @pytest.fixture
-def inputs(engine: Engine) -> Iterator[Any]:
+def inputs(eagle_engine: Engine) -> Iterator[Any]:
     """The first step of one request of pair D."""
-    model, manager = engine.pipeline.model, engine.pipeline.kv_manager
+    model, manager = eagle_engine.pipeline.model, eagle_engine.pipeline.kv_manager
     context = TextContext(
         max_length=40,
         tokens=TokenBuffer(np.array(prompt(9), np.int64)),
@@ -196,7 +196,7 @@ def inputs(engine: Engine) -> Iterator[Any]:
     manager.alloc(context)
     yield model.prepare_initial_token_inputs([[context]], manager.runtime_inputs([[context]]))
     manager.release(context)
-    engine.pipeline.release(context.request_id)
+    eagle_engine.pipeline.release(context.request_id)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +211,11 @@ def inputs(engine: Engine) -> Iterator[Any]:
     ],
 )
 def test_an_input_that_the_graph_does_not_take(
-    engine: Engine, inputs: Any, name: str, value: Any
+    eagle_engine: Engine, inputs: Any, name: str, value: Any
 ) -> None:
     """It is named instead of being dropped or shifting the others."""
     with pytest.raises(InputError, match=f"{name} is set, but the compiled graph does not take"):
-        engine.pipeline.model.execute(replace(inputs, **{name: value}))
+        eagle_engine.pipeline.model.execute(replace(inputs, **{name: value}))
 
 
 @pytest.mark.parametrize(

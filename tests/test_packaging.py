@@ -67,12 +67,14 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
 def test_installed_wheel_finds_its_modules_and_its_drafts(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
-        "import unispec.checkpoints.demo as demo;"
-        "print(demo.__file__); print(demo.demo_draft_folder('eagle'))"
+        "import unispec.checkpoints.demo as demo; from unispec.methods import METHODS;"
+        "print(demo.__file__); print(*map(demo.demo_draft_folder, METHODS), sep='\\n')"
     )
-    module, draft = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
+    module, *drafts = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
     assert Path(module).is_relative_to(tmp_path / "unispec")
-    assert {path.name for path in Path(draft).iterdir()} >= {"config.json", "model.safetensors"}
+    assert {Path(draft).name for draft in drafts} == {"smollm2-135m-dflash", "smollm2-135m-eagle"}
+    for draft in drafts:
+        assert {path.name for path in Path(draft).iterdir()} >= {"config.json", "model.safetensors"}
 
 
 def test_runtime_requirements_hold_max_and_no_torch(wheel: Path) -> None:

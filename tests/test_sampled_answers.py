@@ -1,6 +1,7 @@
 """Sampled answers follow the target's own law, whatever the draft proposes.
 
 With argmax drafts more holds: the answer to a seed is the target's own, token by token.
+All pairs here have the target of pair D.
 """
 
 from __future__ import annotations
@@ -40,13 +41,19 @@ LAWS: Mapping[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["argmax", "sampled"])
-def drafting_engine(request: pytest.FixtureRequest, tiny_engine: Callable[[str], Engine]) -> Engine:
-    """Pair D with drafts of each kind."""
-    if request.param == "sampled":
-        sampled: Engine = request.getfixturevalue("sampled_draft_engine")
-        return sampled
-    return tiny_engine("D")
+@pytest.fixture(params=["eagle-argmax", "eagle-sampled", "dflash-sampled"])
+def drafting_engine(
+    request: pytest.FixtureRequest,
+    tiny_engine: Callable[[str], Engine],
+    sampled_draft_engine: Engine,
+) -> Engine:
+    """Drafts of each kind; the last one's vocabulary is reduced."""
+    engines = {
+        "eagle-argmax": tiny_engine("D"),
+        "eagle-sampled": sampled_draft_engine,
+        "dflash-sampled": tiny_engine("F"),
+    }
+    return engines[request.param]
 
 
 def ask(
@@ -106,11 +113,13 @@ def test_answers_follow_the_targets_law(
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_wrong_law_is_seen(engine: Engine, tiny_target: Callable[[str], TargetReference]) -> None:
+def test_a_wrong_law_is_seen(
+    eagle_engine: Engine, tiny_target: Callable[[str], TargetReference]
+) -> None:
     """The test above has power: a temperature off by a fifth is refused."""
     law = LAWS["top_k"]
     wrong = exact_law(tiny_target("D"), {**law, "temperature": 1.6})
-    report = ask(engine, [PROMPT] * ANSWERS, range(ANSWERS), max_new_tokens=LENGTH, **law)
+    report = ask(eagle_engine, [PROMPT] * ANSWERS, range(ANSWERS), max_new_tokens=LENGTH, **law)
     counts = Counter(tuple(result.token_ids) for result in report.results)
     p_value = chi_square_p_value([counts[answer] for answer in wrong], list(wrong.values()))
     assert p_value < SIGNIFICANCE
@@ -129,24 +138,23 @@ def test_other_rows_change_nothing(drafting_engine: Engine) -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_an_argmax_draft_changes_no_sampled_answer(
-    engine: Engine, target_only_engine: Engine, law: str
+    eagle_engine: Engine, target_only_engine: Engine, law: str
 ) -> None:
     prompts = [random_prompt(256, length, seed=3) for length in (1, 5, 40, 70, 129, 300)]
     seeds = range(200, 206)
-    drafted = ask(engine, prompts, seeds, max_new_tokens=24, **LAWS[law]).results
+    drafted = ask(eagle_engine, prompts, seeds, max_new_tokens=24, **LAWS[law]).results
     alone = ask(target_only_engine, prompts, seeds, max_new_tokens=24, **LAWS[law]).results
     assert [result.token_ids for result in drafted] == [result.token_ids for result in alone]
     assert sum(result.accepted for result in drafted) > 0
 
 
 def test_a_sampled_draft_changes_no_greedy_answer(
-    tiny_engine: Callable[[str], Engine], sampled_draft_engine: Engine
+    eagle_engine: Engine, sampled_draft_engine: Engine
 ) -> None:
     """At temperature 0 its distribution is one token, and so is the target's."""
-    engine = tiny_engine("D")
     prompts = [random_prompt(256, length, seed=4) for length in (1, 5, 40, 70, 129, 300)]
     law = {"temperature": 0, "max_new_tokens": 24}
-    theirs = ask(engine, prompts, range(6), **law)
+    theirs = ask(eagle_engine, prompts, range(6), **law)
     ours = ask(sampled_draft_engine, prompts, range(6), **law)
     assert [result.token_ids for result in ours.results] == [
         result.token_ids for result in theirs.results

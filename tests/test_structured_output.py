@@ -61,9 +61,9 @@ def test_answers_obey_their_grammar(engine: Engine) -> None:
             assert grammar is None or result.finish_reason == "stop"
 
 
-def test_answers_are_the_targets_own(engine: Engine, target_only_engine: Engine) -> None:
+def test_answers_are_the_targets_own(eagle_engine: Engine, target_only_engine: Engine) -> None:
     """With and without a draft, alone and in a batch, a constrained answer is the same."""
     for temperature in (0, 1.5):
-        drafted = engine.generate(requests(temperature))
+        drafted = eagle_engine.generate(requests(temperature))
         alone = [target_only_engine.generate([r]).results[0] for r in requests(temperature)]
         assert [r.token_ids for r in drafted.results] == [r.token_ids for r in alone]

@@ -129,14 +129,17 @@ def tiny_dflash(
     return write(folder, config, tensors)
 
 
-def agreeing_dflash(folder: Path, target_folder: Path, *, seed: int = 0) -> Path:
+def agreeing_dflash(
+    folder: Path, target_folder: Path, *, d2t: int | None = None, seed: int = 0
+) -> Path:
     """Writes a draft that often agrees with the target that ``agreeing_llama`` has written.
 
     The first layer sees only the block, and far rows of it more than near ones. That leaves
     two parts in slot ``i``: the mask, and the next token turned by a random rotation, times a
     share that grows with ``i``. The layer's MLP looks up what the slot must hold, the embedding
     of the ``i - 1``-th successor of the next token: the target's head finds that one's
-    successor. The second layer, which sees the context too, only disturbs that.
+    successor. The second layer, which sees the context too, only disturbs that. With ``d2t``
+    it knows only that many tokens, as in ``tiny_dflash``.
     """
     target_config, target = read(target_folder)
     embedding = target["model.embed_tokens.weight"]  # [V, H]
@@ -154,6 +157,7 @@ def agreeing_dflash(folder: Path, target_folder: Path, *, seed: int = 0) -> Path
         mask_token_id=MASK,
         intermediate_size=vocab_size * (BLOCK_SIZE - 1),
         attention_bias=True,
+        d2t=d2t,
         seed=seed,
     )
     config, tensors = read(folder)

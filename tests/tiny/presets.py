@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from unispec.methods import Method
 
@@ -17,11 +18,12 @@ __all__ = ["COMPILED_PAIRS", "EAGLE_PAIRS", "PRESETS", "TinyPair"]
 
 @dataclass(frozen=True)
 class TinyPair:
-    """Folders of a target and of a draft for it."""
+    """Folders of a target and of a draft for it, and how the engine tests run them."""
 
     target: Path
     draft: Path
     method: Method = "eagle"
+    draft_proposal: Literal["argmax", "sampled"] = "argmax"
 
 
 def _a(folder: Path) -> TinyPair:
@@ -42,7 +44,10 @@ def _a(folder: Path) -> TinyPair:
 
 
 def _b(folder: Path) -> TinyPair:
-    """One KV head wider than hidden / heads, biases, scaled RoPE, two-layer draft."""
+    """One KV head wider than hidden / heads, biases, scaled RoPE, bfloat16 files.
+
+    The draft has two layers and a quarter of the vocabulary.
+    """
     target = tiny_llama(
         folder / "target",
         hidden_size=96,
@@ -55,9 +60,11 @@ def _b(folder: Path) -> TinyPair:
         tie=False,
         attention_bias=True,
         rope="llama3",
+        dtype="bfloat16",
         seed=6,
     )
-    return TinyPair(target, tiny_eagle(folder / "draft", target, layers=2, fc_bias=True, seed=12))
+    draft = tiny_eagle(folder / "draft", target, layers=2, fc_bias=True, d2t=80, seed=12)
+    return TinyPair(target, draft)
 
 
 def _c(folder: Path) -> TinyPair:
@@ -85,14 +92,14 @@ def _d(folder: Path) -> TinyPair:
 
 
 def _e(folder: Path) -> TinyPair:
-    """Three taps out of order for two layers, wide heads, a small block, few tokens."""
+    """No grouping; taps out of order for a windowed and a full layer, wide heads, few tokens."""
     target = tiny_llama(
         folder / "target",
         hidden_size=64,
         intermediate_size=160,
         layers=4,
         heads=4,
-        kv_heads=2,
+        kv_heads=4,
         head_dim=16,
         vocab_size=256,
         tie=True,
@@ -109,15 +116,18 @@ def _e(folder: Path) -> TinyPair:
         target_layer_ids=(3, 0, 1),
         mask_token_id=255,
         d2t=100,
+        sliding_window=40,
+        layer_types=("sliding_attention", "full_attention"),
         seed=15,
     )
     return TinyPair(target, draft, "dflash")
 
 
 def _f(folder: Path) -> TinyPair:
-    """A DFlash draft that agrees with the target of D."""
+    """A DFlash draft that agrees with the target of D, of most of the vocabulary; sampled."""
     target = agreeing_llama(folder / "target", seed=4)
-    return TinyPair(target, agreeing_dflash(folder / "draft", target, seed=16), "dflash")
+    draft = agreeing_dflash(folder / "draft", target, d2t=232, seed=16)
+    return TinyPair(target, draft, "dflash", draft_proposal="sampled")
 
 
 PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
@@ -132,5 +142,5 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
 
 EAGLE_PAIRS = "ABCD"
 
-COMPILED_PAIRS = "BCDE"
+COMPILED_PAIRS = "BDEF"
 """Those that all engine tests run; a graph takes time to compile."""

@@ -19,6 +19,7 @@ from ..drafts.vocabulary import TargetVocabularyDraft
 from ..llama3.config import Llama3Config
 from ..llama3.linear import fused_linear
 from ..llama3.stack import layer_index, rotary_embedding
+from .gathered import is_gathered
 from .layers import DflashLayer
 
 __all__ = ["DflashDraft"]
@@ -58,7 +59,10 @@ class DflashDraft(TargetVocabularyDraft):
         hidden = config.hidden_size
         self.fc = Linear(num_taps * hidden, hidden, config.dtype, config.devices[0])
         self.hidden_norm = RMSNorm(hidden, config.dtype, config.rms_norm_eps)
-        self.layers = LayerList([DflashLayer(config, window=window) for window in windows])
+        gathered = is_gathered(windows, config.devices[0])
+        self.layers = LayerList(
+            [DflashLayer(config, window=window, gathered=gathered) for window in windows]
+        )
         self.norm = RMSNorm(hidden, config.dtype, config.rms_norm_eps)
 
     def materialize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from max.graph import DimLike, TensorValue
+from max.graph import TensorValue
 from max.nn import Linear, Module, RMSNorm
 from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, kv_cache_store_paged_ragged, rope_ragged
@@ -10,6 +10,7 @@ from max.nn.kv_cache import PagedCacheValues
 
 from ..llama3.config import Llama3Config
 from ..llama3.linear import GatedMLP, fused_linear
+from .gathered import gathered_attention
 
 __all__ = ["DflashAttention", "DflashLayer"]
 
@@ -21,11 +22,13 @@ class DflashAttention(Module):
         config: the draft's stack.
         window: None: a query sees the whole cache; else itself and the `window - 1`
             positions before it.
+        gathered: whether a key's heads are one wide head in the cache; see `gathered_attention`.
     """
 
-    def __init__(self, config: Llama3Config, *, window: int | None) -> None:
+    def __init__(self, config: Llama3Config, *, window: int | None, gathered: bool) -> None:
         super().__init__()
         self.kv_params = config.kv_params
+        self.gathered = gathered
         self.num_key_value_heads = config.num_key_value_heads
         self.scale = config.attention_multiplier
         self.window = window
@@ -57,11 +60,13 @@ class DflashAttention(Module):
             freqs_cis: `[positions, head_dim]`, the rotary table.
             row_offsets: uint32 `[B + 1]`.
         """
-        heads: list[DimLike] = [key.shape[0], self.num_key_value_heads, self.kv_params.head_dim]
-        key = self.k_norm(key.reshape(heads))
+        count, width = self.num_key_value_heads, self.kv_params.head_dim
+        key = self.k_norm(key.reshape([key.shape[0], count, width]))
         key = rope_ragged(key, row_offsets, cache.cache_lengths, freqs_cis, interleaved=False)
-        kv_cache_store_paged_ragged(cache, key, row_offsets, layer, key_or_value=0)
-        kv_cache_store_paged_ragged(cache, value.reshape(heads), row_offsets, layer, key_or_value=1)
+        heads = [1, count * width] if self.gathered else [count, width]
+        for which, entry in enumerate((key, value)):
+            rows = entry.reshape([entry.shape[0], *heads])
+            kv_cache_store_paged_ragged(cache, rows, row_offsets, layer, key_or_value=which)
 
     def __call__(
         self,
@@ -87,19 +92,40 @@ class DflashAttention(Module):
         self.store(layer, key, value, cache, freqs_cis, row_offsets)
         query = self.q_norm(query.reshape([x.shape[0], -1, self.kv_params.head_dim]))
         query = rope_ragged(query, row_offsets, cache.cache_lengths, freqs_cis, interleaved=False)
-        attended = flash_attention_ragged(
+        attended = self._attend(query, layer, cache, row_offsets)
+        return self.o_proj(attended.reshape([x.shape[0], self.query_width]))
+
+    def _attend(
+        self,
+        query: TensorValue,
+        layer: TensorValue,
+        cache: PagedCacheValues,
+        row_offsets: TensorValue,
+    ) -> TensorValue:
+        """Attends from `[T, heads, head_dim]`; the result has the same shape."""
+        if self.gathered:
+            batch = cache.cache_lengths.shape[0]
+            return gathered_attention(
+                query.reshape([batch, -1, *query.shape[1:]]),
+                cache,
+                layer,
+                key_heads=self.num_key_value_heads,
+                scale=self.scale,
+                window=self.window,
+            )
+        mask = MHAMaskVariant.NULL_MASK
+        if self.window is not None:
+            mask = MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK
+        return flash_attention_ragged(
             self.kv_params,
             query,
             row_offsets,
             cache,
             layer,
-            MHAMaskVariant.NULL_MASK
-            if self.window is None
-            else MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
+            mask,
             self.scale,
             local_window_size=-1 if self.window is None else self.window,
         )
-        return self.o_proj(attended.reshape([x.shape[0], self.query_width]))
 
 
 class DflashLayer(Module):
@@ -108,11 +134,12 @@ class DflashLayer(Module):
     Args:
         config: the draft's stack.
         window: see `DflashAttention`.
+        gathered: see `DflashAttention`.
     """
 
-    def __init__(self, config: Llama3Config, *, window: int | None) -> None:
+    def __init__(self, config: Llama3Config, *, window: int | None, gathered: bool) -> None:
         super().__init__()
-        self.self_attn = DflashAttention(config, window=window)
+        self.self_attn = DflashAttention(config, window=window, gathered=gathered)
         self.mlp = GatedMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(

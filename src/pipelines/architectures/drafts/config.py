@@ -1,32 +1,88 @@
-"""Reading a draft's stack so that it fits its target."""
+"""What the configurations of all Llama 3 targets with a draft share."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
-from max.nn.kv_cache import KVCacheParamInterface, MultiKVCacheParams
+from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams, MultiKVCacheParams
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
+from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
+from max.pipelines.speculative import SpeculativeConfig
 
 from unispec.errors import InputError
 
 from ..llama3.config import Llama3Config
 
-__all__ = ["both_caches", "check_hidden_size", "read_draft_stack"]
+__all__ = ["UnifiedLlama3Config", "both_caches"]
 
 
-def read_draft_stack(
+def both_caches(target: KVCacheParams, draft: KVCacheParams) -> KVCacheParamInterface:
+    """A tree of caches with the children `target` and `draft`."""
+    return MultiKVCacheParams.from_params({"target": target, "draft": draft})
+
+
+@dataclass(kw_only=True)
+class UnifiedLlama3Config(ArchConfigWithKVCache):
+    """Target and draft stacks and how they work together."""
+
+    target: Llama3Config
+    draft: Llama3Config
+    speculative_config: SpeculativeConfig
+
+    def check_hidden_size(self) -> None:
+        """Refuses a draft that cannot read the target's embedding.
+
+        Raises:
+            InputError: the hidden sizes differ.
+        """
+        if self.draft.hidden_size != self.target.hidden_size:
+            raise InputError(
+                f"the draft's hidden_size {self.draft.hidden_size} is not the target's"
+                f" {self.target.hidden_size}; use a draft that was trained for this target"
+            )
+
+    def get_kv_params(self) -> KVCacheParamInterface:
+        """Parameters of both caches, as a tree with the children `target` and `draft`."""
+        return both_caches(self.target.kv_params, self.draft.kv_params)
+
+    def get_max_seq_len(self) -> int:
+        """Longest sequence of a request in tokens, the target's."""
+        return self.target.max_seq_len
+
+    @classmethod
+    def calculate_max_seq_len(cls, huggingface_config: Any, model_config: MAXModelConfig) -> int:
+        """Longest sequence that the target's positions and `max_length` allow.
+
+        Raises:
+            ValueError: `max_length` is beyond the target's `max_position_embeddings`.
+        """
+        return Llama3Config.calculate_max_seq_len(huggingface_config, model_config)
+
+    @staticmethod
+    def read_stacks(
+        pipeline_config: PipelineConfig,
+        model_config: MAXModelConfig | None,
+        max_seq_len: int | None,
+    ) -> tuple[Llama3Config, Llama3Config, SpeculativeConfig]:
+        """The target's stack, the draft's, and the speculative configuration.
+
+        The draft's vocabulary is `draft_vocab_size` if it states one.
+
+        Raises:
+            InputError: no draft or speculative configuration, a wrong configuration of
+                either model, or a draft of another vocabulary.
+        """
+        draft_model, speculative = pipeline_config.draft_model, pipeline_config.speculative
+        if draft_model is None or speculative is None:
+            raise InputError("this architecture needs a draft model; give --draft-model-path")
+        target = Llama3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        return target, _read_draft(pipeline_config, draft_model, target), speculative
+
+
+def _read_draft(
     pipeline_config: PipelineConfig, draft_model: MAXModelConfig, target: Llama3Config
 ) -> Llama3Config:
-    """Reads a draft's stack; its vocabulary is `draft_vocab_size` if it states one.
-
-    Args:
-        pipeline_config: what both belong to.
-        draft_model: the draft's checkpoint.
-        target: the target's stack.
-
-    Raises:
-        InputError: the draft's configuration is wrong or its vocabulary is not the target's.
-    """
     draft = Llama3Config.initialize(pipeline_config, draft_model, max_seq_len=target.max_seq_len)
     if draft.vocab_size != target.vocab_size:
         raise InputError(
@@ -45,21 +101,3 @@ def read_draft_stack(
         dtype=target.dtype,
         kv_params=kv_params,
     )
-
-
-def check_hidden_size(draft: Llama3Config, target: Llama3Config) -> None:
-    """Refuses a draft that cannot read the target's embedding.
-
-    Raises:
-        InputError: the hidden sizes differ.
-    """
-    if draft.hidden_size != target.hidden_size:
-        raise InputError(
-            f"the draft's hidden_size {draft.hidden_size} is not the target's"
-            f" {target.hidden_size}; use a draft that was trained for this target"
-        )
-
-
-def both_caches(target: Llama3Config, draft: Llama3Config) -> KVCacheParamInterface:
-    """Parameters of both caches, as a tree with the children `target` and `draft`."""
-    return MultiKVCacheParams.from_params({"target": target.kv_params, "draft": draft.kv_params})

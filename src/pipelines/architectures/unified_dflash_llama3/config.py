@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from max.nn.kv_cache import KVCacheParamInterface
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
-from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
-from max.pipelines.speculative import SpeculativeConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 from ..dflash.config import DflashDraftHFConfig, layer_windows
-from ..drafts.config import both_caches, check_hidden_size, read_draft_stack
+from ..dflash.gathered import is_gathered, wide_head
+from ..drafts.config import UnifiedLlama3Config, both_caches
 from ..llama3.config import Llama3Config
 
 __all__ = ["UnifiedDflashLlama3Config"]
@@ -25,12 +24,9 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class UnifiedDflashLlama3Config(ArchConfigWithKVCache):
+class UnifiedDflashLlama3Config(UnifiedLlama3Config):
     """Target and draft stacks and how they work together."""
 
-    target: Llama3Config
-    draft: Llama3Config
-    speculative_config: SpeculativeConfig
     target_layer_ids: list[int] = field(default_factory=list)
     """Target layers, from 0, whose outputs the draft reads, in this order."""
     mask_token_id: int = 0
@@ -65,10 +61,10 @@ class UnifiedDflashLlama3Config(ArchConfigWithKVCache):
 
         Raises:
             InputError: no tapped layers or some outside the target, a mask token outside the
-                vocabulary, a block that is too small or too large, another hidden size, a
-                window missing, or windows on a CPU.
+                vocabulary, a block that is too small or too large, another hidden size, or
+                a window missing.
         """
-        check_hidden_size(self.draft, self.target)
+        self.check_hidden_size()
         layers = self.target.num_hidden_layers
         if not self.target_layer_ids:
             raise InputError("target_layer_ids is empty; name the target layers the draft reads")
@@ -86,12 +82,6 @@ class UnifiedDflashLlama3Config(ArchConfigWithKVCache):
         size = self.resolve_block_size()
         if not 2 <= size <= MAX_BLOCK_SIZE:
             raise InputError(f"block_size is {size}; choose 2 to {MAX_BLOCK_SIZE}")
-        if any(self.windows) and self.target.devices[0].is_cpu():
-            # max 26.7 does not compile attention with this mask for a CPU.
-            raise InputError(
-                f"the draft has sliding-window layers (windows {self.windows}), which do not run on"
-                " a CPU; use a GPU or a draft without them"
-            )
         if self.windows and len(self.windows) != self.draft.num_hidden_layers:
             raise InputError(
                 f"{len(self.windows)} windows are given for {self.draft.num_hidden_layers} draft"
@@ -100,20 +90,10 @@ class UnifiedDflashLlama3Config(ArchConfigWithKVCache):
 
     def get_kv_params(self) -> KVCacheParamInterface:
         """Parameters of both caches, as a tree with the children `target` and `draft`."""
-        return both_caches(self.target, self.draft)
-
-    def get_max_seq_len(self) -> int:
-        """Longest sequence of a request in tokens, the target's."""
-        return self.target.max_seq_len
-
-    @classmethod
-    def calculate_max_seq_len(cls, huggingface_config: Any, model_config: MAXModelConfig) -> int:
-        """Longest sequence that the target's positions and `max_length` allow.
-
-        Raises:
-            ValueError: `max_length` is beyond the target's `max_position_embeddings`.
-        """
-        return Llama3Config.calculate_max_seq_len(huggingface_config, model_config)
+        draft = self.draft.kv_params
+        if is_gathered(self.windows, self.draft.devices[0]):
+            draft = wide_head(draft)
+        return both_caches(self.target.kv_params, draft)
 
     @classmethod
     def initialize(
@@ -132,11 +112,9 @@ class UnifiedDflashLlama3Config(ArchConfigWithKVCache):
             InputError: no draft or speculative configuration, a DFlash field missing, or what
                 `validate_dflash_fields` refuses.
         """
-        draft_model, speculative = pipeline_config.draft_model, pipeline_config.speculative
-        if draft_model is None or speculative is None:
-            raise InputError("DFlash needs a draft model; give --draft-model-path")
-        target = Llama3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
-        draft = read_draft_stack(pipeline_config, draft_model, target)
+        target, draft, speculative = cls.read_stacks(pipeline_config, model_config, max_seq_len)
+        draft_model = pipeline_config.draft_model
+        assert draft_model is not None
         hf, source = draft_model.huggingface_config, str(draft_model.model_path)
         fields = DflashDraftHFConfig.from_huggingface(hf, source=source)
         if fields.num_target_layers not in (None, target.num_hidden_layers):

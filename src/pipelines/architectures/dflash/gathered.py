@@ -1,0 +1,88 @@
+"""Attention over keys and values gathered from the cache, for windows on a CPU.
+
+max 26.7 compiles no attention with a window for a CPU, and its gather reads caches of one head.
+So all heads of a token are one wide head in the cache of a draft that needs this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+from max.nn.kernels import kv_cache_gather_rows_ragged
+from max.nn.kv_cache import KVCacheParams, PagedCacheValues
+
+__all__ = ["gathered_attention", "is_gathered", "wide_head"]
+
+
+def is_gathered(windows: Sequence[int | None], device: DeviceRef) -> bool:
+    """Whether the draft's layers need gathered attention, all of them if one does.
+
+    Args:
+        windows: of each layer in tokens, None where it sees the whole context.
+        device: where the draft runs.
+    """
+    return device.is_cpu() and any(window is not None for window in windows)
+
+
+def wide_head(params: KVCacheParams) -> KVCacheParams:
+    """A cache with the same room whose tokens have one head."""
+    return replace(params, n_kv_heads=1, head_dim=params.n_kv_heads * params.head_dim)
+
+
+def gathered_attention(
+    query: TensorValue,
+    cache: PagedCacheValues,
+    layer: TensorValue,
+    *,
+    key_heads: int,
+    scale: float,
+    window: int | None,
+) -> TensorValue:
+    """Attention of a block of S tokens at the end of each row, whose keys are stored.
+
+    Args:
+        query: `[B, S, heads, head_dim]`; token s of row b is at `cache.cache_lengths[b] + s`.
+        cache: of one head `[key_heads * head_dim]` wide.
+        layer: uint32 scalar, the layer's index in the cache.
+        key_heads: heads of keys and values.
+        scale: factor of the scores.
+        window: None: a token sees the context and the whole block; else itself and the
+            `window - 1` positions before it.
+
+    Returns:
+        `[B, S, heads, head_dim]`.
+    """
+    batch, size, heads, width = query.shape
+    int64, device = DType.int64, query.device
+    lengths = cache.cache_lengths.cast(int64)  # [B]
+    behind = ops.max(lengths, axis=0).reshape([])
+    if window is not None:
+        behind = ops.min(behind, window - 1)
+    seen = "num_seen" if window is None else f"num_seen_in_{window}"
+    steps = ops.range(-behind, int(size), 1, out_dim=seen, dtype=int64, device=device)  # [N]
+    places = ops.unsqueeze(lengths, 1) + steps  # [B, N], negative before the row's first token
+    slots = ops.max(places, 0).cast(DType.int32)
+    offsets = ops.range(0, batch + 1, 1, out_dim=batch + 1, dtype=DType.uint32, device=device)
+    key, value = (
+        kv_cache_gather_rows_ragged(cache, slots, offsets, layer, key_or_value=which)
+        .reshape([batch, seen, key_heads, width])
+        .permute([0, 2, 1, 3])  # [B, key_heads, N, head_dim]
+        for which in (0, 1)
+    )
+
+    visible = ops.unsqueeze(places >= 0, 1)  # [B, 1, N]
+    if window is not None:
+        own = ops.range(0, int(size), 1, out_dim=size, dtype=int64, device=device)
+        distance = ops.unsqueeze(own, 1) - steps  # [S, N]
+        visible = ops.logical_and(visible, ops.logical_and(distance >= 0, distance < window))
+    groups = heads // key_heads
+    query = query.reshape([batch, size, key_heads, groups, width]).permute([0, 2, 3, 1, 4])
+    scores = query.reshape([batch, key_heads, groups * size, width]) @ key.permute([0, 1, 3, 2])
+    scores = scores.reshape([batch, key_heads * groups, size, seen]) * scale
+    hidden = ops.constant(float("-inf"), scores.dtype, device=device)
+    weights = ops.softmax(ops.where(ops.unsqueeze(visible, 1), scores, hidden))
+    attended = weights.reshape([batch, key_heads, groups * size, seen]) @ value
+    return attended.reshape([batch, heads, size, width]).permute([0, 2, 1, 3])
