@@ -178,13 +178,13 @@ def test_another_k_is_replaced_in_any_configuration(
     assert "num_speculative_tokens 3 is replaced by 5" in caplog.text
 
 
-def test_windows_on_a_cpu_make_the_cache_one_wide_head(pair: TinyPair) -> None:
+@pytest.mark.parametrize(("name", "heads", "width"), [("E", 1, 2 * 32), ("F", 4, 16)])
+def test_windows_on_a_cpu_make_the_cache_one_wide_head(
+    tiny_pair: Callable[[str], TinyPair], name: str, heads: int, width: int
+) -> None:
     """The gather that stands in for a windowed kernel reads no other."""
-    cache = read_config(pair).get_kv_params().children["draft"]
-    assert (cache.n_kv_heads, cache.head_dim) == (1, 2 * 32)
-    edit(pair, layer_types=None, sliding_window=None)
-    cache = read_config(pair).get_kv_params().children["draft"]
-    assert (cache.n_kv_heads, cache.head_dim) == (2, 32)
+    cache = read_config(tiny_pair(name)).get_kv_params().children["draft"]
+    assert (cache.n_kv_heads, cache.head_dim) == (heads, width)
 
 
 def test_large_blocks(pair: TinyPair) -> None:

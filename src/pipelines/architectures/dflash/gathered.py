@@ -12,7 +12,7 @@ from dataclasses import replace
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 from max.nn.kernels import kv_cache_gather_rows_ragged
-from max.nn.kv_cache import KVCacheParams, PagedCacheValues
+from max.nn.kv_cache import KVCacheParams, MHAKVCacheParams, PagedCacheValues
 
 __all__ = ["gathered_attention", "is_gathered", "wide_head"]
 
@@ -29,6 +29,7 @@ def is_gathered(windows: Sequence[int | None], device: DeviceRef) -> bool:
 
 def wide_head(params: KVCacheParams) -> KVCacheParams:
     """A cache with the same room whose tokens have one head."""
+    assert isinstance(params, MHAKVCacheParams)
     return replace(params, n_kv_heads=1, head_dim=params.n_kv_heads * params.head_dim)
 
 
@@ -84,5 +85,5 @@ def gathered_attention(
     scores = scores.reshape([batch, key_heads * groups, size, seen]) * scale
     hidden = ops.constant(float("-inf"), scores.dtype, device=device)
     weights = ops.softmax(ops.where(ops.unsqueeze(visible, 1), scores, hidden))
-    attended = weights.reshape([batch, key_heads, groups * size, seen]) @ value
+    attended: TensorValue = weights.reshape([batch, key_heads, groups * size, seen]) @ value
     return attended.reshape([batch, heads, size, width]).permute([0, 2, 1, 3])
