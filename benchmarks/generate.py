@@ -1,8 +1,8 @@
 """Measures greedy generation: unispec, MAX's own pipeline and Hugging Face transformers.
 
 Same prompts, same weights (the demo model in float32), one request at a time; each contender
-in a process of its own, on the same processors and with as many threads; all of them in
-turn, and then all again.
+in a process of its own, on the same processors and with as many threads. All answer a prompt in
+turn, then the next one, so that what else the machine does slows all of them alike.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _quick(context: click.Context, option: click.Parameter, chosen: bool) -> Non
 @click.command(help=__doc__, context_settings={"max_content_width": 100, "show_default": True})
 @click.option("--prompts", type=click.IntRange(min=1), default=8, help="How many, of both kinds.")
 @click.option("--max-new-tokens", type=click.IntRange(min=2), default=96, help="For each prompt.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, help="Processes a contender.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Processes a contender.")
 @click.option(
     "--methods",
     multiple=True,
@@ -110,7 +110,7 @@ def main(
     runs, answers = benchmark.measure()
     judgements = benchmark.judge(answers)
     host_memory = benchmark.host_memory(memory_tokens)
-    summaries = summarise(runs)
+    summaries = summarise(runs, [prompt.kind for prompt in benchmark.prompts])
 
     out.mkdir(parents=True, exist_ok=True)
     report = {
@@ -139,8 +139,8 @@ def main(
     (out / "generate.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     subtitle = (
         f"{about['processor']}, {threads} threads; {prompts} prompts, up to {max_new_tokens} new"
-        f" tokens each, prefill excluded; median of {repeats} processes, whiskers from the"
-        " smallest to the largest"
+        f" tokens each, prefill excluded; median of {repeats} x {prompts} answers, whiskers around"
+        " the middle half"
     )
     plot_results(summaries, subtitle=subtitle, file=out / "generate.png")
     console = Console()

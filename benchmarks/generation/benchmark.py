@@ -1,16 +1,18 @@
-"""The measurement: every contender in turn, several times, then the checks."""
+"""The measurement: every contender in turn, prompt by prompt, then the checks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+from .answer import Answer
 from .contenders import MEMORY_WATCHED, Contender
-from .machine import load_average
 from .prompts import Prompt
-from .subprocesses import run_module
+from .subprocesses import Json, Worker, run_module, start
 from .summary import Run
 
 __all__ = ["Benchmark", "Judgement"]
@@ -55,13 +57,17 @@ class Benchmark:
     on_progress: Callable[[str], None]
 
     def prepare(self) -> None:
-        """Runs each contender for a moment, so that graphs and files are cached for all."""
+        """Loads each contender once, so that graphs and files are cached for all."""
         for contender in self.contenders:
             self.on_progress(f"preparing: {contender.label}")
-            self._run(contender, prompts=[])
+            with self._started(contender):
+                pass
 
     def measure(self) -> tuple[dict[str, list[Run]], dict[str, Answers]]:
-        """Runs all contenders, then all again, so that a slow minute does not hit only one.
+        """Lets all contenders answer a prompt in turn, then the next prompt.
+
+        Whatever else the machine does in a minute, it does to all of them. Each repeat has
+        processes of its own.
 
         Returns:
             By contender: its runs in the order of the repeats, and its answers to all
@@ -69,16 +75,34 @@ class Benchmark:
         """
         runs: dict[str, list[Run]] = {contender.name: [] for contender in self.contenders}
         answers: dict[str, Answers] = {contender.name: [] for contender in self.contenders}
-        kinds = [prompt.kind for prompt in self.prompts]
         for repeat in range(self.repeats):
-            for contender in _rotated(self.contenders, repeat):
-                self.on_progress(f"repeat {repeat + 1} of {self.repeats}: {contender.label}")
-                load = load_average()
-                result, process_s = self._run(contender, prompts=self.prompts)
-                run = Run.of(result, kinds, process_s=process_s, load=load)
-                runs[contender.name].append(run)
-                answers[contender.name] += [answer["token_ids"] for answer in result["answers"]]
+            for name, run in self._repeat(f"repeat {repeat + 1} of {self.repeats}").items():
+                runs[name].append(run)
+                answers[name] += [answer.token_ids for answer in run.answers]
         return runs, answers
+
+    def _repeat(self, label: str) -> dict[str, Run]:
+        runs = {}
+        with ExitStack() as stack:
+            workers = {}
+            for contender in self.contenders:
+                self.on_progress(f"{label}: loading {contender.label}")
+                begin = perf_counter()
+                worker, loaded = stack.enter_context(self._started(contender))
+                load_s = perf_counter() - begin
+                workers[contender.name] = worker
+                runs[contender.name] = Run(load_s=load_s, process_s=load_s, **loaded)
+            names = list(workers)
+            for index, prompt in enumerate(self.prompts):
+                self.on_progress(f"{label}: prompt {index + 1} of {len(self.prompts)}")
+                request = {"prompt": prompt.token_ids, "max_new_tokens": self.max_new_tokens}
+                first = index % len(names)
+                for name in names[first:] + names[:first]:
+                    begin = perf_counter()
+                    answer = Answer(**workers[name].ask(request))
+                    runs[name].process_s += perf_counter() - begin
+                    runs[name].answers.append(answer)
+        return runs
 
     def judge(self, answers: Mapping[str, Answers]) -> dict[str, Judgement]:
         """Holds each contender's answers against what the target alone writes."""
@@ -94,7 +118,7 @@ class Benchmark:
             "max_new_tokens": self.max_new_tokens,
             "answers": [{"prompt": asked[index], "answer": answer} for index, answer in distinct],
         }
-        result, _ = run_module("judge", job, threads=self.threads)
+        result = run_module("judge", job, threads=self.threads)
         judged = dict(zip(distinct, result["judgements"], strict=True))
         return {
             name: Judgement.of([{"prompt": pair[0], **judged[pair]} for pair in given])
@@ -115,24 +139,15 @@ class Benchmark:
                     "max_new_tokens": max_new_tokens,
                     "prompt": list(self.warm_up_prompt),
                 }
-                figures[contender.name], _ = run_module("memory", job, threads=self.threads)
+                figures[contender.name] = run_module("memory", job, threads=self.threads)
         return figures
 
-    def _run(
-        self, contender: Contender, *, prompts: Sequence[Prompt]
-    ) -> tuple[dict[str, Any], float]:
+    def _started(self, contender: Contender) -> AbstractContextManager[tuple[Worker, Json]]:
         job = {
             "contender": contender.name,
             "model": str(self.model),
             "max_length": self.max_length,
-            "max_new_tokens": self.max_new_tokens,
-            "prompts": [prompt.token_ids for prompt in prompts],
             "warm_up_prompt": list(self.warm_up_prompt),
+            "threads": self.threads,
         }
-        return run_module("worker", job, threads=self.threads)
-
-
-def _rotated(contenders: Sequence[Contender], by: int) -> list[Contender]:
-    """Each repeat begins with another contender."""
-    start = by % len(contenders)
-    return [*contenders[start:], *contenders[:start]]
+        return start("worker", job, threads=self.threads)

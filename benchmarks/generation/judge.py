@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .subprocesses import Json, serve_job
+from .subprocesses import Json, serve
 
 TIE: Final = 1e-3
 
@@ -57,4 +57,4 @@ def _work(job: Json) -> Json:
 
 
 if __name__ == "__main__":
-    serve_job(_work)
+    serve(lambda job: (_work(job), None))

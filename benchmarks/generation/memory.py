@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .ours import OurEngine
-from .subprocesses import Json, serve_job
+from .subprocesses import Json, serve
 
 _SETTLED_STEP: Final = 50
 """The first step that is compared; by then lazy set-up is over."""
@@ -77,4 +77,4 @@ def _growth(values: npt.NDArray[np.int64]) -> float:
 
 
 if __name__ == "__main__":
-    serve_job(_work)
+    serve(lambda job: (_work(job), None))

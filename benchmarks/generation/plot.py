@@ -24,7 +24,7 @@ _ROW_INCHES = 0.52
 
 
 def plot_results(summaries: Mapping[str, Summary], *, subtitle: str, file: Path) -> None:
-    """Draws bars with their spread over the repeats.
+    """Draws bars with their spread over the answers.
 
     Args:
         summaries: by contender, from top to bottom.

@@ -1,4 +1,7 @@
-"""Runs a module of this package in a process of its own: one JSON job in, one JSON result out."""
+"""Modules of this package in processes of their own: JSON in, JSON out.
+
+Every process gets the same processors, and as many threads.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Any, TextIO
 
-__all__ = ["run_module", "serve_job"]
+__all__ = ["Json", "Worker", "run_module", "serve", "start"]
 
 Json = dict[str, Any]
 
@@ -20,16 +23,49 @@ _FOLDER = Path(__file__).resolve().parent
 _ERROR_LINES = 15
 
 
-def run_module(module: str, job: Json, *, threads: int) -> tuple[Json, float]:
-    """Runs `generation.<module>` on a job.
+class Worker:
+    """A process that answers one request line with one result line; see `start`."""
 
-    Every process gets the same processors, and as many threads.
+    def __init__(self, module: str, process: subprocess.Popen[str], errors: TextIO) -> None:
+        self._module = module
+        self._process = process
+        self._errors = errors
 
-    Returns:
-        Its result, and the wall time of the whole process in seconds.
+    def ask(self, request: Json) -> Json:
+        """The result of one request.
 
-    Raises:
-        RuntimeError: the process failed; the message ends with its last lines.
+        Raises:
+            RuntimeError: the process has failed; the message ends with its last lines.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            self._errors.seek(0)
+            tail = "".join(self._errors.readlines()[-_ERROR_LINES:])
+            raise RuntimeError(f"{self._module} ended with status {status}:\n{tail}")
+        result: Json = json.loads(line)
+        return result
+
+
+@contextmanager
+def start(module: str, job: Json, *, threads: int) -> Iterator[tuple[Worker, Json]]:
+    """Starts `generation.<module>`, which calls `serve`.
+
+    Args:
+        module: of this package.
+        job: its first request, what to load.
+        threads: how many, and on how many processors.
+
+    Yields:
+        The process, and what it said when it had loaded.
     """
     environment = {
         **os.environ,
@@ -37,29 +73,45 @@ def run_module(module: str, job: Json, *, threads: int) -> tuple[Json, float]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        job_file, result_file = Path(folder, "job.json"), Path(folder, "result.json")
-        job_file.write_text(json.dumps({**job, "threads": threads}))
-        start = perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", f"{_FOLDER.name}.{module}", str(job_file), str(result_file)],
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", f"{_FOLDER.name}.{module}", str(threads)],
             cwd=_FOLDER.parent,
             env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
             text=True,
-            errors="replace",
-        )
-        wall_s = perf_counter() - start
-        if done.returncode != 0:
-            tail = "\n".join(done.stderr.splitlines()[-_ERROR_LINES:])
-            raise RuntimeError(f"{module} ended with status {done.returncode}:\n{tail}")
-        return json.loads(result_file.read_text()), wall_s
+        ) as process,
+    ):
+        try:
+            worker = Worker(module, process, errors)
+            yield worker, worker.ask(job)
+        finally:
+            process.kill()
 
 
-def serve_job(work: Callable[[Json], Json]) -> None:
-    """The other side: does the job that the command line names, on its share of the machine."""
-    job_file, result_file = map(Path, sys.argv[1:])
-    job = json.loads(job_file.read_text())
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
-    result_file.write_text(json.dumps(work(job)))
+def run_module(module: str, job: Json, *, threads: int) -> Json:
+    """Runs `generation.<module>` on one job; see `start`."""
+    with start(module, job, threads=threads) as (_, result):
+        return result
+
+
+def serve(load: Callable[[Json], tuple[Json, Callable[[Json], Json] | None]]) -> None:
+    """The other side: loads what the first line says, then answers the lines that follow.
+
+    Args:
+        load: from a job to what is said of it and, if there is more to ask, who answers.
+    """
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+    # What libraries print goes elsewhere.
+    with os.fdopen(os.dup(1), "w") as results:
+        os.dup2(2, 1)
+        result, answer = load(json.loads(sys.stdin.readline()))
+        while True:
+            print(json.dumps(result), file=results, flush=True)
+            line = sys.stdin.readline()
+            if not line or answer is None:
+                return
+            result = answer(json.loads(line))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median, quantiles
 
+from .answer import Answer
 from .contenders import MAX, TARGET_ALONE
 
 __all__ = ["Run", "Spread", "Summary", "summarise"]
@@ -14,78 +14,41 @@ __all__ = ["Run", "Spread", "Summary", "summarise"]
 
 @dataclass(frozen=True)
 class Spread:
-    """A quantity over the repeats."""
+    """A quantity over its samples."""
 
     median: float
     low: float
+    """First quartile."""
     high: float
+    """Third quartile."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """The median and the extremes of at least one value."""
-        return cls(median(values), min(values), max(values))
+        """The quartiles of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, middle, high = quantiles(values, n=4, method="inclusive")
+        return cls(middle, low, high)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Run:
-    """One process of one contender, all prompts together."""
+    """One process of one contender; it grows with each answer."""
 
-    process_s: float
     load_s: float
+    process_s: float
+    """Loading and all answers."""
     peak_rss_bytes: int
-    load_average: float
-    """Of the machine, one minute, just before the process started."""
-    tokens: int
-    tokens_per_second: float
-    """Of the decode steps; a prompt's first token belongs to its prefill."""
-    step_time_s: float
-    """Median over the decode steps."""
-    mean_step_time_s: float
-    graph_time_s: float | None
-    """Median over the decode steps."""
-    mean_acceptance_length: float
-    busy_cores: float
-    """Processor time over wall time of the decode steps."""
-    acceptance_by_kind: dict[str, float]
-
-    @classmethod
-    def of(
-        cls, result: Mapping[str, Any], kinds: Sequence[str], *, process_s: float, load: float
-    ) -> Run:
-        """Sums up a worker's result; `kinds` names the kind of each prompt."""
-        answers = result["answers"]
-        steps = [time for answer in answers for time in answer["step_times_s"]]
-        graph = [time for answer in answers for time in answer["graph_times_s"] or ()]
-        return cls(
-            process_s=process_s,
-            load_s=result["load_s"],
-            peak_rss_bytes=result["peak_rss_bytes"],
-            load_average=load,
-            tokens=sum(len(answer["token_ids"]) for answer in answers),
-            tokens_per_second=sum(sum(a["step_tokens"]) for a in answers) / sum(steps),
-            step_time_s=median(steps),
-            mean_step_time_s=sum(steps) / len(steps),
-            graph_time_s=median(graph) if graph else None,
-            mean_acceptance_length=_acceptance(answers),
-            busy_cores=sum(answer["cpu_s"] for answer in answers) / sum(steps),
-            acceptance_by_kind={
-                kind: _acceptance([a for a, k in zip(answers, kinds, strict=True) if k == kind])
-                for kind in dict.fromkeys(kinds)
-            },
-        )
-
-
-def _acceptance(answers: Sequence[Mapping[str, Any]]) -> float:
-    """Mean acceptance length, every decode step with the same weight."""
-    steps = [len(answer["step_times_s"]) for answer in answers]
-    lengths = [answer["mean_acceptance_length"] for answer in answers]
-    total = sum(steps)
-    return sum(n * x for n, x in zip(steps, lengths, strict=True)) / total if total else 1.0
+    """After loading."""
+    answers: list[Answer] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """One contender over all repeats; a ratio is taken within a repeat, then over repeats."""
+    """One contender over all answers of all repeats.
+
+    A ratio is taken between answers to one prompt in one repeat, then over these pairs.
+    """
 
     tokens_per_second: Spread
     process_s: Spread
@@ -110,41 +73,84 @@ class Summary:
     break_even_to_max: float | None
 
 
-def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Summary]:
-    """Compares contenders; the runs of each are in the order of the repeats."""
+def summarise(runs: Mapping[str, Sequence[Run]], kinds: Sequence[str]) -> dict[str, Summary]:
+    """Compares contenders.
+
+    Args:
+        runs: of each contender in the order of the repeats.
+        kinds: of each prompt.
+    """
     target, peer = runs.get(TARGET_ALONE), runs.get(MAX)
-    return {name: _summary(own, target, peer) for name, own in runs.items()}
+    return {name: _summary(own, kinds, target, peer) for name, own in runs.items()}
 
 
 def _summary(
-    runs: Sequence[Run], target: Sequence[Run] | None, peer: Sequence[Run] | None
+    runs: Sequence[Run],
+    kinds: Sequence[str],
+    target: Sequence[Run] | None,
+    peer: Sequence[Run] | None,
 ) -> Summary:
-    graph = [run.graph_time_s for run in runs if run.graph_time_s is not None]
-    shares = [run.graph_time_s / run.step_time_s for run in runs if run.graph_time_s is not None]
+    answers = _answers(runs)
+    graph = [median(a.graph_times_s) for a in answers if a.graph_times_s]
+    shares = [median(a.graph_times_s) / _step(a) for a in answers if a.graph_times_s]
+    decode_s = sum(sum(answer.step_times_s) for answer in answers)
     return Summary(
-        tokens_per_second=Spread.of([run.tokens_per_second for run in runs]),
+        tokens_per_second=Spread.of([_speed(answer) for answer in answers]),
         process_s=Spread.of([run.process_s for run in runs]),
-        step_time_s=Spread.of([run.step_time_s for run in runs]),
+        step_time_s=Spread.of([_step(answer) for answer in answers]),
         graph_time_s=Spread.of(graph) if graph else None,
         graph_share=Spread.of(shares) if shares else None,
-        mean_acceptance_length=median(run.mean_acceptance_length for run in runs),
-        acceptance_by_kind=runs[0].acceptance_by_kind,
-        busy_cores=median(run.busy_cores for run in runs),
-        step_time_to_target=_ratio("step_time_s", runs, target),
-        speed_to_target=_ratio("tokens_per_second", runs, target),
-        speed_to_max=_ratio("tokens_per_second", runs, peer),
-        break_even_to_target=_median_ratio("mean_step_time_s", runs, target),
-        break_even_to_max=_median_ratio("mean_step_time_s", runs, peer),
+        mean_acceptance_length=_acceptance(answers),
+        acceptance_by_kind={
+            kind: _acceptance(
+                [run.answers[at] for run in runs for at, other in enumerate(kinds) if other == kind]
+            )
+            for kind in dict.fromkeys(kinds)
+        },
+        busy_cores=sum(answer.cpu_s for answer in answers) / decode_s,
+        step_time_to_target=_ratio(_step, runs, target),
+        speed_to_target=_ratio(_speed, runs, target),
+        speed_to_max=_ratio(_speed, runs, peer),
+        break_even_to_target=_median_ratio(_mean_step, runs, target),
+        break_even_to_max=_median_ratio(_mean_step, runs, peer),
     )
 
 
-def _ratio(name: str, runs: Sequence[Run], others: Sequence[Run] | None) -> Spread | None:
+def _answers(runs: Sequence[Run]) -> list[Answer]:
+    return [answer for run in runs for answer in run.answers]
+
+
+def _speed(answer: Answer) -> float:
+    """Tokens per second of the decode steps; the first token belongs to the prefill."""
+    return sum(answer.step_tokens) / sum(answer.step_times_s)
+
+
+def _step(answer: Answer) -> float:
+    return median(answer.step_times_s)
+
+
+def _mean_step(answer: Answer) -> float:
+    return mean(answer.step_times_s)
+
+
+def _acceptance(answers: Sequence[Answer]) -> float:
+    """Mean acceptance length, every decode step with the same weight."""
+    steps = [len(answer.step_times_s) for answer in answers]
+    lengths = [answer.mean_acceptance_length for answer in answers]
+    return sum(n * x for n, x in zip(steps, lengths, strict=True)) / sum(steps)
+
+
+def _ratio(
+    figure: Callable[[Answer], float], runs: Sequence[Run], others: Sequence[Run] | None
+) -> Spread | None:
     if others is None:
         return None
-    pairs = zip(runs, others, strict=True)
-    return Spread.of([getattr(run, name) / getattr(other, name) for run, other in pairs])
+    pairs = zip(_answers(runs), _answers(others), strict=True)
+    return Spread.of([figure(own) / figure(other) for own, other in pairs])
 
 
-def _median_ratio(name: str, runs: Sequence[Run], others: Sequence[Run] | None) -> float | None:
-    ratio = _ratio(name, runs, others)
+def _median_ratio(
+    figure: Callable[[Answer], float], runs: Sequence[Run], others: Sequence[Run] | None
+) -> float | None:
+    ratio = _ratio(figure, runs, others)
     return None if ratio is None else ratio.median

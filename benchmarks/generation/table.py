@@ -18,14 +18,14 @@ TABLE_WIDTH = 142
 
 _UNKNOWN = "-"
 _CAPTION = (
-    "Median, and under it the smallest and the largest, of the repeats. tokens/s: decode steps "
-    "only. step: from the arrival of one step's tokens to the next's, median; graph: share of it "
-    "inside the compiled graph. accepted: mean acceptance length, 1 + accepted drafts a step. "
-    "break-even: the acceptance length that equals the tokens/s of the target alone, and of "
-    "MAX's own pipeline. exact: answers that are, token by token, what the target alone writes "
-    "(+ those that differ only where two logits of the target tie). transformers' assisted "
-    "generation takes its drafts from the text so far (prompt lookup), because there is no "
-    "smaller model with this tokenizer to assist it."
+    "Median of the answers, and under it their middle half; a ratio is taken prompt by prompt. "
+    "tokens/s: decode steps only. step: from the arrival of one step's tokens to the next's; "
+    "graph: share of it inside the compiled graph. accepted: mean acceptance length, 1 + accepted "
+    "drafts a step. break-even: the acceptance length that equals the tokens/s of the target "
+    "alone, and of MAX's own pipeline. exact: answers that are, token by token, what the target "
+    "alone writes (+ those that differ only where two logits of the target tie). transformers' "
+    "assisted generation takes its drafts from the text so far (prompt lookup), because there is "
+    "no smaller model with this tokenizer to assist it."
 )
 
 
@@ -76,7 +76,7 @@ def _cells(summary: Summary, judgement: Judgement) -> list[str]:
 
 
 def _spread(spread: Spread | None, digits: int, *, scale: float = 1) -> str:
-    """The median, and under it the extremes if they differ."""
+    """The median, and under it the quartiles if they differ."""
     if spread is None:
         return _UNKNOWN
     middle, low, high = (

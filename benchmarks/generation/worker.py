@@ -1,17 +1,16 @@
-"""Process: one contender answers all prompts, one after the other."""
+"""Process: one contender, loaded once, answers a prompt whenever it is asked."""
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Protocol
 
 from .answer import Answer
 from .contenders import CONTENDERS, Contender
-from .subprocesses import Json, serve_job
+from .subprocesses import Json, serve
 
 _WARM_UP_TOKENS = 8
 
@@ -41,20 +40,17 @@ def _load(contender: Contender, model: Path, max_length: int, threads: int) -> R
     return TransformersRunner(model, contender.draft_tokens)
 
 
-def _work(job: Json) -> Json:
-    start = perf_counter()
+def _serve(job: Json) -> tuple[Json, Callable[[Json], Json]]:
     runner = _load(
         CONTENDERS[job["contender"]], Path(job["model"]), job["max_length"], job["threads"]
     )
     runner.generate(job["warm_up_prompt"], _WARM_UP_TOKENS)
-    load_s = perf_counter() - start
-    answers = [runner.generate(prompt, job["max_new_tokens"]) for prompt in job["prompts"]]
-    return {
-        "load_s": load_s,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "answers": [asdict(answer) for answer in answers],
-    }
+
+    def answer(request: Json) -> Json:
+        return asdict(runner.generate(request["prompt"], request["max_new_tokens"]))
+
+    return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}, answer
 
 
 if __name__ == "__main__":
-    serve_job(_work)
+    serve(_serve)
