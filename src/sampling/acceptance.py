@@ -124,7 +124,9 @@ class Relaxed:
     """
 
     top_n: int
+    """How many of the most probable tokens stand."""
     delta: float
+    """How far below the best probability, 0 to 1, one that stands may be."""
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
         """Returns the verdict of one step."""
@@ -148,6 +150,7 @@ class Synthetic:
     """Lossy, for benchmarks: accept each draft with a fixed probability, whatever it is."""
 
     rate: float
+    """Probability, 0 to 1, with which each draft is accepted."""
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
         """Returns the verdict of one step."""

@@ -20,13 +20,21 @@ class RowSampling:
     """
 
     seed: int
+    """Taken modulo 2**64."""
     temperature: float = 0.0
+    """0 is greedy."""
     top_k: int = 0
+    """0 is no limit."""
     top_p: float = 1.0
+    """1 is no limit."""
     min_p: float = 0.0
+    """0 is no limit."""
     presence_penalty: float = 0.0
+    """0 is none."""
     frequency_penalty: float = 0.0
+    """0 is none."""
     repetition_penalty: float = 1.0
+    """1 is none."""
     token_counts: npt.NDArray[np.int32] | None = None
     """`[V]`, only where a penalty is on: generated count, -1 for prompt tokens."""
     logit_bias: npt.NDArray[np.float32] | None = None

@@ -48,6 +48,10 @@ class BatchBuilder:
         device: the graph's device.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
+
+    Attributes:
+        rows: What is kept of each request, by its id.
+        num_speculative_tokens: K of the next steps; may be changed between two steps.
     """
 
     def __init__(

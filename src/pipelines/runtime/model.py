@@ -53,14 +53,21 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
         max_batch_size: most rows in one step.
 
+    Attributes:
+        kv_params: Parameters of the caches, see `get_kv_params` of the configuration.
+        batch: Builds a step's inputs and keeps what is known of each request.
+        weights_registry: The graph's weights by name, kept alive as long as this model.
+
     Raises:
         InputError: more than one device, or a checkpoint that does not fit.
     """
 
     inputs_cls: ClassVar[type[StepModelInputs]] = StepModelInputs
+    """The class of a step's inputs."""
     draft_reads_next_token: ClassVar[bool] = False
     """Whether the draft's cache entry of a position depends on the token after it."""
     model: Model
+    """The compiled graph."""
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class Verified:
     verified_lengths: TensorValue
     """uint32 `[B]`: verified tokens of each row, the next token not counted."""
     accepted: Accepted
+    """The rule's verdict."""
 
 
 def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:

@@ -27,8 +27,11 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
     """Target and draft stacks and how they work together."""
 
     target: Llama3Config
+    """The target's stack."""
     draft: Llama3Config
+    """The draft's stack, on the target's device and in its dtype."""
     speculative_config: SpeculativeConfig
+    """The method, K, and which acceptance rule decides."""
 
     def check_hidden_size(self) -> None:
         """Refuses a draft that cannot read the target's embedding.

@@ -25,6 +25,7 @@ class DraftCheckpoint(NamedTuple):
     """A draft's checkpoint as it was read."""
 
     tensors: Mapping[str, Tensor]
+    """Every tensor under the name that the file gives it."""
     config: Any
     """Its Hugging Face config."""
     source: str

@@ -24,6 +24,7 @@ class UnifiedDflashLlama3Model(UnifiedLlama3Model):
     """Llama 3 target and DFlash draft in one compiled graph; see `UnifiedModel`."""
 
     model_config_cls: ClassVar[type[Any]] = UnifiedDflashLlama3Config
+    """The class that reads `PipelineConfig`."""
     inputs_cls = UnifiedDflashLlama3Inputs
 
     def __init__(

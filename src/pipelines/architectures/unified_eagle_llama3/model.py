@@ -20,6 +20,7 @@ class UnifiedEagleLlama3Model(UnifiedLlama3Model):
     """Llama 3 target and EAGLE draft in one compiled graph; see `UnifiedModel`."""
 
     model_config_cls: ClassVar[type[Any]] = UnifiedEagleLlama3Config
+    """The class that reads `PipelineConfig`."""
     inputs_cls = UnifiedEagleLlama3Inputs
     draft_reads_next_token = True
 
