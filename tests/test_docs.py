@@ -179,16 +179,14 @@ def test_navigation_names_every_page_and_only_pages_that_can_be_built() -> None:
     assert set(NAVIGATION) - made == written
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
-)
-def test_relative_links_resolve(page: str) -> None:
-    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    made = {(DOCS / name).resolve() for name in NAVIGATION}
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS.glob("*.md")], ids=lambda p: p.name)
+def test_relative_links_resolve(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    pages = {(DOCS / name).resolve() for name in NAVIGATION}
     dead = []
     for address in re.findall(r"\]\(([^)\s]+)", text):
         parts = urlsplit(address)
         target = page.parent / unquote(parts.path)
-        if parts.path and not parts.scheme and not (target.exists() or target.resolve() in made):
+        if parts.path and not parts.scheme and not (target.exists() or target.resolve() in pages):
             dead.append(address)
     assert dead == []
