@@ -110,7 +110,7 @@ def undocumented(path: str, node: ast.stmt) -> Iterator[str]:
             missing = fields(node) - documented_fields(node)
             yield from (f"{path}.{name}" for name in sorted(missing))
         for member in node.body:
-            if isinstance(member, Function) and not member.name.startswith("_"):
+            if isinstance(member, Function) and re.match("[a-z]|__call__", member.name):
                 yield from undocumented(f"{path}.{member.name}", member)
     elif isinstance(node, Function):
         text = ast.get_docstring(node) or ""

@@ -80,6 +80,10 @@ class SamplingBuffers:
         """The grammar masks of the next step, all allowed: int32 `[B, positions, V / 32]`.
 
         The caller clears bits in it before `fill`.
+
+        Args:
+            batch_size: B.
+            positions: of each row, K + 1.
         """
         size = batch_size * positions * self._words
         self._bitmask[: self._dirty_words] = -1
@@ -87,7 +91,12 @@ class SamplingBuffers:
         return self._bitmask[:size].reshape(batch_size, positions, self._words)
 
     def fill(self, rows: Sequence[RowSampling], bitmask: npt.NDArray[np.int32]) -> list[Buffer]:
-        """Writes a batch's parameters; returns them in the order of `SamplingInputs`."""
+        """Writes a batch's parameters; returns them in the order of `SamplingInputs`.
+
+        Args:
+            rows: the parameters of each row.
+            bitmask: what `bitmask` gave for this step.
+        """
         count = len(rows)
         seed, top_k, floats = self._seed[:count], self._top_k[:count], self._floats[:, :count]
         for index, row in enumerate(rows):

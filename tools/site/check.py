@@ -67,5 +67,5 @@ def problems(site: Path) -> list[str]:
 
 if __name__ == "__main__":
     wrong = problems(Path(sys.argv[1]).resolve())
-    print(*wrong, sep="\n")
+    sys.stdout.writelines(f"{line}\n" for line in wrong)
     sys.exit(1 if wrong else 0)

@@ -68,5 +68,6 @@ def _listing(path: Path) -> str:
     """A source file as a page that the search leaves out."""
     name = path.relative_to(ROOT).as_posix()
     code = path.read_text(encoding="utf-8").rstrip()
-    head = f"---\ntitle: {name}\nsearch:\n  exclude: true\n---\n\n# {name}\n"
+    meta = f"title: {name}\nsearch:\n  exclude: true\nhide: [navigation, toc]\n"
+    head = f"---\n{meta}---\n\n# {name}\n"
     return f'{head}\n~~~~ {{ .python linenums="1" }}\n{code}\n~~~~\n'

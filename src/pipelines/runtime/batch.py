@@ -92,6 +92,12 @@ class BatchBuilder:
         """The inputs of one step by field name, but for `kv_cache_inputs`.
 
         A row with fewer drafts than another in the batch gets void ones.
+
+        Args:
+            contexts: the requests in row order.
+
+        Raises:
+            InputError: a new request has a token outside the vocabulary.
         """
         count = len(contexts)
         rows = [self.row(context) for context in contexts]

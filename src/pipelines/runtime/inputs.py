@@ -179,6 +179,10 @@ class PersistentInputBuffers:
     ) -> tuple[Buffer, Buffer]:
         """Copies a step's tokens `[T]` and offsets `[B + 1]` in; returns views of them.
 
+        Args:
+            tokens: the new tokens of all rows.
+            row_offsets: where each row starts, and the end.
+
         Raises:
             InputError: the step is larger than what was reserved.
         """

@@ -121,11 +121,28 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
 
     @abstractmethod
     def load_model(self, session: InferenceSession) -> Model:
-        """Reads the checkpoints, builds the graph and compiles it with the session."""
+        """Reads the checkpoints, builds the graph and compiles it with the session.
+
+        Args:
+            session: compiles and runs the graph.
+
+        Returns:
+            The graph of one step, which takes the inputs of `inputs_cls.buffers`.
+
+        Raises:
+            InputError: a checkpoint that does not fit.
+        """
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
         """Longest sequence, prompt and output, that the target and `max_length` allow.
+
+        Args:
+            pipeline_config: its model's `max_length`, if that is not None.
+            huggingface_config: the target's, for `max_position_embeddings`.
+
+        Returns:
+            Tokens.
 
         Raises:
             InputError: `max_length` is beyond the target's `max_position_embeddings`.
@@ -141,6 +158,9 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step.
+
+        Args:
+            model_inputs: a `StepModelInputs` with all that the graph takes.
 
         Returns:
             `num_accepted_draft_tokens` int64 `[B]`, `next_tokens` int64 `[B]`,
@@ -244,6 +264,10 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
 
     def read_weights(self, model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
         """Reads a checkpoint's files; returns its tensors and what to call it in errors.
+
+        Args:
+            model_config: of the target or the draft; its weight paths are files, a relative
+                one within the model's folder.
 
         Raises:
             InputError: a file is missing or damaged.

@@ -115,7 +115,11 @@ class StepSignature:
         return types
 
     def take(self, inputs: Sequence[Value[Any]]) -> StepInputs:
-        """Reads the graph inputs that `types` declares."""
+        """Reads the graph inputs that `types` declares.
+
+        Args:
+            inputs: the graph's inputs, in the order of `types`.
+        """
         rest = iter(inputs)
         # Keyword arguments are evaluated in order, which is the order of `types`.
         return StepInputs(

@@ -102,7 +102,15 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         kv_cache_config: KVCacheConfig,
         cache_dtype: DType,
     ) -> KVCacheParams:
-        """Cache parameters of one stack, with room for the configured drafts."""
+        """Cache parameters of one stack, with room for the configured drafts.
+
+        Args:
+            huggingface_config: the stack's, for heads and layers.
+            pipeline_config: for the speculative method and K.
+            devices: where the cache lies.
+            kv_cache_config: page size and prefix caching.
+            cache_dtype: of keys and values.
+        """
         speculative = pipeline_config.speculative
         method = speculative.speculative_method if speculative else None
         return kv_cache_config.to_params(
@@ -126,6 +134,11 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         max_seq_len: int | None = None,
     ) -> Self:
         """Reads the stack of `model_config`, by default the target.
+
+        Args:
+            pipeline_config: target and speculative configuration.
+            model_config: whose config.json is read; None: the target's.
+            max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:
             InputError: no config.json, a size or constant out of range, an unknown rope type,

@@ -39,6 +39,9 @@ class Llama3TargetModel(UnifiedModel):
     def load_model(self, session: InferenceSession) -> Model:
         """Reads the checkpoint, builds the graph and compiles it with the session.
 
+        Args:
+            session: compiles and runs the graph.
+
         Raises:
             InputError: a tensor is missing, unknown, of another shape or not finite.
         """
