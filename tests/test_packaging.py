@@ -86,7 +86,7 @@ def test_runtime_requirements_hold_max_and_no_torch(wheel: Path) -> None:
     assert runtime["max"].specifier == SpecifierSet("==26.7.*")
     with_torch = {
         extra
-        for extra in ("bench", "test", "train")
+        for extra in ("bench", "docs", "test", "train")
         for r in requirements
         if r.name == "torch" and r.marker is not None and r.marker.evaluate({"extra": extra})
     }

@@ -56,6 +56,7 @@ class GGUFCheckpoint:
         config: What `config.json` of the same model holds (`LlamaConfig`).
         tensors: float32 weights under Hugging Face's names, dequantised when they
             are asked for; rows of q_proj and k_proj are in half-split rope order.
+        metadata: The file's key-value pairs.
     """
 
     path: Path

@@ -17,6 +17,7 @@ from unispec.errors import InputError
 __all__ = ["Tensor", "check_weight_files", "read_tensors"]
 
 Tensor: TypeAlias = npt.NDArray[Any]
+"""A weight as a numpy array of any dtype and shape."""
 
 _BF16: Final = "BF16"
 _DTYPES: Final[Mapping[str, str]] = {

@@ -21,6 +21,10 @@ def canonical_names(names: Iterable[str], *, source: str) -> dict[str, str]:
 
     Buffers of the rotary embedding are left out: they are computed.
 
+    Args:
+        names: The checkpoint's names.
+        source: The file or folder, for the errors.
+
     Raises:
         InputError: If a tensor is there both with and without the prefix.
     """

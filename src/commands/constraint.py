@@ -68,3 +68,4 @@ constraint_options = option_group(
     ),
     click.option("--regex", metavar="PATTERN", help="Generate text that matches this pattern."),
 )
+"""Adds `--json-schema` and `--regex` to a command, as `ConstraintOptions`."""

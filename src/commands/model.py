@@ -173,3 +173,4 @@ model_options = option_group(
         help="Whether prompts that begin alike share what was computed for the beginning.",
     ),
 )
+"""Adds the options of `ModelOptions` to a command."""

@@ -64,6 +64,7 @@ class TextFile(click.ParamType[Any]):
     """
 
     name = "file"
+    """What `--help` calls the value."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Returns what `parse` makes of the file; fails if the file cannot be read."""

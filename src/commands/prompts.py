@@ -102,3 +102,4 @@ prompt_options = option_group(
         "template.  [default: chat-template]",
     ),
 )
+"""Adds the options of `PromptOptions` to a command."""

@@ -175,3 +175,4 @@ sampling_options = option_group(
     ),
     click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token."),
 )
+"""Adds the options of `SamplingOptions` to a command."""

@@ -16,6 +16,10 @@ def pages_per_row(params: KVCacheParamInterface, max_length: int) -> int:
 
     A step writes K draft positions after the row's tokens, and while the draft proposes
     K - 1 more, one after the other, or K + 1 more, as a block.
+
+    Args:
+        params: the cache, or the tree of both.
+        max_length: of the row, prompt and output.
     """
     return -(-(max_length + 2 * params.num_draft_tokens + 1) // params.page_size)
 

@@ -61,7 +61,12 @@ class AcceptanceRule(Protocol):
     """Decides which draft tokens stand."""
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step."""
+        """Returns the verdict of one step.
+
+        Args:
+            step: logits and drafts of K + 1 and K positions.
+            sampling: the parameters of each row.
+        """
         ...
 
 
@@ -74,7 +79,12 @@ class Matching:
     """
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step."""
+        """Returns the verdict of one step.
+
+        Args:
+            step: logits and drafts of K + 1 and K positions.
+            sampling: the parameters of each row.
+        """
         tokens = target_tokens(step, sampling)
         return accept_run(step.draft_tokens == tokens[:, :-1], step.draft_tokens, tokens)
 
@@ -86,7 +96,15 @@ class Rejection:
     """
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step."""
+        """Returns the verdict of one step.
+
+        Args:
+            step: logits and drafts of K + 1 and K positions, with `draft_probs`.
+            sampling: the parameters of each row.
+
+        Raises:
+            ValueError: `draft_probs` is missing.
+        """
         if step.draft_probs is None:
             raise ValueError("Rejection needs draft_probs; use Matching for one-hot drafts")
         draft = step.draft_tokens
@@ -124,10 +142,20 @@ class Relaxed:
     """
 
     top_n: int
+    """How many of the most probable tokens stand."""
     delta: float
+    """How far below the best probability, 0 to 1, one that stands may be."""
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step."""
+        """Returns the verdict of one step.
+
+        Args:
+            step: logits and drafts of K + 1 and K positions, with `in_thinking_phase`.
+            sampling: the parameters of each row.
+
+        Raises:
+            ValueError: `in_thinking_phase` is missing.
+        """
         if step.in_thinking_phase is None:
             raise ValueError("Relaxed needs in_thinking_phase")
         draft = step.draft_tokens
@@ -148,9 +176,15 @@ class Synthetic:
     """Lossy, for benchmarks: accept each draft with a fixed probability, whatever it is."""
 
     rate: float
+    """Probability, 0 to 1, with which each draft is accepted."""
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step."""
+        """Returns the verdict of one step.
+
+        Args:
+            step: logits and drafts of K + 1 and K positions.
+            sampling: the parameters of each row.
+        """
         draft = step.draft_tokens
         tokens = target_tokens(step, sampling)
         where = positions(step.first_position, tokens)[:, :-1]

@@ -20,13 +20,21 @@ class RowSampling:
     """
 
     seed: int
+    """Taken modulo 2**64."""
     temperature: float = 0.0
+    """0 is greedy."""
     top_k: int = 0
+    """0 is no limit."""
     top_p: float = 1.0
+    """1 is no limit."""
     min_p: float = 0.0
+    """0 is no limit."""
     presence_penalty: float = 0.0
+    """0 is none."""
     frequency_penalty: float = 0.0
+    """0 is none."""
     repetition_penalty: float = 1.0
+    """1 is none."""
     token_counts: npt.NDArray[np.int32] | None = None
     """`[V]`, only where a penalty is on: generated count, -1 for prompt tokens."""
     logit_bias: npt.NDArray[np.float32] | None = None
@@ -72,6 +80,10 @@ class SamplingBuffers:
         """The grammar masks of the next step, all allowed: int32 `[B, positions, V / 32]`.
 
         The caller clears bits in it before `fill`.
+
+        Args:
+            batch_size: B.
+            positions: of each row, K + 1.
         """
         size = batch_size * positions * self._words
         self._bitmask[: self._dirty_words] = -1
@@ -79,7 +91,12 @@ class SamplingBuffers:
         return self._bitmask[:size].reshape(batch_size, positions, self._words)
 
     def fill(self, rows: Sequence[RowSampling], bitmask: npt.NDArray[np.int32]) -> list[Buffer]:
-        """Writes a batch's parameters; returns them in the order of `SamplingInputs`."""
+        """Writes a batch's parameters; returns them in the order of `SamplingInputs`.
+
+        Args:
+            rows: the parameters of each row.
+            bitmask: what `bitmask` gave for this step.
+        """
         count = len(rows)
         seed, top_k, floats = self._seed[:count], self._top_k[:count], self._floats[:, :count]
         for index, row in enumerate(rows):

@@ -80,7 +80,7 @@ def target_distribution(logits: TensorValue, sampling: SamplingInputs) -> Tensor
         sampling: per-row parameters.
 
     Returns:
-        float32 `[B, J, V]`: weights, not normalised; the largest of a position is 1.
+        float32 `[B, J, V]`, weights that are not normalised; the largest of a position is 1.
     """
     batch, positions, vocab = logits.shape
     rows = [batch * positions, vocab]

@@ -52,7 +52,12 @@ class SamplingInputs:
 
     @classmethod
     def types(cls, device: DeviceRef, vocab_size: int) -> list[TensorType]:
-        """Graph input types in field order, with dims `batch` and `num_positions` (K + 1)."""
+        """Graph input types in field order, with dims `batch` and `num_positions` (K + 1).
+
+        Args:
+            device: where the graph runs.
+            vocab_size: V.
+        """
         cpu = DeviceRef.CPU()
         per_row = {
             "seed": DType.uint64,

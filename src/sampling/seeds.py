@@ -18,8 +18,11 @@ class Stream(IntEnum):
     """Independent families of draws at the same (seed, position)."""
 
     TOKEN = 0x243F6A8885A308D3
+    """The token that the target draws at a position."""
     ACCEPT = 0x13198A2E03707344
+    """Whether a draft stands (`Rejection`, `Synthetic`)."""
     DRAFT = 0x24299F31D0082EFA
+    """The token that a sampled draft proposes."""
 
 
 def positions(first: TensorValue, like: TensorValue) -> TensorValue:

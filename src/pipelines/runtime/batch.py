@@ -48,6 +48,10 @@ class BatchBuilder:
         device: the graph's device.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
+
+    Attributes:
+        rows: What is kept of each request, by its id.
+        num_speculative_tokens: K of the next steps; may be changed between two steps.
     """
 
     def __init__(
@@ -88,6 +92,12 @@ class BatchBuilder:
         """The inputs of one step by field name, but for `kv_cache_inputs`.
 
         A row with fewer drafts than another in the batch gets void ones.
+
+        Args:
+            contexts: the requests in row order.
+
+        Raises:
+            InputError: a new request has a token outside the vocabulary.
         """
         count = len(contexts)
         rows = [self.row(context) for context in contexts]

@@ -49,9 +49,11 @@ class EngineConfig:
     max_length: int | None = None
     """Longest sequence, prompt and output, in tokens; None: the model's limit."""
     max_batch_size: int = 1
+    """Most requests in one step."""
     quantization_encoding: str | None = None
     """`"float32"` or `"bfloat16"`; None: float32 on a CPU, bfloat16 on a GPU."""
     enable_prefix_caching: bool = True
+    """Whether requests that begin alike share the cache pages of the beginning."""
     max_batch_input_tokens: int = 512
     """Most new tokens in one step; longer prompts are prefilled in chunks."""
     kv_cache_pages: int | None = None

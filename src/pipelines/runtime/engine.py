@@ -43,6 +43,12 @@ class Engine:
         config: what to load.
         on_progress: gets the name of each phase of loading as it begins.
 
+    Attributes:
+        tokenizer: The target's tokenizer.
+        max_length: Longest sequence, prompt and output, in tokens.
+        eos_token_ids: Tokens that end an answer, unless its request ignores them.
+        num_pages: Cache pages in all.
+
     Raises:
         InputError: a model or draft that cannot be used.
     """

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from max import tree
 from max.driver import Buffer, Device, batch_inplace_copy
 from max.dtype import DType
+from max.nn.kv_cache import KVCacheInputs
 from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
@@ -32,6 +33,7 @@ class StepModelInputs(ModelInputs):
         "lora_buffers",
         "hidden_states",
     )
+    """Fields that must stay unset: the graph has no such input."""
 
     tokens: Buffer
     """int64 `[T]`: the new verified tokens of each row, ragged."""
@@ -43,6 +45,10 @@ class StepModelInputs(ModelInputs):
     """int64 `[B, K]`: the last step's proposals; -1 where a row has nothing to verify."""
     draft_kv_blocks: list[Buffer] | None = None
     """Not taken: the draft's pages are part of `kv_cache_inputs`."""
+    kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None
+    """Pages and lengths of the target's cache and, where there is a draft, of the draft's."""
+    hidden_states: Buffer | list[Buffer] | None = None
+    """Not taken: the graph keeps its hidden states to itself."""
     seed: Buffer | None = None
     """uint64 `[B]`: the request's seed."""
     temperature: Buffer | None = None
@@ -172,6 +178,10 @@ class PersistentInputBuffers:
         self, tokens: npt.NDArray[np.int64], row_offsets: npt.NDArray[np.uint32]
     ) -> tuple[Buffer, Buffer]:
         """Copies a step's tokens `[T]` and offsets `[B + 1]` in; returns views of them.
+
+        Args:
+            tokens: the new tokens of all rows.
+            row_offsets: where each row starts, and the end.
 
         Raises:
             InputError: the step is larger than what was reserved.

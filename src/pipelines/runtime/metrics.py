@@ -18,7 +18,9 @@ class RunMetrics:
     """
 
     verifications: int = 0
+    """How many there were."""
     accepted: int = 0
+    """Draft tokens that they accepted together."""
     accepted_at: list[int] = field(default_factory=list)
     """How often the draft at each position was accepted."""
     step_times_s: list[float] = field(default_factory=list)

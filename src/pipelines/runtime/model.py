@@ -53,14 +53,21 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
         max_batch_size: most rows in one step.
 
+    Attributes:
+        kv_params: Parameters of the caches, see `get_kv_params` of the configuration.
+        batch: Builds a step's inputs and keeps what is known of each request.
+        weights_registry: The graph's weights by name, kept alive as long as this model.
+
     Raises:
         InputError: more than one device, or a checkpoint that does not fit.
     """
 
     inputs_cls: ClassVar[type[StepModelInputs]] = StepModelInputs
+    """The class of a step's inputs."""
     draft_reads_next_token: ClassVar[bool] = False
     """Whether the draft's cache entry of a position depends on the token after it."""
     model: Model
+    """The compiled graph."""
 
     def __init__(
         self,
@@ -114,11 +121,28 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
 
     @abstractmethod
     def load_model(self, session: InferenceSession) -> Model:
-        """Reads the checkpoints, builds the graph and compiles it with the session."""
+        """Reads the checkpoints, builds the graph and compiles it with the session.
+
+        Args:
+            session: compiles and runs the graph.
+
+        Returns:
+            The graph of one step, which takes the inputs of `inputs_cls.buffers`.
+
+        Raises:
+            InputError: a checkpoint that does not fit.
+        """
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
         """Longest sequence, prompt and output, that the target and `max_length` allow.
+
+        Args:
+            pipeline_config: its model's `max_length`, if that is not None.
+            huggingface_config: the target's, for `max_position_embeddings`.
+
+        Returns:
+            Tokens.
 
         Raises:
             InputError: `max_length` is beyond the target's `max_position_embeddings`.
@@ -134,6 +158,9 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step.
+
+        Args:
+            model_inputs: a `StepModelInputs` with all that the graph takes.
 
         Returns:
             `num_accepted_draft_tokens` int64 `[B]`, `next_tokens` int64 `[B]`,
@@ -237,6 +264,10 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
 
     def read_weights(self, model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
         """Reads a checkpoint's files; returns its tensors and what to call it in errors.
+
+        Args:
+            model_config: of the target or the draft; its weight paths are files, a relative
+                one within the model's folder.
 
         Raises:
             InputError: a file is missing or damaged.

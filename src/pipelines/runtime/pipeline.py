@@ -31,6 +31,9 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         model: the compiled unified graph.
         kv_manager: pages of both caches.
         tokenizer: the target's tokenizer, for callers of this pipeline.
+
+    Attributes:
+        metrics: Acceptance and timing since it was last replaced.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ class Request:
     token_ids: Sequence[int]
     """The encoded prompt."""
     sampling: SamplingParams
+    """Temperature, top-k and the like, stop conditions, and the seed."""
     grammar: Grammar | None = None
     """Constrains every generated token."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -46,8 +47,11 @@ class Report:
     """A run's answers in request order, and its figures."""
 
     results: list[Result]
+    """One for each request."""
     acceptance_per_position: list[float]
+    """Share of verifications that accepted the draft at each position, 0 to 1; K entries."""
     mean_acceptance_length: float
+    """1 + accepted drafts per verification, which is at least 1; 1 without a draft."""
     tokens_per_second: float
     """Generated tokens over the run's wall time, prefill included."""
     time_to_first_token_s: float

@@ -21,15 +21,21 @@ class Row:
     """One request's state beside its token buffer."""
 
     sampling: RowSampling
+    """Sampling parameters and token counts."""
     min_new_tokens: int = 0
+    """EOS is masked until so many tokens are generated."""
     grammar: GrammarState | None = None
+    """How far the output has come in its grammar; None: any token may follow."""
     drafts: list[int] = field(default_factory=list)
     """Proposals of the last step; empty before the first token."""
     draft_probs: npt.NDArray[np.float32] | None = None
     """`[K, V]`, what sampled drafts were drawn from."""
     generated: int = 0
+    """Tokens emitted so far."""
     drafted: int = 0
+    """Draft tokens that were verified."""
     accepted: int = 0
+    """Draft tokens that were accepted."""
 
     def emit(self, token: int) -> None:
         """Takes note of one generated token."""

@@ -51,6 +51,7 @@ class StepInputs:
     num_speculative_tokens: TensorValue
     """int64 scalar on the CPU: how many tokens to propose."""
     sampling: SamplingInputs
+    """The sampling parameters of each row."""
     caches: Sequence[PagedCacheValues]
     """The target's cache, then the draft's if there is one."""
     draft_probs: TensorValue | None
@@ -83,10 +84,15 @@ class StepSignature:
     """Input types of a unified graph, and the way back from its inputs to `StepInputs`."""
 
     device: DeviceRef
+    """Where the graph runs."""
     vocab_size: int
+    """V, the target's."""
     kv_params: KVCacheParamInterface
+    """The target's cache, or a tree with the children `target` and `draft`."""
     sampled_drafts: bool = False
+    """Whether the graph takes the distributions that drafts were sampled from."""
     thinking_phase: bool = False
+    """Whether the graph takes which rows are inside a thinking block."""
 
     def types(self) -> list[TensorType | BufferType]:
         """Graph input types in order."""
@@ -109,7 +115,11 @@ class StepSignature:
         return types
 
     def take(self, inputs: Sequence[Value[Any]]) -> StepInputs:
-        """Reads the graph inputs that `types` declares."""
+        """Reads the graph inputs that `types` declares.
+
+        Args:
+            inputs: the graph's inputs, in the order of `types`.
+        """
         rest = iter(inputs)
         # Keyword arguments are evaluated in order, which is the order of `types`.
         return StepInputs(

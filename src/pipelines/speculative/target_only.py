@@ -11,7 +11,13 @@ __all__ = ["target_only_step"]
 
 
 def target_only_step(target: Target, rule: AcceptanceRule, step: StepInputs) -> StepOutputs:
-    """Builds a step that proposes nothing; `step.draft_tokens` has no columns."""
+    """Builds a step that proposes nothing; `step.draft_tokens` has no columns.
+
+    Args:
+        target: the target stack.
+        rule: the acceptance rule, which has no draft to decide on.
+        step: the step's inputs.
+    """
     accepted = verify(target, rule, step).accepted
     return StepOutputs(
         num_accepted_draft_tokens=accepted.num_accepted,

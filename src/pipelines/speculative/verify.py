@@ -23,7 +23,12 @@ class Target(Protocol):
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
     ) -> tuple[TensorValue, TensorValue]:
-        """Writes the tokens' keys and values.
+        """Runs the target over ragged rows and writes their keys and values.
+
+        Args:
+            tokens: int64 `[T]`.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the target's cache.
 
         Returns:
             `[T, H]`, what the head reads, and `[T, F]`, the features that the draft reads.
@@ -51,6 +56,7 @@ class Verified:
     verified_lengths: TensorValue
     """uint32 `[B]`: verified tokens of each row, the next token not counted."""
     accepted: Accepted
+    """The rule's verdict."""
 
 
 def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:

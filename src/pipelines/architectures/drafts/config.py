@@ -18,7 +18,12 @@ __all__ = ["UnifiedLlama3Config", "both_caches"]
 
 
 def both_caches(target: KVCacheParams, draft: KVCacheParams) -> KVCacheParamInterface:
-    """A tree of caches with the children `target` and `draft`."""
+    """A tree of caches with the children `target` and `draft`.
+
+    Args:
+        target: the target's cache.
+        draft: the draft's cache.
+    """
     return MultiKVCacheParams.from_params({"target": target, "draft": draft})
 
 
@@ -27,8 +32,11 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
     """Target and draft stacks and how they work together."""
 
     target: Llama3Config
+    """The target's stack."""
     draft: Llama3Config
+    """The draft's stack, on the target's device and in its dtype."""
     speculative_config: SpeculativeConfig
+    """The method, K, and which acceptance rule decides."""
 
     def check_hidden_size(self) -> None:
         """Refuses a draft that cannot read the target's embedding.
@@ -54,6 +62,13 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
     def calculate_max_seq_len(cls, huggingface_config: Any, model_config: MAXModelConfig) -> int:
         """Longest sequence that the target's positions and `max_length` allow.
 
+        Args:
+            huggingface_config: the target's.
+            model_config: the target's, for `max_length`.
+
+        Returns:
+            Tokens of prompt and output.
+
         Raises:
             ValueError: `max_length` is beyond the target's `max_position_embeddings`.
         """
@@ -68,6 +83,11 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         """The target's stack, the draft's, and the speculative configuration.
 
         The draft's vocabulary is `draft_vocab_size` if it states one.
+
+        Args:
+            pipeline_config: target, draft and speculative configuration.
+            model_config: the target's; None: that of `pipeline_config`.
+            max_seq_len: longest sequence in tokens; None: what the target allows.
 
         Raises:
             InputError: no draft or speculative configuration, a wrong configuration of

@@ -25,6 +25,7 @@ class DraftCheckpoint(NamedTuple):
     """A draft's checkpoint as it was read."""
 
     tensors: Mapping[str, Tensor]
+    """Every tensor under the name that the file gives it."""
     config: Any
     """Its Hugging Face config."""
     source: str
@@ -43,7 +44,15 @@ class UnifiedLlama3Model(UnifiedModel):
         kv_cache_config: KVCacheConfig,
         cache_dtype: DType,
     ) -> KVCacheParams:
-        """The target's cache parameters; `model_config_cls` has those of both."""
+        """The target's cache parameters; `model_config_cls` has those of both.
+
+        Args:
+            huggingface_config: the target's.
+            pipeline_config: for the method and K, which is the room that drafts need.
+            devices: where the cache lies.
+            kv_cache_config: page size and prefix caching.
+            cache_dtype: of keys and values.
+        """
         return Llama3Config.construct_kv_params(
             huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
         )
@@ -69,5 +78,12 @@ class UnifiedLlama3Model(UnifiedModel):
     def load_both(
         module: Module, target: Mapping[str, Tensor], draft: DraftWeights, dtype: DType
     ) -> None:
-        """Loads both checkpoints into a module that has them under `target.` and `draft.`."""
+        """Loads both checkpoints into a module that has them under `target.` and `draft.`.
+
+        Args:
+            module: target and draft.
+            target: the target's weights by name.
+            draft: the draft's weights.
+            dtype: of all float weights in the graph.
+        """
         module.load_state_dict(unified_state_dict(target, draft, dtype), weight_alignment=1)

@@ -16,7 +16,13 @@ __all__ = ["acceptance_rule", "signature"]
 def signature(
     target: Llama3Config, kv_params: KVCacheParamInterface, speculative: SpeculativeConfig
 ) -> StepSignature:
-    """The graph's inputs, which depend on how drafts are proposed and accepted."""
+    """The graph's inputs, which depend on how drafts are proposed and accepted.
+
+    Args:
+        target: the target's stack.
+        kv_params: the cache, or a tree with the children `target` and `draft`.
+        speculative: how drafts are proposed and accepted.
+    """
     return StepSignature(
         device=target.devices[0],
         vocab_size=target.vocab_size,
@@ -27,7 +33,12 @@ def signature(
 
 
 def acceptance_rule(speculative: SpeculativeConfig) -> AcceptanceRule:
-    """The configured rule; the lossy ones only where they are asked for by name."""
+    """The configured rule; the lossy ones only where they are asked for by name.
+
+    Args:
+        speculative: `synthetic_acceptance_rate` comes first, then
+            `use_relaxed_acceptance_for_thinking`, then `draft_proposal`.
+    """
     if speculative.synthetic_acceptance_rate is not None:
         return Synthetic(speculative.synthetic_acceptance_rate)
     if speculative.use_relaxed_acceptance_for_thinking:

@@ -58,7 +58,13 @@ class TargetVocabularyDraft(Module):
 
 
 def draft_head(config: Llama3Config, target_head: Linear, target_vocab_size: int) -> Linear:
-    """The target's own head, or for a reduced vocabulary one of `config.vocab_size` rows."""
+    """The target's own head, or for a reduced vocabulary one of `config.vocab_size` rows.
+
+    Args:
+        config: the draft's stack.
+        target_head: the target's head.
+        target_vocab_size: V.
+    """
     if config.vocab_size == target_vocab_size:
         return target_head
     return Linear(config.hidden_size, config.vocab_size, config.dtype, config.devices[0])

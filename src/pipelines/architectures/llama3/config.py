@@ -29,27 +29,42 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """Shapes and constants of a Llama 2, 3, 3.1 or 3.2 stack, target or draft."""
 
     DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
+    """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16"}
+    """What weights and activations can be."""
 
     hidden_size: int
+    """H, width of the residual stream."""
     num_attention_heads: int
+    """Query heads of a layer."""
     num_key_value_heads: int
+    """Key and value heads of a layer; divides the query heads."""
     num_hidden_layers: int
+    """Decoder layers."""
     rope_theta: float
+    """Base of the rotary frequencies."""
     rope_scaling_params: Llama3RopeScalingParams | None
+    """Llama 3.1's scaling of the rotary frequencies; None: they are not scaled."""
     max_seq_len: int
     """Longest sequence of a request, prompt and output, in tokens."""
     intermediate_size: int
+    """Width inside the MLP."""
     vocab_size: int
+    """V, rows of the head; of a draft with a reduced vocabulary N, the tokens it can propose."""
     dtype: DType
     """Of weights and activations."""
     kv_params: KVCacheParams
+    """The cache: layers, heads, width of a head, dtype, page size and devices."""
     rms_norm_eps: float
+    """Added to the mean square before its root is taken."""
     attention_multiplier: float
     """Scale of attention scores."""
     devices: list[DeviceRef]
+    """Where the stack runs, one device."""
     attention_bias: bool = False
+    """Whether q, k, v and o projections have a bias."""
     tie_word_embeddings: bool = False
+    """Whether the head is the embedding."""
 
     @property
     def head_dim(self) -> int:
@@ -87,7 +102,15 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         kv_cache_config: KVCacheConfig,
         cache_dtype: DType,
     ) -> KVCacheParams:
-        """Cache parameters of one stack, with room for the configured drafts."""
+        """Cache parameters of one stack, with room for the configured drafts.
+
+        Args:
+            huggingface_config: the stack's, for heads and layers.
+            pipeline_config: for the speculative method and K.
+            devices: where the cache lies.
+            kv_cache_config: page size and prefix caching.
+            cache_dtype: of keys and values.
+        """
         speculative = pipeline_config.speculative
         method = speculative.speculative_method if speculative else None
         return kv_cache_config.to_params(
@@ -111,6 +134,11 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         max_seq_len: int | None = None,
     ) -> Self:
         """Reads the stack of `model_config`, by default the target.
+
+        Args:
+            pipeline_config: target and speculative configuration.
+            model_config: whose config.json is read; None: the target's.
+            max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:
             InputError: no config.json, a size or constant out of range, an unknown rope type,

@@ -34,7 +34,11 @@ def fused_linear(x: TensorValue, layers: Sequence[Linear]) -> list[TensorValue]:
 
 
 class GatedMLP(Module):
-    """down(silu(gate(x)) * up(x)), Llama's MLP."""
+    """down(silu(gate(x)) * up(x)), Llama's MLP.
+
+    Args:
+        config: the stack that it is part of.
+    """
 
     def __init__(self, config: Llama3Config) -> None:
         super().__init__()

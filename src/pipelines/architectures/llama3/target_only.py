@@ -34,9 +34,13 @@ class Llama3TargetModel(UnifiedModel):
     """A Llama 3 target that decodes one token a step; see `UnifiedModel`."""
 
     model_config_cls: ClassVar[type[Any]] = Llama3Config
+    """The class that reads `PipelineConfig`."""
 
     def load_model(self, session: InferenceSession) -> Model:
         """Reads the checkpoint, builds the graph and compiles it with the session.
+
+        Args:
+            session: compiles and runs the graph.
 
         Raises:
             InputError: a tensor is missing, unknown, of another shape or not finite.

@@ -70,7 +70,13 @@ def expected_shapes(config: LlamaShape) -> dict[str, tuple[int, ...]]:
 def decoder_layer_shapes(
     config: LlamaShape, layer: int, *, input_norm: bool = True
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one decoder layer, with or without its first norm."""
+    """Names and shapes of one decoder layer.
+
+    Args:
+        config: the stack's shape.
+        layer: its index, from 0.
+        input_norm: whether it has a norm before its attention.
+    """
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim

@@ -108,6 +108,12 @@ class UnifiedDflashLlama3Config(UnifiedLlama3Config):
         Another K that was asked for is replaced, with a warning: the draft fills a block of
         the size that it was trained with.
 
+        Args:
+            pipeline_config: target, draft and speculative configuration.
+            model_config: the target's, by default that of `pipeline_config`.
+            max_seq_len: longest sequence in tokens, by default what `calculate_max_seq_len`
+                of the target says.
+
         Raises:
             InputError: no draft or speculative configuration, a DFlash field missing, or what
                 `validate_dflash_fields` refuses.

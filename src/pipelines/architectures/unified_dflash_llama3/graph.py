@@ -18,7 +18,11 @@ __all__ = ["UnifiedDflashLlama3", "build_graph"]
 
 
 class UnifiedDflashLlama3(Module):
-    """Target and draft; their weights load under `target.` and `draft.`."""
+    """Target and draft; their weights load under `target.` and `draft.`.
+
+    Args:
+        config: both stacks and how they work together.
+    """
 
     def __init__(self, config: UnifiedDflashLlama3Config) -> None:
         super().__init__()
@@ -42,7 +46,12 @@ class UnifiedDflashLlama3(Module):
 
 
 def build_graph(config: UnifiedDflashLlama3Config, module: UnifiedDflashLlama3) -> Graph:
-    """Builds the graph of one step; nothing is compiled."""
+    """Builds the graph of one step; nothing is compiled.
+
+    Args:
+        config: the configuration that the module was made from.
+        module: target and draft.
+    """
     inputs = signature(config.target, config.get_kv_params(), config.speculative_config)
     with Graph("unified_dflash_llama3", input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())

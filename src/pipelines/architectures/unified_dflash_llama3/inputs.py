@@ -37,3 +37,11 @@ class UnifiedDflashLlama3Inputs(StepModelInputs, UnifiedSpecDecodeInputs):
     return_n_logits: Buffer
     lora: object | None = field(default=None, kw_only=True)
     """Not taken."""
+    pinned_bitmask: Buffer | None = field(default=None, kw_only=True)
+    """Not taken."""
+    wait_payload: Buffer | None = field(default=None, kw_only=True)
+    """Not taken."""
+    device_bitmask_scratch: Buffer | None = field(default=None, kw_only=True)
+    """Not taken."""
+    structured_output: bool = field(default=False, kw_only=True)
+    """Not taken."""

@@ -18,7 +18,12 @@ __all__ = ["UnifiedEagleLlama3", "build_graph"]
 
 
 class UnifiedEagleLlama3(Module):
-    """Target and draft; their weights load under `target.` and `draft.`."""
+    """Target and draft; their weights load under `target.` and `draft.`.
+
+    Args:
+        config: both stacks and how they work together.
+        fc_bias: whether the checkpoint has `fc.bias`.
+    """
 
     def __init__(self, config: UnifiedEagleLlama3Config, *, fc_bias: bool) -> None:
         super().__init__()
@@ -38,7 +43,12 @@ class UnifiedEagleLlama3(Module):
 
 
 def build_graph(config: UnifiedEagleLlama3Config, module: UnifiedEagleLlama3) -> Graph:
-    """Builds the graph of one step; nothing is compiled."""
+    """Builds the graph of one step; nothing is compiled.
+
+    Args:
+        config: the configuration that the module was made from.
+        module: target and draft.
+    """
     inputs = signature(config.target, config.get_kv_params(), config.speculative_config)
     with Graph("unified_eagle_llama3", input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())
