@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 CONTRACT = json.loads((Path(__file__).parent / "data" / "api_contract.json").read_text())["modules"]
-IMPLEMENTED = ("architectures.unified_eagle_llama3", "architectures.unified_dflash_llama3")
+IMPLEMENTED = (
+    "architectures.llama3_modulev3",
+    "architectures.unified_eagle_llama3",
+    "architectures.unified_dflash_llama3",
+)
 OBJECTS = [(module, name) for module in IMPLEMENTED for name in CONTRACT[module]["objects"]]
 
 

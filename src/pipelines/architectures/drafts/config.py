@@ -13,6 +13,7 @@ from max.pipelines.speculative import SpeculativeConfig
 from unispec.errors import InputError
 
 from ..llama3.config import Llama3Config
+from ..llama3.stack_config import StackConfig
 
 __all__ = ["UnifiedLlama3Config", "both_caches"]
 
@@ -76,14 +77,14 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         draft_model, speculative = pipeline_config.draft_model, pipeline_config.speculative
         if draft_model is None or speculative is None:
             raise InputError("this architecture needs a draft model; give --draft-model-path")
-        target = Llama3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        target = StackConfig.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
         return target, _read_draft(pipeline_config, draft_model, target), speculative
 
 
 def _read_draft(
     pipeline_config: PipelineConfig, draft_model: MAXModelConfig, target: Llama3Config
 ) -> Llama3Config:
-    draft = Llama3Config.initialize(pipeline_config, draft_model, max_seq_len=target.max_seq_len)
+    draft = StackConfig.initialize(pipeline_config, draft_model, max_seq_len=target.max_seq_len)
     if draft.vocab_size != target.vocab_size:
         raise InputError(
             f"the draft's vocab_size {draft.vocab_size} is not the target's"
