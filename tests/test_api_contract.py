@@ -38,7 +38,9 @@ def assert_signature(callable_: Any, documented: list[dict[str, Any]], where: st
         if parameter["default"] is None:
             assert found.default is inspect.Parameter.empty, f"{where}: {found}"
         elif parameter["default"] != "<factory>":
-            assert str(found.default).endswith(parameter["default"]), f"{where}: {found}"
+            # Enum members are documented by their name, strings as they are written.
+            forms = (str(found.default), repr(found.default))
+            assert any(form.endswith(parameter["default"]) for form in forms), f"{where}: {found}"
     for extra in by_name.values():
         assert extra.kind is extra.KEYWORD_ONLY, f"{where}: {extra}"
         assert extra.default is not inspect.Parameter.empty, f"{where}: {extra}"

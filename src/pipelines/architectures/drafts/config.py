@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams, MultiKVCacheParams
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
@@ -30,6 +31,11 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
     target: Llama3Config
     draft: Llama3Config
     speculative_config: SpeculativeConfig
+
+    @property
+    def devices(self) -> list[DeviceRef]:
+        """The target's device, which the draft shares."""
+        return self.target.devices
 
     def check_hidden_size(self) -> None:
         """Refuses a draft that cannot read the target's embedding.

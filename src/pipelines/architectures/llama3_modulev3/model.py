@@ -19,6 +19,7 @@ from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.context import TextContext
 from max.pipelines.lib import (
     KVCacheConfig,
+    MAXModelConfig,
     MemoryPlan,
     ModelInputs,
     ModelOutputs,
@@ -60,8 +61,8 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
         max_batch_size: most rows in one step.
 
     Raises:
-        InputError: more than one device, a configuration that the stack has no code for, or a
-            checkpoint that does not fit it.
+        InputError: more than one device, a configuration that the stack has no code for, a
+            sliding window that sequences may outgrow, or a checkpoint that does not fit.
     """
 
     model_config_cls: ClassVar[type[Any]] = Llama3Config
@@ -88,10 +89,8 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
     ) -> None:
         if len(devices) != 1:
             raise InputError(f"{len(devices)} devices were given; this model runs on one")
-        model_config = pipeline_config.model
-        longest = self.config_class.calculate_max_seq_len(
-            model_config.huggingface_config, model_config
-        )
+        plan = memory_plan or unplanned(max_batch_size, _longest(pipeline_config.model))
+        _check_window(pipeline_config.model, plan.planned_max_length)
         super().__init__(
             pipeline_config,
             session,
@@ -100,7 +99,7 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
             weights,
             adapter,
             return_logits,
-            memory_plan=memory_plan or unplanned(max_batch_size, longest),
+            memory_plan=plan,
             return_hidden_states=return_hidden_states,
             max_batch_size=max_batch_size,
         )
@@ -115,8 +114,7 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
             What runs one step: takes `Llama3Inputs.buffers`, gives `ModuleV3Outputs`.
 
         Raises:
-            InputError: a tensor is missing, unknown, of another shape or not finite, or a
-                sliding window that a sequence may outgrow.
+            InputError: a tensor is missing, unknown, of another shape or not finite.
         """
         tensors, source = read_weights(self.pipeline_config.model)
         config = self.config_class.initialize(self.pipeline_config, max_seq_len=self.max_seq_len)
@@ -128,7 +126,6 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
             self.norm_method,
             self.attention_bias,
         )
-        self._check_window(config.max_seq_len, source)
         with F.lazy(), default_dtype(config.dtype), default_device(self.devices[0]):
             module: Module[..., ModuleV3Outputs] = Llama3(config)
         weights = cast_weights(state_dict(tensors, config, source=source), config.dtype)
@@ -189,14 +186,6 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
             kv_cache_inputs=kv_cache_inputs,
         )
 
-    def _check_window(self, max_seq_len: int, source: str) -> None:
-        window = getattr(self.huggingface_config, "sliding_window", None)
-        if window is not None and max_seq_len > window:
-            raise InputError(
-                f"sliding_window {window} of {source} is not supported for sequences of up to"
-                f" {max_seq_len} tokens; choose a max_length of at most {window}"
-            )
-
 
 def input_types(config: Llama3Config) -> list[TensorType | BufferType]:
     """The graph's inputs, in the order of `Llama3.forward`."""
@@ -207,6 +196,22 @@ def input_types(config: Llama3Config) -> list[TensorType | BufferType]:
         TensorType(DType.int64, [1], DeviceRef.CPU()),
         *config.kv_params.flattened_kv_inputs(),
     ]
+
+
+def _longest(model_config: MAXModelConfig) -> int:
+    """Longest sequence that the model's positions and `max_length` allow."""
+    hf: Any = model_config.huggingface_config
+    return Llama3Config.calculate_max_seq_len(hf, model_config)
+
+
+def _check_window(model_config: MAXModelConfig, max_seq_len: int | None) -> None:
+    """Refuses a sliding window that a sequence may outgrow."""
+    window = getattr(model_config.huggingface_config, "sliding_window", None)
+    if window is not None and max_seq_len is not None and max_seq_len > window:
+        raise InputError(
+            f"sliding_window {window} of {model_config.model_path} is not supported for sequences"
+            f" of up to {max_seq_len} tokens; choose a max_length of at most {window}"
+        )
 
 
 def _buffer(tensor: Tensor | None) -> Buffer | None:
