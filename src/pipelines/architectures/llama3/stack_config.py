@@ -19,7 +19,6 @@ _LLAMA: Final[Mapping[str, Any]] = {
     "residual_multiplier": 1.0,
     "logits_scaling": 1.0,
     "clip_qkv": None,
-    "longrope_scaling_params": None,
 }
 
 
@@ -41,9 +40,14 @@ class StackConfig(Llama3Config):
                 not have.
         """
         config = super().initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        source = (model_config or pipeline_config.model).model_path
+        if config.longrope_scaling_params is not None:
+            raise InputError(
+                f"rope type 'longrope' of {source} is not supported by unified graphs; use a"
+                " checkpoint of type 'default' or 'llama3'"
+            )
         for name, value in _LLAMA.items():
             if getattr(config, name) != value:
-                source = (model_config or pipeline_config.model).model_path
                 raise InputError(
                     f"{name} of {source} is {getattr(config, name)}, which no unified graph"
                     " supports; use a Llama checkpoint"

@@ -70,7 +70,8 @@ class Llama3(Module[..., ModuleV3Outputs]):
     def _decode(self, tokens: Tensor, row_offsets: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
         """Embedding and layers, `[T, H]`."""
         x = self.embed_tokens(tokens) * self.config.embedding_multiplier
-        table = Tensor.from_graph_value(rotary_embedding(self.config).freqs_cis).to(x.device)
+        freqs_cis = rotary_embedding(self.config).freqs_cis.cast(self.config.dtype)
+        table = Tensor.from_graph_value(freqs_cis).to(x.device)
         for index, layer in enumerate(self.layers):
             # One subgraph for all layers: the compiler sees a layer once, not thirty times.
             call = as_subgraph(layer, name="llama3_layer")

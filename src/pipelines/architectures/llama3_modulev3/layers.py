@@ -18,7 +18,7 @@ from unispec.kv_cache.views import take_caches
 
 from ..llama3.config import Llama3Config
 
-__all__ = ["DecoderLayer", "norm"]
+__all__ = ["DecoderLayer", "layer_index", "norm"]
 
 
 def norm(config: Llama3Config) -> RMSNorm | LayerNorm:
@@ -156,7 +156,7 @@ def _attend(
         config.kv_params,
         qkv,
         row_offsets,
-        table.cast(qkv.dtype),
+        table,
         paged,
         layer,
         heads,
