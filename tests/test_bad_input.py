@@ -299,6 +299,22 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         config("target", rope_scaling="linear"),
         ["{target}", "'linear'", "correct"],
     ),
+    "rope type of no unified graph": (
+        config(
+            "target",
+            rope_scaling={
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        ["{target}", "rope type 'longrope'", "use a checkpoint"],
+    ),
+    "constant of no unified graph": (
+        config("draft", residual_multiplier=0.5),
+        ["{draft}", "residual_multiplier", "0.5", "use a Llama"],
+    ),
     "rope theta is text": (config("target", rope_theta="x"), ["{target}", "rope_theta 'x'"]),
     "rope theta is NaN": (
         config("target", rope_theta=float("nan")),

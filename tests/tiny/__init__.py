@@ -1,5 +1,6 @@
 """Builders of tiny random checkpoints in HF format, from single models to ready pairs."""
 
+from .causal_lm import tiny_causal_lm
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
@@ -13,6 +14,7 @@ __all__ = [
     "agreeing_dflash",
     "agreeing_eagle",
     "agreeing_llama",
+    "tiny_causal_lm",
     "tiny_dflash",
     "tiny_eagle",
     "tiny_llama",

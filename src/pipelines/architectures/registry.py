@@ -1,18 +1,22 @@
-"""Which pipeline model runs a configuration, and what its draft's configuration needs."""
+"""Which architectures there are, which one runs a configuration, what its draft's needs."""
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from max.pipelines.lib import PipelineConfig
+from max.pipelines.lib import PipelineConfig, SupportedArchitecture
 
 from unispec.errors import InputError
 
 if TYPE_CHECKING:
     from unispec.pipelines.runtime.model import UnifiedModel
 
-__all__ = ["complete_draft_config", "pipeline_model"]
+__all__ = ["architectures", "complete_draft_config", "pipeline_model"]
+
+# Packages with an `arch.py`.
+_REGISTERED: Final = ("llama3_modulev3", "unified_dflash_llama3", "unified_eagle_llama3")
 
 # Model type and method, then module and class: an architecture imports the runtime that
 # asks here, so it is imported only when it is wanted.
@@ -26,6 +30,12 @@ _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
 _DRAFT_CONFIGS: dict[str, tuple[str, str]] = {
     "dflash": ("dflash.config", "complete_draft_config"),
 }
+
+
+@cache
+def architectures() -> list[SupportedArchitecture]:
+    """The entries for MAX's registry, always the same list."""
+    return [import_module(f"{__package__}.{name}.arch").ARCHITECTURE for name in _REGISTERED]
 
 
 def complete_draft_config(method: str, draft: Any, asked: int | None, *, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,13 @@ from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
 
-__all__ = ["PersistentInputBuffers", "StepModelInputs"]
+__all__ = [
+    "PersistentInputBuffers",
+    "StepModelInputs",
+    "needed_input",
+    "refuse_inputs",
+    "wait_for_copies",
+]
 
 
 @dataclass(kw_only=True)
@@ -99,20 +106,42 @@ class StepModelInputs(ModelInputs):
         Raises:
             InputError: an input is set that the graph does not take, or one that it needs is not.
         """
-        for name in self.NOT_TAKEN:
-            if getattr(self, name):
-                raise InputError(
-                    f"{name} is set, but the compiled graph does not take it: unset it"
-                )
-        needed = [self._needed(name) for name in _GRAPH_ORDER]
+        refuse_inputs(self, self.NOT_TAKEN)
+        needed = [needed_input(self, name) for name in _GRAPH_ORDER]
         optional = (self.draft_probs_full, self.in_thinking_phase)
         return (*tree.leaves(needed), *(buffer for buffer in optional if buffer is not None))
 
-    def _needed(self, name: str) -> object:
-        value = getattr(self, name)
-        if value is None:
-            raise InputError(f"{name} is not set, but the compiled graph needs it: set it")
-        return value
+
+def refuse_inputs(inputs: ModelInputs, names: Iterable[str]) -> None:
+    """Refuses inputs that a graph does not take.
+
+    Raises:
+        InputError: one of these fields is set.
+    """
+    for name in names:
+        if getattr(inputs, name):
+            raise InputError(f"{name} is set, but the compiled graph does not take it: unset it")
+
+
+def needed_input(inputs: ModelInputs, name: str) -> object:
+    """The value of a field that a graph needs.
+
+    Raises:
+        InputError: it is not set.
+    """
+    value = getattr(inputs, name)
+    if value is None:
+        raise InputError(f"{name} is not set, but the compiled graph needs it: set it")
+    return value
+
+
+def wait_for_copies(device: Device) -> None:
+    """Waits on a CPU until what was copied to its buffers has arrived.
+
+    In max 26.7 a copy to a CPU buffer returns early, and a graph does not wait for it.
+    """
+    if device.is_host:
+        device.synchronize()
 
 
 _GRAPH_ORDER = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,6 @@ from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.context import TextContext
 from max.pipelines.lib import (
     KVCacheConfig,
-    MAXModelConfig,
     MemoryPlan,
     ModelInputs,
     PipelineConfig,
@@ -26,12 +24,12 @@ from max.pipelines.lib import (
     UnifiedEagleOutputs,
 )
 
-from unispec.checkpoints import Tensor, is_gguf, read_gguf, read_tensors
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
 from .batch import BatchBuilder
-from .inputs import StepModelInputs
+from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copies
+from .plan import unplanned
 
 __all__ = ["UnifiedModel"]
 
@@ -93,7 +91,13 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
             weights,
             adapter,
             return_logits,
-            memory_plan=memory_plan or _plan(self, pipeline_config, max_batch_size),
+            memory_plan=memory_plan
+            or unplanned(
+                max_batch_size,
+                self.calculate_max_seq_len(
+                    pipeline_config, pipeline_config.model.huggingface_config
+                ),
+            ),
             return_hidden_states=return_hidden_states,
             max_batch_size=max_batch_size,
         )
@@ -172,18 +176,12 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         """
         assert isinstance(model_inputs, StepModelInputs)
         for name, takes in self._optional_inputs.items():
-            given = getattr(model_inputs, name) is not None
-            if given and not takes:
-                raise InputError(
-                    f"{name} is set, but the compiled graph does not take it: unset it"
-                )
-            if takes and not given:
-                raise InputError(f"{name} is not set, but the compiled graph needs it: set it")
+            if takes:
+                needed_input(model_inputs, name)
+            else:
+                refuse_inputs(model_inputs, [name])
         buffers = model_inputs.buffers
-        device = self.devices[0]
-        if device.is_host:
-            # max 26.7: a copy to a CPU buffer returns early, and a graph does not wait for it.
-            device.synchronize()
+        wait_for_copies(self.devices[0])
         outputs = self.model.execute(*buffers)
         return UnifiedEagleOutputs(
             num_accepted_draft_tokens=outputs[0],
@@ -262,38 +260,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         self.weights_registry = weights
         return session.load(graph, weights_registry=weights)
 
-    def read_weights(self, model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
-        """Reads a checkpoint's files; returns its tensors and what to call it in errors.
-
-        Args:
-            model_config: of the target or the draft; its weight paths are files, a relative
-                one within the model's folder.
-
-        Raises:
-            InputError: a file is missing or damaged.
-        """
-        root = Path(model_config.model_path)
-        paths = [
-            path if path.is_absolute() or not root.is_dir() else root / path
-            for path in model_config.resolved_weight_paths()
-        ]
-        source = str(model_config.model_path)
-        if len(paths) == 1 and is_gguf(paths[0]):
-            return dict(read_gguf(paths[0]).tensors), source
-        return read_tensors(paths), source
-
     @property
     def device_ref(self) -> DeviceRef:
         """The graph's device."""
         return self.device_refs[0]
-
-
-def _plan(model: UnifiedModel, pipeline_config: PipelineConfig, max_batch_size: int) -> MemoryPlan:
-    """The sizes of a pipeline that no server planned."""
-    return MemoryPlan(
-        planned_max_batch_size=max_batch_size,
-        footprint=0,
-        planned_max_length=model.calculate_max_seq_len(
-            pipeline_config, pipeline_config.model.huggingface_config
-        ),
-    )

@@ -18,7 +18,8 @@ from max.nn.kv_cache import PagedCacheValues
 from ..drafts.vocabulary import TargetVocabularyDraft
 from ..llama3.config import Llama3Config
 from ..llama3.linear import fused_linear
-from ..llama3.stack import layer_index, rotary_embedding
+from ..llama3.rope import rotary_embedding
+from ..llama3.stack import layer_index
 from .gathered import is_gathered
 from .layers import DflashLayer
 
@@ -58,12 +59,12 @@ class DflashDraft(TargetVocabularyDraft):
         self.rope = rotary_embedding(config)
         hidden = config.hidden_size
         self.fc = Linear(num_taps * hidden, hidden, config.dtype, config.devices[0])
-        self.hidden_norm = RMSNorm(hidden, config.dtype, config.rms_norm_eps)
+        self.hidden_norm = RMSNorm(hidden, config.dtype, config.norm_eps)
         gathered = is_gathered(windows, config.devices[0])
         self.layers = LayerList(
             [DflashLayer(config, window=window, gathered=gathered) for window in windows]
         )
-        self.norm = RMSNorm(hidden, config.dtype, config.rms_norm_eps)
+        self.norm = RMSNorm(hidden, config.dtype, config.norm_eps)
 
     def materialize(
         self, features: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues

@@ -38,8 +38,8 @@ class DflashAttention(Module):
         self.k_proj = _linear(config, config.hidden_size, key_width)
         self.v_proj = _linear(config, config.hidden_size, key_width)
         self.o_proj = _linear(config, self.query_width, config.hidden_size)
-        self.q_norm = RMSNorm(config.head_dim, config.dtype, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.dtype, config.rms_norm_eps)
+        self.q_norm = RMSNorm(config.head_dim, config.dtype, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.dtype, config.norm_eps)
 
     def store(
         self,
@@ -141,10 +141,8 @@ class DflashLayer(Module):
         super().__init__()
         self.self_attn = DflashAttention(config, window=window, gathered=gathered)
         self.mlp = GatedMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(
-            config.hidden_size, config.dtype, config.rms_norm_eps
-        )
+        self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
 
     def __call__(
         self,

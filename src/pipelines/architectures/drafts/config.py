@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams, MultiKVCacheParams
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
@@ -13,6 +14,7 @@ from max.pipelines.speculative import SpeculativeConfig
 from unispec.errors import InputError
 
 from ..llama3.config import Llama3Config
+from ..llama3.stack_config import StackConfig
 
 __all__ = ["UnifiedLlama3Config", "both_caches"]
 
@@ -37,6 +39,11 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
     """The draft's stack, on the target's device and in its dtype."""
     speculative_config: SpeculativeConfig
     """The method, K, and which acceptance rule decides."""
+
+    @property
+    def devices(self) -> list[DeviceRef]:
+        """The target's device, which the draft shares."""
+        return self.target.devices
 
     def check_hidden_size(self) -> None:
         """Refuses a draft that cannot read the target's embedding.
@@ -96,14 +103,14 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         draft_model, speculative = pipeline_config.draft_model, pipeline_config.speculative
         if draft_model is None or speculative is None:
             raise InputError("this architecture needs a draft model; give --draft-model-path")
-        target = Llama3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        target = StackConfig.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
         return target, _read_draft(pipeline_config, draft_model, target), speculative
 
 
 def _read_draft(
     pipeline_config: PipelineConfig, draft_model: MAXModelConfig, target: Llama3Config
 ) -> Llama3Config:
-    draft = Llama3Config.initialize(pipeline_config, draft_model, max_seq_len=target.max_seq_len)
+    draft = StackConfig.initialize(pipeline_config, draft_model, max_seq_len=target.max_seq_len)
     if draft.vocab_size != target.vocab_size:
         raise InputError(
             f"the draft's vocab_size {draft.vocab_size} is not the target's"

@@ -13,6 +13,7 @@ from max.pipelines.lib import KVCacheConfig, PipelineConfig
 
 from unispec.checkpoints import Tensor
 from unispec.pipelines.runtime.model import UnifiedModel
+from unispec.pipelines.runtime.weights import read_weights
 
 from ..llama3.config import Llama3Config
 from ..llama3.weights import llama3_state_dict
@@ -69,9 +70,9 @@ class UnifiedLlama3Model(UnifiedModel):
         """
         draft_model = self.pipeline_config.draft_model
         assert draft_model is not None
-        tensors, source = self.read_weights(self.pipeline_config.model)
+        tensors, source = read_weights(self.pipeline_config.model)
         target = llama3_state_dict(tensors, config, source=source)
-        tensors, source = self.read_weights(draft_model)
+        tensors, source = read_weights(draft_model)
         return target, DraftCheckpoint(tensors, draft_model.huggingface_config, source)
 
     @staticmethod

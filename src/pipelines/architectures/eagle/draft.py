@@ -15,7 +15,8 @@ from max.nn.kv_cache import PagedCacheValues
 from ..drafts.vocabulary import TargetVocabularyDraft
 from ..llama3.config import Llama3Config
 from ..llama3.layers import DecoderLayer
-from ..llama3.stack import layer_index, rotary_embedding
+from ..llama3.rope import rotary_embedding
+from ..llama3.stack import layer_index
 
 __all__ = ["EagleDraft"]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, Literal, get_args
 
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheParams
-from max.nn.rotary_embedding import Llama3RopeScalingParams
+from max.nn.rotary_embedding import Llama3RopeScalingParams, LongRoPEScalingParams
+from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
 from max.pipelines.lib.interfaces.arch_config import (
     ArchConfigWithKVCache,
@@ -21,12 +23,33 @@ from typing_extensions import Self
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
-__all__ = ["Llama3Config", "encoding_of"]
+from .checks import check_stack, positive
+from .rope import read_rope
+
+__all__ = ["Llama3Config", "NormMethod", "encoding_of"]
+
+NormMethod = Literal["rms_norm", "layer_norm"]
+
+_LAYER_NORM_EPS: Final = 1e-5
+_HIDDEN_STATES: Final = (
+    ReturnHiddenStates.NONE,
+    ReturnHiddenStates.LAST,
+    ReturnHiddenStates.ALL,
+    ReturnHiddenStates.ALL_NORMALIZED,
+)
 
 
 @dataclass(kw_only=True)
 class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
-    """Shapes and constants of a Llama 2, 3, 3.1 or 3.2 stack, target or draft."""
+    """Shapes and constants of a Llama stack, or of one that differs from it in constants.
+
+    Besides Llama 2 to 3.2 these are Granite (multipliers), Phi-3 (LongRoPE, joined
+    projections) and OLMo (layer norm, clipped projections).
+
+    Raises:
+        InputError: both kinds of rope scaling, an unknown norm, or hidden states that no
+            graph returns.
+    """
 
     DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
     """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
@@ -49,27 +72,87 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """Longest sequence of a request, prompt and output, in tokens."""
     intermediate_size: int
     """Width inside the MLP."""
+    interleaved_rope_weights: bool
+    """Whether the two rows of q and k that rotate together are neighbours, as in llama.cpp's
+    files; else they are half a head apart, as in Hugging Face's."""
     vocab_size: int
     """V, rows of the head; of a draft with a reduced vocabulary N, the tokens it can propose."""
     dtype: DType
     """Of weights and activations."""
     kv_params: KVCacheParams
     """The cache: layers, heads, width of a head, dtype, page size and devices."""
-    rms_norm_eps: float
-    """Added to the mean square before its root is taken."""
-    attention_multiplier: float
-    """Scale of attention scores."""
-    devices: list[DeviceRef]
-    """Where the stack runs, one device."""
+    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
+    """Of which tokens the graph returns logits, beside each row's last one."""
+    norm_method: NormMethod = "rms_norm"
+    """Of all norms of the stack."""
     attention_bias: bool = False
-    """Whether q, k, v and o projections have a bias."""
+    """Whether the q, k, v and o projections have a bias."""
+    rms_norm_eps: float | None = None
+    """Added to the mean square before its root is taken; None for a stack with layer norms."""
     tie_word_embeddings: bool = False
     """Whether the head is the embedding."""
+    stacked_mlp: bool = False
+    """Whether the checkpoint has gate and up projection as one `gate_up_proj`."""
+    stacked_qkv: bool = False
+    """Whether the checkpoint has q, k and v projection as one `qkv_proj`."""
+    attention_multiplier: float
+    """Scale of attention scores."""
+    embedding_multiplier: float
+    """Scale of the embedded tokens."""
+    residual_multiplier: float
+    """Scale of what attention and MLP add to the residual stream."""
+    devices: list[DeviceRef]
+    """Where the stack runs, one device."""
+    clip_qkv: float | None = None
+    """Largest magnitude of queries, keys and values before rotation; None: no limit."""
+    norm_elementwise_affine: bool = True
+    """Whether layer norms have a weight and a bias."""
+    longrope_scaling_params: LongRoPEScalingParams | None = None
+    """LongRoPE's factors of the rotary frequencies; None: they are not scaled that way."""
+    logits_scaling: float = 1.0
+    """What the logits are divided by."""
+    return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
+    """Which hidden states the graph returns."""
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if self.rope_scaling_params and self.longrope_scaling_params:
+            raise InputError(
+                "rope_scaling_params and longrope_scaling_params are both set; set one of them"
+            )
+        if self.norm_method not in get_args(NormMethod):
+            raise InputError(
+                f"norm_method {self.norm_method!r} is unknown; known:"
+                f" {', '.join(get_args(NormMethod))}"
+            )
+        if self.return_hidden_states not in _HIDDEN_STATES:
+            raise InputError(
+                f"return_hidden_states {self.return_hidden_states.value!r} is not supported;"
+                f" supported: {', '.join(mode.value for mode in _HIDDEN_STATES)}"
+            )
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head; need not be `hidden_size / num_attention_heads`."""
         return self.kv_params.head_dim
+
+    @property
+    def norm_eps(self) -> float:
+        """What norms add to the variance: `rms_norm_eps`, for layer norms 1e-5 as in OLMo.
+
+        Raises:
+            InputError: an RMSNorm without `rms_norm_eps`.
+        """
+        if self.norm_method == "layer_norm":
+            return _LAYER_NORM_EPS
+        if self.rms_norm_eps is None:
+            raise InputError(
+                "rms_norm_eps is not set, but norm_method is 'rms_norm'; set it, or choose"
+                " 'layer_norm'"
+            )
+        return self.rms_norm_eps
 
     @property
     def rope_positions(self) -> int:
@@ -85,6 +168,11 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """Width of one attention head: `head_dim`, else `hidden_size / num_attention_heads`."""
         stated = getattr(config, "head_dim", None)
         return int(stated or config.hidden_size // config.num_attention_heads)
+
+    @staticmethod
+    def get_num_layers(huggingface_config: Any) -> int:
+        """Number of decoder layers."""
+        return int(huggingface_config.num_hidden_layers)
 
     @staticmethod
     def calculate_attention_multiplier(huggingface_config: Any) -> float:
@@ -117,7 +205,7 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             dtype=cache_dtype,
             n_kv_heads=huggingface_config.num_key_value_heads,
             head_dim=cls.get_head_dim_from_config(huggingface_config),
-            num_layers=huggingface_config.num_hidden_layers,
+            num_layers=cls.get_num_layers(huggingface_config),
             devices=devices,
             speculative_method=method,
             num_draft_tokens=(speculative.num_speculative_tokens or 0)
@@ -135,6 +223,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     ) -> Self:
         """Reads the stack of `model_config`, by default the target.
 
+        What only the checkpoint's tensors tell is left to `finalize`.
+
         Args:
             pipeline_config: target and speculative configuration.
             model_config: whose config.json is read; None: the target's.
@@ -146,34 +236,85 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """
         model_config = model_config or pipeline_config.model
         hf: Any = model_config.huggingface_config
+        source = str(model_config.model_path)
         if hf is None:
-            raise InputError(
-                f"{model_config.model_path} has no config.json; give a Hugging Face model folder"
-            )
-        _check(hf, cls.get_head_dim_from_config(hf), model_config.model_path)
+            raise InputError(f"{source} has no config.json; give a Hugging Face model folder")
+        head_dim = cls.get_head_dim_from_config(hf)
+        check_stack(hf, head_dim, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         dtype = supported_encoding_dtype(encoding_of(model_config))
-        theta, scaling = _rope(hf, model_config.model_path)
+        rope = read_rope(hf, head_dim, source)
+
+        def constant(name: str) -> float | None:
+            value = getattr(hf, name, None)
+            return None if value is None else positive(name, value, source)
+
         return cls(
             hidden_size=hf.hidden_size,
             num_attention_heads=hf.num_attention_heads,
             num_key_value_heads=hf.num_key_value_heads,
             num_hidden_layers=hf.num_hidden_layers,
-            rope_theta=theta,
-            rope_scaling_params=scaling,
+            rope_theta=rope.theta,
+            rope_scaling_params=rope.llama3,
             max_seq_len=max_seq_len or cls.calculate_max_seq_len(hf, model_config),
             intermediate_size=hf.intermediate_size,
+            # GGUF files are read into Hugging Face's order of rows.
+            interleaved_rope_weights=False,
             vocab_size=hf.vocab_size,
             dtype=dtype,
             kv_params=cls.construct_kv_params(
                 hf, pipeline_config, devices, model_config.kv_cache, dtype
             ),
-            rms_norm_eps=hf.rms_norm_eps,
-            attention_multiplier=cls.calculate_attention_multiplier(hf),
-            devices=devices,
             attention_bias=bool(getattr(hf, "attention_bias", False)),
+            rms_norm_eps=constant("rms_norm_eps"),
             tie_word_embeddings=bool(getattr(hf, "tie_word_embeddings", False)),
+            attention_multiplier=positive(
+                "attention_multiplier", cls.calculate_attention_multiplier(hf), source
+            ),
+            embedding_multiplier=constant("embedding_multiplier") or 1.0,
+            residual_multiplier=constant("residual_multiplier") or 1.0,
+            devices=devices,
+            clip_qkv=constant("clip_qkv"),
+            longrope_scaling_params=rope.long,
+            logits_scaling=constant("logits_scaling") or 1.0,
         )
+
+    def finalize(
+        self,
+        huggingface_config: Any,
+        state_dict: Mapping[str, Any],
+        return_logits: ReturnLogits,
+        return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
+        norm_method: NormMethod = "rms_norm",
+        attention_bias: bool = False,
+    ) -> None:
+        """Sets what the checkpoint's tensors and the caller decide.
+
+        Args:
+            huggingface_config: the config that `initialize` read.
+            state_dict: the checkpoint's tensors by name, with or without `model.`.
+            return_logits: of which tokens the graph returns logits.
+            return_hidden_states: which hidden states the graph returns.
+            norm_method: `"rms_norm"` or `"layer_norm"`.
+            attention_bias: whether projections have a bias though the config does not say so.
+
+        Raises:
+            InputError: an unknown norm, or hidden states that no graph returns.
+        """
+        names = {name.removeprefix("model.") for name in state_dict}
+        self.tie_word_embeddings = bool(
+            getattr(huggingface_config, "tie_word_embeddings", "lm_head.weight" not in names)
+        )
+        self.stacked_mlp = "layers.0.mlp.gate_up_proj.weight" in names
+        self.stacked_qkv = "layers.0.self_attn.qkv_proj.weight" in names
+        self.norm_elementwise_affine = "norm.weight" in names
+        self.norm_method = norm_method
+        self.attention_bias = attention_bias or bool(
+            getattr(huggingface_config, "attention_bias", False)
+        )
+        self.return_logits = return_logits
+        self.return_hidden_states = return_hidden_states
+        self._check()
 
 
 def encoding_of(model_config: MAXModelConfig) -> SupportedEncoding:
@@ -191,82 +332,3 @@ def encoding_of(model_config: MAXModelConfig) -> SupportedEncoding:
             f"quantization encoding {asked!r} is not supported; use 'float32' or 'bfloat16'"
         )
     return asked
-
-
-def _check(hf: Any, head_dim: int, source: str) -> None:
-    """Refuses what the stack has no code for, and values that no Llama can have."""
-    for name, supported in (("hidden_act", "silu"), ("mlp_bias", False)):
-        found = getattr(hf, name, supported)
-        if found != supported:
-            raise InputError(
-                f"{name} {found!r} of {source} is not Llama's {supported!r}; use a Llama checkpoint"
-            )
-    if getattr(hf, "quantization_config", None):
-        raise InputError(
-            f"quantization_config of {source} is not supported; use the checkpoint that is not"
-            " quantised, or a GGUF file"
-        )
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "vocab_size",
-    ):
-        _positive(name, getattr(hf, name), source)
-    heads, key_heads = hf.num_attention_heads, hf.num_key_value_heads
-    if heads % key_heads:
-        raise InputError(
-            f"num_attention_heads {heads} of {source} is no multiple of num_key_value_heads"
-            f" {key_heads}; correct its config.json"
-        )
-    if head_dim < 2 or head_dim % 2:
-        raise InputError(
-            f"head_dim {head_dim} of {source} is not even, as rotary embeddings need it;"
-            " correct its config.json"
-        )
-
-
-def _positive(name: str, value: Any, source: str) -> float:
-    """The value as a float; refuses zero, NaN, infinity and what is no number."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 < value < math.inf):
-        raise InputError(
-            f"{name} {value!r} of {source} is no positive number; correct its config.json"
-        )
-    return float(value)
-
-
-def _rope(hf: Any, source: str) -> tuple[float, Llama3RopeScalingParams | None]:
-    """Theta and Llama 3 scaling; transformers 5 keeps both in `rope_parameters`."""
-    parameters: dict[str, Any] = (
-        getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None) or {}
-    )
-    stated: Any = parameters.get("rope_theta") or getattr(hf, "rope_theta", 10000.0)
-    theta = _positive("rope_theta", stated, source)
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise InputError(
-            f"rope type {kind!r} of {source} is not supported; use a checkpoint of type 'default'"
-            " or 'llama3'"
-        )
-    values = {
-        name: _positive(name, parameters.get(name), source)
-        for name in (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        )
-    }
-    return theta, Llama3RopeScalingParams(
-        factor=values["factor"],
-        low_freq_factor=values["low_freq_factor"],
-        high_freq_factor=values["high_freq_factor"],
-        orig_max_position=int(values["original_max_position_embeddings"]),
-    )

@@ -49,10 +49,8 @@ class DecoderLayer(Module):
         self.mlp = GatedMLP(config)
         self.has_input_norm = input_norm
         if input_norm:
-            self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(
-            config.hidden_size, config.dtype, config.rms_norm_eps
-        )
+            self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
 
     def __call__(
         self,

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
-from max.nn import Embedding, LayerList, Linear, Llama3RotaryEmbedding, Module, RMSNorm
+from max.nn import Embedding, LayerList, Linear, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.transformer.transformer import forward_sequential_layers
 
 from .config import Llama3Config
 from .layers import DecoderLayer
+from .rope import rotary_embedding
 
-__all__ = ["Llama3", "rotary_embedding"]
+__all__ = ["Llama3", "layer_index"]
 
 
 class Llama3(Module):
@@ -34,7 +35,7 @@ class Llama3(Module):
         self.layers = LayerList(
             [DecoderLayer(config, self.rope) for _ in range(config.num_hidden_layers)]
         )
-        self.norm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, config.dtype, device)
         if config.tie_word_embeddings:
             self.lm_head.set_shared_weight("weight", self.embed_tokens.weight)
@@ -84,19 +85,6 @@ class Llama3(Module):
     def logits(self, hidden: TensorValue) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`."""
         return self.lm_head(hidden).cast(DType.float32)
-
-
-def rotary_embedding(config: Llama3Config) -> Llama3RotaryEmbedding:
-    """Half-split rotary table for every position that a row at its limit can touch."""
-    return Llama3RotaryEmbedding(
-        dim=config.hidden_size,
-        n_heads=config.num_attention_heads,
-        theta=config.rope_theta,
-        max_seq_len=config.rope_positions,
-        head_dim=config.head_dim,
-        interleaved=False,
-        scaling_params=config.rope_scaling_params,
-    )
 
 
 def layer_index(index: int) -> TensorValue:

@@ -10,12 +10,14 @@ from max.nn import Module
 
 from unispec.checkpoints.cast import cast_weights
 from unispec.pipelines.runtime.model import UnifiedModel
+from unispec.pipelines.runtime.weights import read_weights
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
 from unispec.pipelines.speculative.target_only import target_only_step
 from unispec.sampling.acceptance import Matching
 
 from .config import Llama3Config
 from .stack import Llama3
+from .stack_config import StackConfig
 from .weights import llama3_state_dict
 
 __all__ = ["Llama3TargetModel"]
@@ -33,7 +35,7 @@ class _TargetOnly(Module):
 class Llama3TargetModel(UnifiedModel):
     """A Llama 3 target that decodes one token a step; see `UnifiedModel`."""
 
-    model_config_cls: ClassVar[type[Any]] = Llama3Config
+    model_config_cls: ClassVar[type[Any]] = StackConfig
     """The class that reads `PipelineConfig`."""
 
     def load_model(self, session: InferenceSession) -> Model:
@@ -46,7 +48,7 @@ class Llama3TargetModel(UnifiedModel):
             InputError: a tensor is missing, unknown, of another shape or not finite.
         """
         config: Llama3Config = self.arch_config
-        tensors, source = self.read_weights(self.pipeline_config.model)
+        tensors, source = read_weights(self.pipeline_config.model)
         weights = llama3_state_dict(tensors, config, source=source)
         module = _TargetOnly(config)
         module.load_state_dict(

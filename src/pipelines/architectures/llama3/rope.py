@@ -1,0 +1,181 @@
+"""Rotary embeddings: what a Hugging Face config says of them, and the table in a graph."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+from max.nn.rotary_embedding import (
+    Llama3RopeScalingParams,
+    Llama3RotaryEmbedding,
+    LongRoPEScalingParams,
+    RotaryEmbedding,
+)
+
+from unispec.errors import InputError
+
+from .checks import positive
+
+if TYPE_CHECKING:
+    from .config import Llama3Config
+
+__all__ = ["LongRotaryEmbedding", "Rope", "read_rope", "rotary_embedding"]
+
+
+class Rope(NamedTuple):
+    """Rotary embeddings as a configuration states them."""
+
+    theta: float
+    llama3: Llama3RopeScalingParams | None = None
+    long: LongRoPEScalingParams | None = None
+
+
+def read_rope(hf: Any, head_dim: int, source: str) -> Rope:
+    """Theta and scaling; transformers 5 keeps both in `rope_parameters`.
+
+    Args:
+        hf: a Hugging Face config.
+        head_dim: width of one attention head.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: an unknown rope type, a parameter that is missing or out of range, or a
+            rotation of a part of the head only.
+    """
+    parameters: dict[str, Any] = (
+        getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None) or {}
+    )
+    stated: Any = parameters.get("rope_theta") or getattr(hf, "rope_theta", 10000.0)
+    theta = positive("rope_theta", stated, source)
+    part = parameters.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", None))
+    if part not in (None, 1.0):
+        raise InputError(
+            f"partial_rotary_factor {part!r} of {source} is not supported; use a checkpoint that"
+            " rotates whole heads"
+        )
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind == "default":
+        return Rope(theta)
+    if kind == "llama3":
+        return Rope(theta, llama3=_llama3(parameters, source))
+    if kind == "longrope":
+        return Rope(theta, long=_long(hf, parameters, head_dim, source))
+    raise InputError(
+        f"rope type {kind!r} of {source} is not supported; use a checkpoint of type 'default',"
+        " 'llama3' or 'longrope'"
+    )
+
+
+def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:
+    """The rotary table for every position that a row at its limit can touch."""
+    if config.longrope_scaling_params is not None:
+        return LongRotaryEmbedding(config, config.longrope_scaling_params)
+    return Llama3RotaryEmbedding(
+        dim=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        theta=config.rope_theta,
+        max_seq_len=config.rope_positions,
+        head_dim=config.head_dim,
+        interleaved=config.interleaved_rope_weights,
+        scaling_params=config.rope_scaling_params,
+    )
+
+
+class LongRotaryEmbedding(RotaryEmbedding):
+    """LongRoPE (arXiv 2402.13753) as Phi-3 has it: every frequency has a divisor of its own.
+
+    Phi-3 has one set of divisors for sequences within its first context and one for longer
+    ones, and rotates all tokens of a sequence alike. A cached key cannot be rotated anew when
+    its sequence grows, so `max_seq_len` decides for all sequences: with the divisors for long
+    ones, if a sequence may become long.
+
+    Args:
+        config: the stack.
+        params: its LongRoPE parameters.
+    """
+
+    def __init__(self, config: Llama3Config, params: LongRoPEScalingParams) -> None:
+        super().__init__(
+            dim=config.hidden_size,
+            n_heads=config.num_attention_heads,
+            theta=config.rope_theta,
+            max_seq_len=config.rope_positions,
+            head_dim=config.head_dim,
+            interleaved=config.interleaved_rope_weights,
+        )
+        self.params = params
+        self.is_long = config.max_seq_len > params.original_max_position
+
+    def frequencies(self) -> npt.NDArray[np.float32]:
+        """Radians a position turns each pair by, float32 `[head_dim / 2]`."""
+        divisors = self.params.long_factor if self.is_long else self.params.short_factor
+        exponents = np.arange(0, self.head_dim, 2) / self.head_dim
+        return (1.0 / (np.array(divisors) * self.theta**exponents)).astype(np.float32)
+
+    def magnitude(self) -> float:
+        """By how much queries and keys grow: sqrt(1 + ln(s) / ln(L)).
+
+        s is the extension of the first context L; section 3.3 of the paper, as Phi-3 has it.
+        """
+        first = self.params.original_max_position
+        extension = self.params.max_position_embeddings / first
+        return math.sqrt(1 + math.log(extension) / math.log(first)) if extension > 1 else 1.0
+
+    def freqs_cis_base(self) -> TensorValue:
+        """Cosine and sine of every position and pair, float32 `[positions, head_dim / 2, 2]`."""
+        cpu = DeviceRef.CPU()
+        positions = ops.range(0, self.max_seq_len, 1, dtype=DType.float32, device=cpu)
+        angles = ops.outer(positions, ops.constant(self.frequencies(), DType.float32, device=cpu))
+        return ops.stack([ops.cos(angles), ops.sin(angles)], axis=-1) * self.magnitude()
+
+
+def _llama3(parameters: dict[str, Any], source: str) -> Llama3RopeScalingParams:
+    values = {
+        name: positive(name, parameters.get(name), source)
+        for name in (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        )
+    }
+    return Llama3RopeScalingParams(
+        factor=values["factor"],
+        low_freq_factor=values["low_freq_factor"],
+        high_freq_factor=values["high_freq_factor"],
+        orig_max_position=int(values["original_max_position_embeddings"]),
+    )
+
+
+def _long(hf: Any, parameters: dict[str, Any], head_dim: int, source: str) -> LongRoPEScalingParams:
+    name = "original_max_position_embeddings"
+    first = int(positive(name, parameters.get(name) or getattr(hf, name, None), source))
+    reach = parameters.get("factor")
+    params = LongRoPEScalingParams(
+        short_factor=_divisors("short_factor", parameters, head_dim, source),
+        long_factor=_divisors("long_factor", parameters, head_dim, source),
+        original_max_position=first,
+        max_position_embeddings=round(positive("factor", reach, source) * first)
+        if reach is not None
+        else hf.max_position_embeddings,
+    )
+    if parameters.get("attention_factor") is not None:
+        raise InputError(
+            f"attention_factor {parameters['attention_factor']!r} of {source} is not supported;"
+            " remove it, it then follows from the lengths of the contexts"
+        )
+    return params
+
+
+def _divisors(name: str, parameters: dict[str, Any], head_dim: int, source: str) -> list[float]:
+    stated = parameters.get(name)
+    if not isinstance(stated, list) or len(stated) != head_dim // 2:
+        raise InputError(
+            f"{name} of {source} is no list of {head_dim // 2} numbers, one for each pair of a"
+            " head; correct its config.json"
+        )
+    return [positive(name, divisor, source) for divisor in stated]

@@ -1,0 +1,55 @@
+"""The configurations that the stack of the unified graphs has code for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from max.pipelines.lib import MAXModelConfig, PipelineConfig
+from typing_extensions import Self
+
+from unispec.errors import InputError
+
+from .config import Llama3Config
+
+__all__ = ["StackConfig"]
+
+_LLAMA: Final[Mapping[str, Any]] = {
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "clip_qkv": None,
+}
+
+
+class StackConfig(Llama3Config):
+    """A Llama 2, 3, 3.1 or 3.2 stack, target or draft of a unified graph."""
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: MAXModelConfig | None = None,
+        *,
+        max_seq_len: int | None = None,
+    ) -> Self:
+        """Reads the stack of `model_config`, by default the target.
+
+        Raises:
+            InputError: what `Llama3Config.initialize` refuses, or a constant that Llama does
+                not have.
+        """
+        config = super().initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        source = (model_config or pipeline_config.model).model_path
+        if config.longrope_scaling_params is not None:
+            raise InputError(
+                f"rope type 'longrope' of {source} is not supported by unified graphs; use a"
+                " checkpoint of type 'default' or 'llama3'"
+            )
+        for name, value in _LLAMA.items():
+            if getattr(config, name) != value:
+                raise InputError(
+                    f"{name} of {source} is {getattr(config, name)}, which no unified graph"
+                    " supports; use a Llama checkpoint"
+                )
+        return config

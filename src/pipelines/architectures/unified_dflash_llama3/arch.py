@@ -1,0 +1,28 @@
+"""Registration with MAX: what it renames a Llama target with a DFlash draft to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max.pipelines.speculative import SpeculativeConfig
+
+from ..dflash.config import DflashDraftHFConfig
+from ..llama3.registration import llama3_architecture
+from .config import UnifiedDflashLlama3Config
+from .model import UnifiedDflashLlama3Model
+
+__all__ = ["ARCHITECTURE"]
+
+
+def _draft_width(speculative: SpeculativeConfig, target: Any, draft: Any) -> int:
+    """K: one less than the checkpoint's block; 0, as asked, where it does not say."""
+    block_size = DflashDraftHFConfig.from_huggingface(draft).block_size
+    return block_size - 1 if block_size else 0
+
+
+ARCHITECTURE = llama3_architecture(
+    "UnifiedDflashLlama3ForCausalLM",
+    UnifiedDflashLlama3Model,
+    UnifiedDflashLlama3Config,
+    checkpoint_draft_width=_draft_width,
+)

@@ -1,0 +1,19 @@
+"""The memory plan of a pipeline that no server planned."""
+
+from __future__ import annotations
+
+from max.pipelines.lib import MemoryPlan
+
+__all__ = ["unplanned"]
+
+
+def unplanned(max_batch_size: int, max_seq_len: int) -> MemoryPlan:
+    """A plan of these sizes that reserves nothing.
+
+    Args:
+        max_batch_size: most rows in one step.
+        max_seq_len: longest sequence, prompt and output, in tokens.
+    """
+    return MemoryPlan(
+        planned_max_batch_size=max_batch_size, footprint=0, planned_max_length=max_seq_len
+    )

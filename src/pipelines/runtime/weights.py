@@ -1,0 +1,30 @@
+"""A checkpoint's files as a pipeline configuration names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from max.pipelines.lib import MAXModelConfig
+
+from unispec.checkpoints import Tensor, is_gguf, read_gguf, read_tensors
+
+__all__ = ["read_weights"]
+
+
+def read_weights(model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
+    """Reads a checkpoint's files; returns its tensors and what to call it in errors.
+
+    The names are Hugging Face's, of GGUF files too.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    root = Path(model_config.model_path)
+    paths = [
+        path if path.is_absolute() or not root.is_dir() else root / path
+        for path in model_config.resolved_weight_paths()
+    ]
+    source = str(model_config.model_path)
+    if len(paths) == 1 and is_gguf(paths[0]):
+        return dict(read_gguf(paths[0]).tensors), source
+    return read_tensors(paths), source

@@ -1,0 +1,111 @@
+"""The architectures as MAX finds them, in a process of its own: MAX's registry is global."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from tiny import TinyPair
+
+# What `max serve --custom-architectures` does, up to the point where it loads the model.
+RESOLVE = """
+import json, sys
+from max.driver import DeviceSpec
+from max.pipelines.lib import PIPELINE_REGISTRY, PipelineArgs, PipelineConfig
+from max.pipelines.lib import MAXModelConfig, PipelineRuntimeConfig
+from max.pipelines.speculative import SpeculativeConfig
+
+target, draft, method, asked = json.loads(sys.argv[1])
+shared = {"device_specs": [DeviceSpec.cpu()], "quantization_encoding": "float32"}
+config = PipelineConfig.from_args(
+    PipelineArgs(
+        model_path=target,
+        draft_model=MAXModelConfig(model_path=draft, **shared) if draft else None,
+        speculative=SpeculativeConfig(
+            speculative_method=method, num_speculative_tokens=asked
+        ) if method else None,
+        runtime=PipelineRuntimeConfig(
+            custom_architectures=["unispec.pipelines.architectures"],
+            prefer_module_v3=True,
+            max_batch_size=1,
+        ),
+        **shared,
+    )
+)
+found = PIPELINE_REGISTRY.retrieve_factory(config)
+model = found.factory.keywords["pipeline_model"]
+architecture = PIPELINE_REGISTRY.architecture_for_config(config)
+speculative = config.speculative
+print(json.dumps([
+    f"{model.__module__}.{model.__qualname__}",
+    f"{architecture.config.__module__}.{architecture.config.__qualname__}",
+    speculative.num_speculative_tokens if speculative else None,
+]))
+"""
+
+
+def run_python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        # Importing MAX changes what a child inherits where it is not given.
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("pair", "method", "asked", "package", "model", "config", "width"),
+    [
+        ("D", None, None, "llama3_modulev3", "Llama3Model", "llama3.config.Llama3Config", None),
+        (
+            "D",
+            "eagle",
+            4,
+            "unified_eagle_llama3",
+            "UnifiedEagleLlama3Model",
+            "unified_eagle_llama3.config.UnifiedEagleLlama3Config",
+            4,
+        ),
+        (
+            "E",
+            "dflash",
+            None,
+            "unified_dflash_llama3",
+            "UnifiedDflashLlama3Model",
+            "unified_dflash_llama3.config.UnifiedDflashLlama3Config",
+            5,
+        ),
+    ],
+)
+def test_max_resolves_each_combination_to_our_class(
+    tiny_pair: Callable[[str], TinyPair],
+    pair: str,
+    method: str | None,
+    asked: int | None,
+    package: str,
+    model: str,
+    config: str,
+    width: int | None,
+) -> None:
+    """For a DFlash draft MAX also learns K from the checkpoint's block of 6."""
+    found = tiny_pair(pair)
+    draft = str(found.draft) if method else None
+    resolved = run_python(RESOLVE, json.dumps([str(found.target), draft, method, asked]))
+    root = "unispec.pipelines.architectures"
+    assert json.loads(resolved) == [f"{root}.{package}.model.{model}", f"{root}.{config}", width]
+
+
+def test_the_package_imports_nothing_before_it_is_asked() -> None:
+    code = (
+        "import sys; import unispec.pipelines.architectures as a; before = 'max' in sys.modules;"
+        "print(before, isinstance(a.ARCHITECTURES, list), a.ARCHITECTURES is a.ARCHITECTURES)"
+    )
+    assert run_python(code) == "False True True"
