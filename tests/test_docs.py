@@ -65,11 +65,16 @@ def bases(cls: ast.ClassDef) -> Iterator[ast.ClassDef]:
             yield from bases(CLASSES[name])
 
 
+def is_layer(base: ast.expr) -> bool:
+    """Whether this is the base of MAX's layers, of either API."""
+    return ast.unparse(base).partition("[")[0] == "Module"
+
+
 def fields(cls: ast.ClassDef) -> set[str]:
     """Public attributes: those of the class and, but for layers, those that `__init__` sets."""
     names = {name for name, _ in assignments(cls.body)}
     family = (cls, *bases(cls))
-    if not any(ast.unparse(base) == "Module" for member in family for base in member.bases):
+    if not any(is_layer(base) for member in family for base in member.bases):
         made = [m for m in cls.body if isinstance(m, Function) and m.name == "__init__"]
         names |= {
             node.attr

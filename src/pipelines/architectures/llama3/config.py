@@ -29,6 +29,7 @@ from .rope import read_rope
 __all__ = ["Llama3Config", "NormMethod", "encoding_of"]
 
 NormMethod = Literal["rms_norm", "layer_norm"]
+"""The norm of a whole stack."""
 
 _LAYER_NORM_EPS: Final = 1e-5
 _HIDDEN_STATES: Final = (

@@ -30,8 +30,11 @@ class Rope(NamedTuple):
     """Rotary embeddings as a configuration states them."""
 
     theta: float
+    """Base of the frequencies."""
     llama3: Llama3RopeScalingParams | None = None
+    """Llama 3.1's scaling, if it is that."""
     long: LongRoPEScalingParams | None = None
+    """LongRoPE's factors, if it is that."""
 
 
 def read_rope(hf: Any, head_dim: int, source: str) -> Rope:
@@ -71,7 +74,11 @@ def read_rope(hf: Any, head_dim: int, source: str) -> Rope:
 
 
 def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:
-    """The rotary table for every position that a row at its limit can touch."""
+    """The rotary table for every position that a row at its limit can touch.
+
+    Args:
+        config: the stack; its `rope_positions` are the rows of the table.
+    """
     if config.longrope_scaling_params is not None:
         return LongRotaryEmbedding(config, config.longrope_scaling_params)
     return Llama3RotaryEmbedding(
@@ -96,6 +103,10 @@ class LongRotaryEmbedding(RotaryEmbedding):
     Args:
         config: the stack.
         params: its LongRoPE parameters.
+
+    Attributes:
+        params: The divisors, and the lengths of both contexts in tokens.
+        is_long: Whether a sequence may outgrow the first context.
     """
 
     def __init__(self, config: Llama3Config, params: LongRoPEScalingParams) -> None:

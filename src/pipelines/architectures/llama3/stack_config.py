@@ -35,6 +35,11 @@ class StackConfig(Llama3Config):
     ) -> Self:
         """Reads the stack of `model_config`, by default the target.
 
+        Args:
+            pipeline_config: target and speculative configuration.
+            model_config: whose config.json is read; None: the target's.
+            max_seq_len: longest sequence in tokens; None: what the model allows.
+
         Raises:
             InputError: what `Llama3Config.initialize` refuses, or a constant that Llama does
                 not have.

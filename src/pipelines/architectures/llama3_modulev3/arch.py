@@ -9,3 +9,4 @@ from .model import Llama3Model
 __all__ = ["ARCHITECTURE"]
 
 ARCHITECTURE = llama3_architecture("LlamaForCausalLM_ModuleV3", Llama3Model, Llama3Config)
+"""The entry of MAX's registry."""

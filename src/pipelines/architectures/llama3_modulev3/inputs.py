@@ -24,6 +24,7 @@ class Llama3Inputs(ModelInputs):
         "lora_buffers",
         "hidden_states",
     )
+    """Fields that must stay unset: the graph has no such input."""
 
     tokens: Buffer
     """int64 `[T]`: the new tokens of each row, ragged."""

@@ -60,18 +60,24 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
         memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
         max_batch_size: most rows in one step.
 
+    Attributes:
+        kv_params: Parameters of the cache.
+
     Raises:
         InputError: more than one device, a configuration that the stack has no code for, a
             sliding window that sequences may outgrow, or a checkpoint that does not fit.
     """
 
     model_config_cls: ClassVar[type[Any]] = Llama3Config
+    """The class that reads `PipelineConfig`."""
     config_class: type[Any] = Llama3Config
     """Reads the configuration of the graph."""
     norm_method: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    """Of all norms of the stack."""
     attention_bias: bool = False
     """Whether projections have a bias though the checkpoint's config does not say so."""
     model: Callable[..., ModuleV3Outputs]
+    """The compiled graph: takes `Llama3Inputs.buffers`, gives one step's outputs."""
 
     def __init__(
         self,
@@ -133,6 +139,9 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         """Runs one step.
+
+        Args:
+            model_inputs: a `Llama3Inputs` with its cache.
 
         Returns:
             `logits` and `next_token_logits`, both float32 `[B, V]` with `LAST_TOKEN`; the other

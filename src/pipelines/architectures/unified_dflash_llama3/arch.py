@@ -26,3 +26,4 @@ ARCHITECTURE = llama3_architecture(
     UnifiedDflashLlama3Config,
     checkpoint_draft_width=_draft_width,
 )
+"""The entry of MAX's registry; MAX learns K from the checkpoint."""

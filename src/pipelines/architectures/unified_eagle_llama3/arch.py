@@ -11,3 +11,4 @@ __all__ = ["ARCHITECTURE"]
 ARCHITECTURE = llama3_architecture(
     "UnifiedEagleLlama3ForCausalLM", UnifiedEagleLlama3Model, UnifiedEagleLlama3Config
 )
+"""The entry of MAX's registry."""
