@@ -1,7 +1,10 @@
-"""How tests ask an engine."""
+"""How tests ask an engine, or a process of its own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +12,7 @@ from max.pipelines.context import SamplingParams
 
 from unispec.pipelines.runtime import Engine, Request
 
-__all__ = ["answers", "greedy_requests", "proposing"]
+__all__ = ["answers", "greedy_requests", "proposing", "run_python"]
 
 
 def greedy_requests(
@@ -43,3 +46,17 @@ def proposing(engine: Engine, k: int) -> Iterator[None]:
         yield
     finally:
         batch.num_speculative_tokens = before
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """The last line that the code prints; it must not fail."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        # Importing MAX changes what a child inherits where it is not given.
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
+from runs import run_python
 from tiny import TinyPair
 
 # What `max serve --custom-architectures` does, up to the point where it loads the model.
@@ -46,19 +44,6 @@ print(json.dumps([
     speculative.num_speculative_tokens if speculative else None,
 ]))
 """
-
-
-def run_python(code: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        # Importing MAX changes what a child inherits where it is not given.
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

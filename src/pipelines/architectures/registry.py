@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from max.pipelines.lib import PipelineConfig, SupportedArchitecture
 
 from unispec.errors import InputError
+from unispec.methods import Method
 
 if TYPE_CHECKING:
     from unispec.pipelines.runtime.model import UnifiedModel
 
-__all__ = ["architectures", "complete_draft_config", "pipeline_model"]
+__all__ = ["architectures", "complete_draft_config", "pipeline_model", "register"]
 
 # Packages with an `arch.py`.
 _REGISTERED: Final = ("llama3_modulev3", "unified_dflash_llama3", "unified_eagle_llama3")
@@ -25,6 +26,9 @@ _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
     ("llama", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
     ("llama", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),
 }
+
+# What other packages brought, by the same pairs.
+_ADDED: dict[tuple[str, str | None], type[UnifiedModel]] = {}
 
 # Method, then module and function; the other methods' drafts need nothing.
 _DRAFT_CONFIGS: dict[str, tuple[str, str]] = {
@@ -65,8 +69,10 @@ def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
     # MAX renames `architectures` when a draft is configured, the model type stays.
     architecture = getattr(hf, "model_type", "unknown")
     method = config.speculative.speculative_method if config.speculative else None
+    if (architecture, method) in _ADDED:
+        return _ADDED[architecture, method]
     if (architecture, method) not in _MODELS:
-        known = sorted(f"{name} with {way or 'no draft'}" for name, way in _MODELS)
+        known = sorted(f"{name} with {way or 'no draft'}" for name, way in (*_MODELS, *_ADDED))
         raise InputError(
             f"{architecture} with {method or 'no draft'} is not supported; supported:"
             f" {', '.join(known)}"
@@ -74,3 +80,23 @@ def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
     module, name = _MODELS[architecture, method]
     found: type[UnifiedModel] = getattr(import_module(f"{__package__}.{module}"), name)
     return found
+
+
+def register(model_type: str, method: Method | None, model: type[UnifiedModel]) -> None:
+    """Lets the engines of this process run one more pair of target and method.
+
+    Args:
+        model_type: `model_type` of the target's config.json.
+        method: the speculative method; None: the target alone.
+        model: the pipeline model.
+
+    Raises:
+        InputError: another class runs this pair already.
+    """
+    pair = (model_type, method)
+    if pair in _MODELS or _ADDED.get(pair, model) is not model:
+        raise InputError(
+            f"{model_type} with {method or 'no draft'} has an architecture already; choose another"
+            " model type or method"
+        )
+    _ADDED[pair] = model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams, MultiKVCacheParams
@@ -32,6 +32,9 @@ def both_caches(target: KVCacheParams, draft: KVCacheParams) -> KVCacheParamInte
 @dataclass(kw_only=True)
 class UnifiedLlama3Config(ArchConfigWithKVCache):
     """Target and draft stacks and how they work together."""
+
+    target_stack: ClassVar[type[Llama3Config]] = StackConfig
+    """Reads the target's stack; the draft's is always a `StackConfig`."""
 
     target: Llama3Config
     """The target's stack."""
@@ -81,8 +84,9 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         """
         return Llama3Config.calculate_max_seq_len(huggingface_config, model_config)
 
-    @staticmethod
+    @classmethod
     def read_stacks(
+        cls,
         pipeline_config: PipelineConfig,
         model_config: MAXModelConfig | None,
         max_seq_len: int | None,
@@ -103,7 +107,7 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         draft_model, speculative = pipeline_config.draft_model, pipeline_config.speculative
         if draft_model is None or speculative is None:
             raise InputError("this architecture needs a draft model; give --draft-model-path")
-        target = StackConfig.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        target = cls.target_stack.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
         return target, _read_draft(pipeline_config, draft_model, target), speculative
 
 

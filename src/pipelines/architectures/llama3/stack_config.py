@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar
 
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
@@ -14,16 +14,17 @@ from .config import Llama3Config
 
 __all__ = ["StackConfig"]
 
-_LLAMA: Final[Mapping[str, Any]] = {
-    "embedding_multiplier": 1.0,
-    "residual_multiplier": 1.0,
-    "logits_scaling": 1.0,
-    "clip_qkv": None,
-}
-
 
 class StackConfig(Llama3Config):
     """A Llama 2, 3, 3.1 or 3.2 stack, target or draft of a unified graph."""
+
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+        "clip_qkv": None,
+    }
+    """Fields that the stack has no code for, each with the only value that it may have."""
 
     @classmethod
     def initialize(
@@ -41,8 +42,8 @@ class StackConfig(Llama3Config):
             max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:
-            InputError: what `Llama3Config.initialize` refuses, or a constant that Llama does
-                not have.
+            InputError: what `Llama3Config.initialize` refuses, or another value of a
+                field than `FIXED` allows.
         """
         config = super().initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
         source = (model_config or pipeline_config.model).model_path
@@ -51,7 +52,7 @@ class StackConfig(Llama3Config):
                 f"rope type 'longrope' of {source} is not supported by unified graphs; use a"
                 " checkpoint of type 'default' or 'llama3'"
             )
-        for name, value in _LLAMA.items():
+        for name, value in cls.FIXED.items():
             if getattr(config, name) != value:
                 raise InputError(
                     f"{name} of {source} is {getattr(config, name)}, which no unified graph"
