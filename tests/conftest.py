@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,12 +113,6 @@ def tiny_engine(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], Engine]
         return engines[name]
 
     return engine
-
-
-@pytest.fixture(scope="session")
-def sampled_draft_engine(tiny_pair: Callable[[str], TinyPair]) -> Engine:
-    """Pair D with drafts that are sampled, so that acceptance is by rejection."""
-    return _load(replace(tiny_pair("D"), draft_proposal="sampled"))
 
 
 @pytest.fixture(scope="session")

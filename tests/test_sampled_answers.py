@@ -1,7 +1,6 @@
 """Sampled answers follow the target's own law, whatever the draft proposes.
 
 With argmax drafts more holds: the answer to a seed is the target's own, token by token.
-All pairs here have the target of pair D.
 """
 
 from __future__ import annotations
@@ -41,19 +40,12 @@ LAWS: Mapping[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["eagle-argmax", "eagle-sampled", "dflash-sampled"])
-def drafting_engine(
-    request: pytest.FixtureRequest,
-    tiny_engine: Callable[[str], Engine],
-    sampled_draft_engine: Engine,
-) -> Engine:
-    """Drafts of each kind; the last one's vocabulary is reduced."""
-    engines = {
-        "eagle-argmax": tiny_engine("D"),
-        "eagle-sampled": sampled_draft_engine,
-        "dflash-sampled": tiny_engine("F"),
-    }
-    return engines[request.param]
+PAIRS = [
+    pytest.param("D", id="eagle-argmax"),
+    pytest.param("B", id="eagle-sampled"),
+    pytest.param("F", id="dflash-sampled"),
+]
+"""The sampled drafts have a reduced vocabulary."""
 
 
 def ask(
@@ -88,20 +80,18 @@ def exact_law(target: TargetReference, law: Mapping[str, Any]) -> dict[tuple[int
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_answers_follow_the_targets_law(
-    drafting_engine: Engine,
+    tiny_engine: Callable[[str], Engine],
     tiny_target: Callable[[str], TargetReference],
+    name: str,
     law: str,
 ) -> None:
     """Chi-square of whole answers against products of exact probabilities."""
-    exact = exact_law(tiny_target("D"), LAWS[law])
+    exact = exact_law(tiny_target(name), LAWS[law])
     assert len(exact) > 20
     report = ask(
-        drafting_engine,
-        [PROMPT] * ANSWERS,
-        range(ANSWERS),
-        max_new_tokens=LENGTH,
-        **LAWS[law],
+        tiny_engine(name), [PROMPT] * ANSWERS, range(ANSWERS), max_new_tokens=LENGTH, **LAWS[law]
     )
     counts = Counter(tuple(result.token_ids) for result in report.results)
     assert counts.keys() <= exact.keys()
@@ -109,7 +99,7 @@ def test_answers_follow_the_targets_law(
     assert p_value > SIGNIFICANCE
     drafted = sum(result.drafted for result in report.results)
     accepted = sum(result.accepted for result in report.results)
-    assert 0.02 < accepted / drafted < 0.98  # both branches of the rule were taken, often
+    assert 50 < accepted < drafted - 50  # both branches of the rule were taken, often
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -125,15 +115,17 @@ def test_a_wrong_law_is_seen(
     assert p_value < SIGNIFICANCE
 
 
-def test_other_rows_change_nothing(drafting_engine: Engine) -> None:
+@pytest.mark.parametrize("name", PAIRS)
+def test_other_rows_change_nothing(tiny_engine: Callable[[str], Engine], name: str) -> None:
     """A seed's answer is the same alone and in a full batch, whatever is in the other rows."""
+    engine = tiny_engine(name)
     prompts = [random_prompt(256, length, seed=2) for length in (5, 40, 70, 129, 9, 33, 64, 128)]
     law = {"temperature": 1.2, "top_p": 0.9, "max_new_tokens": 24}
     seeds = range(100, 108)
-    together = ask(drafting_engine, prompts, seeds, **law).results
+    together = ask(engine, prompts, seeds, **law).results
     for prompt, seed, result in zip(prompts, seeds, together, strict=True):
-        drafting_engine.pipeline.kv_manager.reset_prefix_cache()
-        assert ask(drafting_engine, [prompt], [seed], **law).results == [result]
+        engine.pipeline.kv_manager.reset_prefix_cache()
+        assert ask(engine, [prompt], [seed], **law).results == [result]
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -146,18 +138,3 @@ def test_an_argmax_draft_changes_no_sampled_answer(
     alone = ask(target_only_engine, prompts, seeds, max_new_tokens=24, **LAWS[law]).results
     assert [result.token_ids for result in drafted] == [result.token_ids for result in alone]
     assert sum(result.accepted for result in drafted) > 0
-
-
-def test_a_sampled_draft_changes_no_greedy_answer(
-    eagle_engine: Engine, sampled_draft_engine: Engine
-) -> None:
-    """At temperature 0 its distribution is one token, and so is the target's."""
-    prompts = [random_prompt(256, length, seed=4) for length in (1, 5, 40, 70, 129, 300)]
-    law = {"temperature": 0, "max_new_tokens": 24}
-    theirs = ask(eagle_engine, prompts, range(6), **law)
-    ours = ask(sampled_draft_engine, prompts, range(6), **law)
-    assert [result.token_ids for result in ours.results] == [
-        result.token_ids for result in theirs.results
-    ]
-    assert ours.mean_acceptance_length == pytest.approx(theirs.mean_acceptance_length)
-    assert ours.mean_acceptance_length > 2

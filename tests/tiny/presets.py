@@ -46,7 +46,7 @@ def _a(folder: Path) -> TinyPair:
 def _b(folder: Path) -> TinyPair:
     """One KV head wider than hidden / heads, biases, scaled RoPE, bfloat16 files.
 
-    The draft has two layers and a quarter of the vocabulary.
+    The draft has two layers and a quarter of the vocabulary, and is sampled.
     """
     target = tiny_llama(
         folder / "target",
@@ -64,7 +64,7 @@ def _b(folder: Path) -> TinyPair:
         seed=6,
     )
     draft = tiny_eagle(folder / "draft", target, layers=2, fc_bias=True, d2t=80, seed=12)
-    return TinyPair(target, draft)
+    return TinyPair(target, draft, draft_proposal="sampled")
 
 
 def _c(folder: Path) -> TinyPair:
