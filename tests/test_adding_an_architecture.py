@@ -73,14 +73,16 @@ def test_the_page_leads_to_a_graph() -> None:
 
 
 def test_max_resolves_the_pair_to_the_classes_of_the_page(folder: Path) -> None:
+    """Granite without a draft stays MAX's own."""
     exec(STEPS[0], {})
-    arguments = json.dumps(["target", "draft", "eagle", 3])
     code = RESOLVE.replace("unispec.pipelines.architectures", f"{folder}:granite_eagle")
-    assert json.loads(run_python(code, arguments)) == [
+    assert json.loads(run_python(code, json.dumps(["target", "draft", "eagle", 3]))) == [
         "granite_eagle.model.GraniteEagleModel",
         "granite_eagle.config.GraniteEagleConfig",
         3,
     ]
+    alone, *_ = json.loads(run_python(code, json.dumps(["target", None, None, None])))
+    assert alone.startswith("max.pipelines.architectures.")
 
 
 def test_a_pair_has_one_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
