@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
@@ -15,6 +16,9 @@ from max.nn.kernels import kv_cache_gather_rows_ragged
 from max.nn.kv_cache import KVCacheParams, MHAKVCacheParams, PagedCacheValues
 
 __all__ = ["gathered_attention", "is_gathered", "wide_head"]
+
+_HIDDEN: Final = -1e30
+"""Score of what a token does not see."""
 
 
 def is_gathered(windows: Sequence[int | None], device: DeviceRef) -> bool:
@@ -74,16 +78,19 @@ def gathered_attention(
         for which in (0, 1)
     )
 
-    visible = ops.unsqueeze(places >= 0, 1)  # [B, 1, N]
-    if window is not None:
-        own = ops.range(0, int(size), 1, out_dim=size, dtype=int64, device=device)
-        distance = ops.unsqueeze(own, 1) - steps  # [S, N]
-        visible = ops.logical_and(visible, ops.logical_and(distance >= 0, distance < window))
     groups = heads // key_heads
     query = query.reshape([batch, size, key_heads, groups, width]).permute([0, 2, 3, 1, 4])
     scores = query.reshape([batch, key_heads, groups * size, width]) @ key.permute([0, 1, 3, 2])
-    scores = scores.reshape([batch, key_heads * groups, size, seen]) * scale
-    hidden = ops.constant(float("-inf"), scores.dtype, device=device)
-    weights = ops.softmax(ops.where(ops.unsqueeze(visible, 1), scores, hidden))
+    scores = scores.reshape([batch, heads, size, seen]).cast(DType.float32) * scale
+    # Added one by one: max 26.7 broadcasts wrongly where masks of these shapes are joined first.
+    shown = ops.constant(0.0, DType.float32, device=device)
+    hidden = ops.constant(_HIDDEN, DType.float32, device=device)
+    scores = scores + ops.where(places >= 0, shown, hidden).reshape([batch, 1, 1, seen])
+    if window is not None:
+        own = ops.range(0, int(size), 1, out_dim=size, dtype=int64, device=device)
+        distance = ops.unsqueeze(own, 1) - steps  # [S, N]
+        scores = scores + ops.where(distance >= 0, shown, hidden)
+        scores = scores + ops.where(distance < window, shown, hidden)
+    weights = ops.softmax(scores).cast(value.dtype)
     attended: TensorValue = weights.reshape([batch, key_heads, groups * size, seen]) @ value
     return attended.reshape([batch, heads, size, width]).permute([0, 2, 1, 3])
