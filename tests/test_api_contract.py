@@ -6,7 +6,9 @@ import dataclasses
 import importlib
 import inspect
 import json
+from enum import Enum
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -20,9 +22,19 @@ IMPLEMENTED = (
 OBJECTS = [(module, name) for module in IMPLEMENTED for name in CONTRACT[module]["objects"]]
 
 
+KINDS = {"classmethod": classmethod, "staticmethod": staticmethod, "method": FunctionType}
+
+
 def entry(module: str, name: str) -> tuple[type, dict[str, Any]]:
     cls = getattr(importlib.import_module(f"unispec.pipelines.{module}"), name)
     return cls, CONTRACT[module]["objects"][name]
+
+
+def shown(default: Any) -> str:
+    """A default as the contract writes it."""
+    if isinstance(default, Enum):
+        return f"{type(default).__name__}.{default.name}"
+    return repr(default)
 
 
 def assert_signature(callable_: Any, documented: list[dict[str, Any]], where: str) -> None:
@@ -38,9 +50,7 @@ def assert_signature(callable_: Any, documented: list[dict[str, Any]], where: st
         if parameter["default"] is None:
             assert found.default is inspect.Parameter.empty, f"{where}: {found}"
         elif parameter["default"] != "<factory>":
-            # Enum members are documented by their name, strings as they are written.
-            forms = (str(found.default), repr(found.default))
-            assert any(form.endswith(parameter["default"]) for form in forms), f"{where}: {found}"
+            assert shown(found.default) == parameter["default"], f"{where}: {found}"
     for extra in by_name.values():
         assert extra.kind is extra.KEYWORD_ONLY, f"{where}: {extra}"
         assert extra.default is not inspect.Parameter.empty, f"{where}: {extra}"
@@ -76,5 +86,5 @@ def test_methods(module: str, name: str) -> None:
         if contract["kind"] == "property":
             assert isinstance(static, property), where
             continue
-        assert isinstance(static, classmethod) == (contract["kind"] == "classmethod"), where
+        assert isinstance(static, KINDS[contract["kind"]]), where
         assert_signature(getattr(cls, method), contract["signature"], where)

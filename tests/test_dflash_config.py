@@ -20,6 +20,7 @@ from unispec.pipelines.architectures.dflash.config import layer_windows
 from unispec.pipelines.architectures.unified_dflash_llama3 import (
     DflashDraftHFConfig,
     UnifiedDflashLlama3Config,
+    UnifiedDflashLlama3Model,
 )
 from unispec.pipelines.runtime import Engine, EngineConfig
 
@@ -185,6 +186,24 @@ def test_windows_on_a_cpu_make_the_cache_one_wide_head(
     """The gather that stands in for a windowed kernel reads no other."""
     cache = read_config(tiny_pair(name)).get_kv_params().children["draft"]
     assert (cache.n_kv_heads, cache.head_dim) == (heads, width)
+
+
+def test_the_model_class_reserves_room_for_the_block(pair: TinyPair) -> None:
+    """As the configuration does, whatever K says."""
+    config = engine_config(pair).pipeline_config()
+    assert config.speculative is not None
+    object.__setattr__(
+        config, "speculative", config.speculative.model_copy(update={"num_speculative_tokens": 3})
+    )
+    expected = UnifiedDflashLlama3Config.initialize(config).get_kv_params().children["target"]
+    found = UnifiedDflashLlama3Model.get_kv_params(
+        config.model.huggingface_config,
+        config,
+        expected.devices,
+        config.model.kv_cache,
+        expected.dtype,
+    )
+    assert found == expected
 
 
 def test_large_blocks(pair: TinyPair) -> None:

@@ -204,6 +204,23 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
     assert report.mean_acceptance_length == pytest.approx(mean_acceptance_length(steps), rel=0.02)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_demo_draft_after_a_prefix_from_the_cache(
+    demo_engines: Callable[[Method], Engine], method: Method
+) -> None:
+    """Real drafts, which look at their context, propose after a warm prefix as after a cold one."""
+    engine = demo_engines(method)
+    long = [prompt for prompt in real_prompts(engine.tokenizer) if len(prompt) > PAGE + 1]
+    assert len(long) >= 2
+    engine.pipeline.kv_manager.reset_prefix_cache()
+    cold = engine.generate(greedy_requests(long, 24))
+    engine.pipeline.kv_manager.take_metrics_aggregated()
+    warm = engine.generate(greedy_requests(long, 24))
+    assert engine.pipeline.kv_manager.take_metrics_aggregated().cache_tokens >= PAGE * len(long)
+    assert [r.token_ids for r in warm.results] == [r.token_ids for r in cold.results]
+    assert warm.mean_acceptance_length == pytest.approx(cold.mean_acceptance_length, rel=0.01)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize("name", COMPILED_PAIRS)

@@ -88,6 +88,38 @@ def test_max_resolves_each_combination_to_our_class(
     assert json.loads(resolved) == [f"{root}.{package}.model.{model}", f"{root}.{config}", width]
 
 
+def test_max_says_that_another_k_is_replaced(tiny_pair: Callable[[str], TinyPair]) -> None:
+    """Once, and by our entry, not by the one of MAX that it stands for."""
+    pair = tiny_pair("E")
+    count = """
+import logging
+seen = []
+class Counter(logging.Handler):
+    def emit(self, record):
+        seen.append(record.getMessage())
+logging.getLogger("unispec").addHandler(Counter())
+"""
+    asked = json.dumps([str(pair.target), str(pair.draft), "dflash", 3])
+    said = json.loads(run_python(f"{count}{RESOLVE}\nprint(json.dumps(seen))", asked))
+    assert [text for text in said if "num_speculative_tokens 3 is replaced by 5" in text] == said
+    assert len(said) == 1
+
+
+def test_max_does_not_drive_a_unified_graph(tiny_pair: Callable[[str], TinyPair]) -> None:
+    """Who asks for it is told before anything is read."""
+    pair = tiny_pair("D")
+    build = """
+try:
+    found.factory()
+except Exception as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+"""
+    asked = json.dumps([str(pair.target), str(pair.draft), "eagle", 3])
+    kind, text = json.loads(run_python(RESOLVE + build, asked))
+    assert kind == "InputError"
+    assert "run `unispec generate`" in text
+
+
 def test_the_package_imports_nothing_before_it_is_asked() -> None:
     code = (
         "import sys; import unispec.pipelines.architectures as a; before = 'max' in sys.modules;"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -90,6 +90,8 @@ def start(module: str, job: Json, *, threads: int) -> Iterator[tuple[Worker, Jso
             yield worker, worker.ask(job)
         finally:
             process.kill()
+            with suppress(BrokenPipeError):
+                process.communicate()
 
 
 def run_module(module: str, job: Json, *, threads: int) -> Json:

@@ -117,7 +117,8 @@ def _summary(
 
 
 def _answers(runs: Sequence[Run]) -> list[Answer]:
-    return [answer for run in runs for answer in run.answers]
+    """All answers; one that ended with its first token has no decode step to compare."""
+    return [answer for run in runs for answer in run.answers if answer.step_times_s]
 
 
 def _speed(answer: Answer) -> float:

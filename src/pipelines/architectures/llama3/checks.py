@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
+
+from max.pipelines.lib import MAXModelConfig
 
 from unispec.errors import InputError
 
-__all__ = ["check_stack", "positive"]
+__all__ = ["check_cache_format", "check_sizes", "check_stack", "positive"]
+
+_SIZES: Final = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+)
 
 
 def positive(name: str, value: Any, source: str) -> float:
@@ -29,8 +41,43 @@ def positive(name: str, value: Any, source: str) -> float:
     return float(value)
 
 
+def check_sizes(hf: Any, source: str) -> None:
+    """Refuses sizes that no model can have.
+
+    Args:
+        hf: a Hugging Face config.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: a size is missing, not positive or no integer.
+    """
+    for name in _SIZES:
+        value = getattr(hf, name, None)
+        positive(name, value, source)
+        if not isinstance(value, int):
+            raise InputError(f"{name} {value!r} of {source} is no integer; correct its config.json")
+
+
+def check_cache_format(model_config: MAXModelConfig, source: str) -> None:
+    """Refuses a cache of another format than the weights, which attention does not read.
+
+    Args:
+        model_config: of the target or the draft.
+        source: the file or folder, for the error.
+
+    Raises:
+        InputError: `kv_cache_format` is set.
+    """
+    asked = model_config.kv_cache.kv_cache_format
+    if asked is not None:
+        raise InputError(
+            f"kv_cache_format {asked!r} of {source} is not supported; leave it out, and the cache"
+            " has the format of the weights"
+        )
+
+
 def check_stack(hf: Any, head_dim: int, source: str) -> None:
-    """Refuses what the stacks have no code for, and sizes that no model can have.
+    """Refuses what the stacks have no code for, and sizes that do not fit each other.
 
     Args:
         hf: a Hugging Face config.
@@ -39,7 +86,7 @@ def check_stack(hf: Any, head_dim: int, source: str) -> None:
 
     Raises:
         InputError: an activation, bias or quantisation that is not supported, or a size that
-            is not positive or does not fit the others.
+            does not fit the others.
     """
     for name, supported in (("hidden_act", "silu"), ("mlp_bias", False)):
         found = getattr(hf, name, supported)
@@ -52,16 +99,6 @@ def check_stack(hf: Any, head_dim: int, source: str) -> None:
             f"quantization_config of {source} is not supported; use the checkpoint that is not"
             " quantised, or a GGUF file"
         )
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "vocab_size",
-    ):
-        positive(name, getattr(hf, name), source)
     heads, key_heads = hf.num_attention_heads, hf.num_key_value_heads
     if heads % key_heads:
         raise InputError(

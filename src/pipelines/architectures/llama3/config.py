@@ -23,7 +23,7 @@ from typing_extensions import Self
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
-from .checks import check_stack, positive
+from .checks import check_cache_format, check_sizes, check_stack, positive
 from .rope import read_rope
 
 __all__ = ["Llama3Config", "NormMethod", "encoding_of"]
@@ -240,8 +240,10 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         source = str(model_config.model_path)
         if hf is None:
             raise InputError(f"{source} has no config.json; give a Hugging Face model folder")
+        check_sizes(hf, source)
         head_dim = cls.get_head_dim_from_config(hf)
         check_stack(hf, head_dim, source)
+        check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         dtype = supported_encoding_dtype(encoding_of(model_config))
         rope = read_rope(hf, head_dim, source)

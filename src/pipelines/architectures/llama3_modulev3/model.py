@@ -172,7 +172,7 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
         Args:
             replica_batches: one batch, the requests in row order.
             kv_cache_inputs: pages of the same requests in the same order.
-            return_n_logits: logit rows per row, with `ReturnLogits.VARIABLE`.
+            return_n_logits: logit rows per row, with `ReturnLogits.VARIABLE`; else not used.
 
         Raises:
             InputError: more than one replica, or more logit rows than a row has new tokens.
@@ -181,7 +181,8 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
             raise InputError(f"{len(replica_batches)} replicas were given; this model has one")
         active = [context.tokens.active for context in replica_batches[0]]
         shortest = min(map(len, active))
-        if not 1 <= return_n_logits <= shortest:
+        variable = self.return_logits == ReturnLogits.VARIABLE
+        if variable and not 1 <= return_n_logits <= shortest:
             raise InputError(
                 f"return_n_logits is {return_n_logits}, but the shortest row has {shortest} new"
                 " tokens; choose 1 to as many"

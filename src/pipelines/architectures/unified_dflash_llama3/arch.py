@@ -7,8 +7,9 @@ from typing import Any
 from max.pipelines.speculative import SpeculativeConfig
 
 from ..dflash.config import DflashDraftHFConfig
+from ..drafts.unserved import UnservedPipeline
 from ..llama3.registration import llama3_architecture
-from .config import UnifiedDflashLlama3Config
+from .config import UnifiedDflashLlama3Config, draft_width
 from .model import UnifiedDflashLlama3Model
 
 __all__ = ["ARCHITECTURE"]
@@ -17,7 +18,7 @@ __all__ = ["ARCHITECTURE"]
 def _draft_width(speculative: SpeculativeConfig, target: Any, draft: Any) -> int:
     """K: one less than the checkpoint's block; 0, as asked, where it does not say."""
     block_size = DflashDraftHFConfig.from_huggingface(draft).block_size
-    return block_size - 1 if block_size else 0
+    return draft_width(block_size, speculative.num_speculative_tokens) if block_size else 0
 
 
 ARCHITECTURE = llama3_architecture(
@@ -25,5 +26,6 @@ ARCHITECTURE = llama3_architecture(
     UnifiedDflashLlama3Model,
     UnifiedDflashLlama3Config,
     checkpoint_draft_width=_draft_width,
+    pipeline_cls=UnservedPipeline,
 )
 """The entry of MAX's registry; MAX learns K from the checkpoint."""

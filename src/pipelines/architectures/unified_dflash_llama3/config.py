@@ -18,7 +18,7 @@ from ..dflash.gathered import is_gathered, wide_head
 from ..drafts.config import UnifiedLlama3Config, both_caches
 from ..llama3.config import Llama3Config
 
-__all__ = ["UnifiedDflashLlama3Config"]
+__all__ = ["UnifiedDflashLlama3Config", "draft_width"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -142,15 +142,7 @@ class UnifiedDflashLlama3Config(UnifiedLlama3Config):
 
     def _with_block(self, block_size: int) -> Self:
         """Makes K and the room for drafts in both caches follow the block."""
-        width = block_size - 1
-        asked = self.speculative_config.num_speculative_tokens
-        if asked not in (None, width):
-            _LOGGER.warning(
-                "num_speculative_tokens %d is replaced by %d: the draft fills blocks of %d tokens",
-                asked,
-                width,
-                block_size,
-            )
+        width = draft_width(block_size, self.speculative_config.num_speculative_tokens)
 
         def roomy(stack: Llama3Config) -> Llama3Config:
             return replace(stack, kv_params=replace(stack.kv_params, num_draft_tokens=width))
@@ -164,3 +156,21 @@ class UnifiedDflashLlama3Config(UnifiedLlama3Config):
             ),
             block_size=block_size,
         )
+
+
+def draft_width(block_size: int, asked: int | None) -> int:
+    """K of a draft: one less than its block; another K that was asked for gets a warning.
+
+    Args:
+        block_size: slots of a block.
+        asked: K that was asked for, if any.
+    """
+    width = block_size - 1
+    if asked not in (None, width):
+        _LOGGER.warning(
+            "num_speculative_tokens %d is replaced by %d: the draft fills blocks of %d tokens",
+            asked,
+            width,
+            block_size,
+        )
+    return width

@@ -6,11 +6,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from max.driver import Device
+from max.dtype import DType
 from max.engine import InferenceSession, Model
+from max.graph import DeviceRef
 from max.graph.weights import Weights, WeightsAdapter
+from max.nn.kv_cache import KVCacheParams
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import KVCacheConfig, MemoryPlan, PipelineConfig
 
+from ..dflash.config import DflashDraftHFConfig
 from ..dflash.weights import dflash_state_dict
 from ..drafts.model import UnifiedLlama3Model
 from .config import UnifiedDflashLlama3Config
@@ -69,6 +73,32 @@ class UnifiedDflashLlama3Model(UnifiedLlama3Model):
             memory_plan=memory_plan,
             max_batch_size=max_batch_size,
         )
+
+    @classmethod
+    def get_kv_params(
+        cls,
+        huggingface_config: Any,
+        pipeline_config: PipelineConfig,
+        devices: list[DeviceRef],
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: DType,
+    ) -> KVCacheParams:
+        """The target's cache parameters, with room for the drafts of a block.
+
+        Args:
+            huggingface_config: the target's.
+            pipeline_config: for the draft, whose block decides K.
+            devices: where the cache lies.
+            kv_cache_config: page size and prefix caching.
+            cache_dtype: of keys and values.
+        """
+        params = super().get_kv_params(
+            huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
+        )
+        draft = pipeline_config.draft_model
+        hf = None if draft is None else draft.huggingface_config
+        size = None if hf is None else DflashDraftHFConfig.from_huggingface(hf).block_size
+        return replace(params, num_draft_tokens=size - 1) if size else params
 
     def load_model(self, session: InferenceSession) -> Model:
         """Reads both checkpoints, builds the graph and compiles it with the session.
