@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from max.dtype import DType
@@ -54,9 +55,20 @@ class UnifiedLlama3Model(UnifiedModel):
             kv_cache_config: page size and prefix caching.
             cache_dtype: of keys and values.
         """
-        return Llama3Config.construct_kv_params(
+        params = Llama3Config.construct_kv_params(
             huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
         )
+        width = cls.checkpoint_width(pipeline_config)
+        return params if width is None else replace(params, num_draft_tokens=width)
+
+    @classmethod
+    def checkpoint_width(cls, pipeline_config: PipelineConfig) -> int | None:
+        """K where the draft's checkpoint decides it; None: as it is configured.
+
+        Args:
+            pipeline_config: which draft it is.
+        """
+        return None
 
     def read_both(self, config: Llama3Config) -> tuple[dict[str, Tensor], DraftCheckpoint]:
         """The target's weights by name, checked, and the draft's checkpoint as it stands.

@@ -6,11 +6,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from max.driver import Device
-from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef
 from max.graph.weights import Weights, WeightsAdapter
-from max.nn.kv_cache import KVCacheParams
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import KVCacheConfig, MemoryPlan, PipelineConfig
 
@@ -75,30 +72,16 @@ class UnifiedDflashLlama3Model(UnifiedLlama3Model):
         )
 
     @classmethod
-    def get_kv_params(
-        cls,
-        huggingface_config: Any,
-        pipeline_config: PipelineConfig,
-        devices: list[DeviceRef],
-        kv_cache_config: KVCacheConfig,
-        cache_dtype: DType,
-    ) -> KVCacheParams:
-        """The target's cache parameters, with room for the drafts of a block.
+    def checkpoint_width(cls, pipeline_config: PipelineConfig) -> int | None:
+        """One less than the block of the draft's checkpoint.
 
         Args:
-            huggingface_config: the target's.
-            pipeline_config: for the draft, whose block decides K.
-            devices: where the cache lies.
-            kv_cache_config: page size and prefix caching.
-            cache_dtype: of keys and values.
+            pipeline_config: which draft it is.
         """
-        params = super().get_kv_params(
-            huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
-        )
         draft = pipeline_config.draft_model
         hf = None if draft is None else draft.huggingface_config
         size = None if hf is None else DflashDraftHFConfig.from_huggingface(hf).block_size
-        return replace(params, num_draft_tokens=size - 1) if size else params
+        return size - 1 if size else None
 
     def load_model(self, session: InferenceSession) -> Model:
         """Reads both checkpoints, builds the graph and compiles it with the session.
