@@ -44,7 +44,7 @@ def _a(folder: Path) -> TinyPair:
 
 
 def _b(folder: Path) -> TinyPair:
-    """One KV head wider than hidden / heads, biases, scaled RoPE, bfloat16 files.
+    """One KV head wider than hidden / heads, biases, scaled RoPE.
 
     The draft has two layers and a quarter of the vocabulary, and is sampled.
     """
@@ -60,7 +60,6 @@ def _b(folder: Path) -> TinyPair:
         tie=False,
         attention_bias=True,
         rope="llama3",
-        dtype="bfloat16",
         seed=6,
     )
     draft = tiny_eagle(folder / "draft", target, layers=2, fc_bias=True, d2t=80, seed=12)
@@ -92,7 +91,10 @@ def _d(folder: Path) -> TinyPair:
 
 
 def _e(folder: Path) -> TinyPair:
-    """No grouping; taps out of order for a windowed and a full layer, wide heads, few tokens."""
+    """No grouping, bfloat16 files.
+
+    The draft has taps out of order for a windowed and a full layer, wide heads, few tokens.
+    """
     target = tiny_llama(
         folder / "target",
         hidden_size=64,
@@ -103,6 +105,7 @@ def _e(folder: Path) -> TinyPair:
         head_dim=16,
         vocab_size=256,
         tie=True,
+        dtype="bfloat16",
         seed=5,
     )
     draft = tiny_dflash(
