@@ -148,6 +148,5 @@ class Benchmark:
             "model": str(self.model),
             "max_length": self.max_length,
             "warm_up_prompt": list(self.warm_up_prompt),
-            "threads": self.threads,
         }
         return start("worker", job, threads=self.threads)

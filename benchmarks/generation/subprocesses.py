@@ -87,7 +87,7 @@ def start(module: str, job: Json, *, threads: int) -> Iterator[tuple[Worker, Jso
     ):
         try:
             worker = Worker(module, process, errors)
-            yield worker, worker.ask(job)
+            yield worker, worker.ask({**job, "threads": threads})
         finally:
             process.kill()
             with suppress(BrokenPipeError):
