@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -57,7 +58,7 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-class TextFile(click.ParamType[Any]):
+class TextFile(click.ParamType[Any], ABC):
     """A UTF-8 text file that is read when the command line is parsed.
 
     Subclasses turn the text into the option's value.
@@ -80,10 +81,10 @@ class TextFile(click.ParamType[Any]):
         except ValueError as error:
             self.fail(f"'{path}' {error}.", param, ctx)
 
+    @abstractmethod
     def parse(self, text: str) -> Any:
         """Makes the option's value.
 
         Raises:
             ValueError: The text cannot be used; the message continues "'file' ...".
         """
-        raise NotImplementedError
