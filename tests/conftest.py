@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -15,28 +16,53 @@ from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensur
 from unispec.methods import Method
 from unispec.pipelines.runtime import Engine, EngineConfig
 
-EXACT = pytest.StashKey[dict[str, list[bool]]]()
-"""By model: which answers are identical to the target's, not only up to a near-tie."""
+EXACT = "exact"
+"""A property of tests: which answers of a model are identical to the target's."""
 
 MAX_LENGTH = 512
 """Of the tiny engines; short enough that requests reach it."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[EXACT] = defaultdict(list)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one compiled model go to one worker, the models before all else."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _group(item).startswith("test_"))
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    for name, exact in config.stash[EXACT].items():
-        terminalreporter.write_line(f"{name}: {sum(exact)} of {len(exact)} prompts exact")
+def _group(item: pytest.Item) -> str:
+    """The model that a test runs, or else its file."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if "engine" in params:
+        return str(params["engine"])
+    if "tiny_engine" in fixtures:
+        return str(params["name"])
+    if fixtures & {"eagle_engine", "target_only_engine"}:
+        return "D"
+    if "demo_engines" in fixtures:
+        return f"SmolLM2 {params.get('method', 'eagle')}"
+    own = sorted(name for name in fixtures - {"demo_model"} if name.endswith("_model"))
+    return own[0] if own else item.path.stem
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    exact: defaultdict[str, list[bool]] = defaultdict(list)
+    for report in terminalreporter.getreports("passed"):
+        for key, value in report.user_properties:
+            if key == EXACT:
+                name, answers = cast("tuple[str, list[bool]]", value)
+                exact[name] += answers
+    for name, answers in sorted(exact.items()):
+        terminalreporter.write_line(f"{name}: {sum(answers)} of {len(answers)} prompts exact")
 
 
 @pytest.fixture
-def exact(pytestconfig: pytest.Config) -> dict[str, list[bool]]:
-    """Takes what ``assert_same_greedy`` says, by model; the summary shows it."""
-    return pytestconfig.stash[EXACT]
+def exact(
+    record_property: Callable[[str, object], None],
+) -> Callable[[str, Iterable[bool]], None]:
+    """Takes what ``assert_same_greedy`` says of a model's answers; the summary counts it."""
+    return lambda name, answers: record_property(EXACT, (name, list(answers)))
 
 
 @pytest.fixture(scope="session")

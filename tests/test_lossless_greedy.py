@@ -6,7 +6,7 @@ proposals and three groups of eight prompts form a Latin square.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import pytest
 from prompts import random_prompt, real_prompts
@@ -79,7 +79,7 @@ def tiny_expected(tiny_target: Callable[[str], TargetReference]) -> Callable[[st
 def test_smollm2_answers_as_it_does_alone(
     demo_engines: Callable[[Method], Engine],
     demo_expected: Expected,
-    exact: dict[str, list[bool]],
+    exact: Callable[[str, Iterable[bool]], None],
     method: Method,
     batch_size: int,
     k: int,
@@ -87,7 +87,7 @@ def test_smollm2_answers_as_it_does_alone(
     engine, prompts = demo_engines(method), demo_expected.group(batch_size, k)
     with proposing(engine, k):
         ours = answers(engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
-    exact[f"SmolLM2 {method}"] += map(demo_expected.same, prompts, ours)
+    exact(f"SmolLM2 {method}", map(demo_expected.same, prompts, ours))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -96,7 +96,7 @@ def test_smollm2_answers_as_it_does_alone(
 def test_tiny_llama_answers_as_it_does_alone(
     tiny_engine: Callable[[str], Engine],
     tiny_expected: Callable[[str], Expected],
-    exact: dict[str, list[bool]],
+    exact: Callable[[str, Iterable[bool]], None],
     name: str,
     batch_size: int,
     k: int,
@@ -105,15 +105,15 @@ def test_tiny_llama_answers_as_it_does_alone(
     prompts = expected.group(batch_size, k)
     with proposing(engine, k):
         ours = answers(engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
-    exact[f"tiny Llama {name}"] += map(expected.same, prompts, ours)
+    exact(f"tiny Llama {name}", map(expected.same, prompts, ours))
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_target_without_a_draft(
     target_only_engine: Engine,
     tiny_expected: Callable[[str], Expected],
-    exact: dict[str, list[bool]],
+    exact: Callable[[str, Iterable[bool]], None],
 ) -> None:
     prompts = tiny_expected("D").prompts
     ours = answers(target_only_engine, greedy_requests(prompts, NEW_TOKENS))
-    exact["tiny Llama D without a draft"] += map(tiny_expected("D").same, prompts, ours)
+    exact("tiny Llama D without a draft", map(tiny_expected("D").same, prompts, ours))

@@ -85,7 +85,8 @@ def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:
         dim=config.hidden_size,
         n_heads=config.num_attention_heads,
         theta=config.rope_theta,
-        max_seq_len=config.rope_positions,
+        # MAX's table has two rows for each position of this length.
+        max_seq_len=config.rope_positions // 2,
         head_dim=config.head_dim,
         interleaved=config.interleaved_rope_weights,
         scaling_params=config.rope_scaling_params,
