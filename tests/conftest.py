@@ -36,10 +36,10 @@ def _group(item: pytest.Item) -> str:
     fixtures = set(getattr(item, "fixturenames", ()))
     if "engine" in params:
         return str(params["engine"])
-    if "tiny_engine" in fixtures:
-        return str(params["name"])
     if fixtures & {"eagle_engine", "target_only_engine"}:
         return "D"
+    if "tiny_engine" in fixtures:
+        return str(params["name"])
     if "demo_engines" in fixtures:
         return f"SmolLM2 {params.get('method', 'eagle')}"
     own = sorted(name for name in fixtures - {"demo_model"} if name.endswith("_model"))
