@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from tiny import PRESETS, TinyPair
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 from unispec.methods import Method
 from unispec.pipelines.runtime import Engine, EngineConfig
+
+# max 26.7 names another Python in the native environment; pytest's workers would run that.
+os.unsetenv("PYTHONEXECUTABLE")
 
 EXACT = "exact"
 """A property of tests: which answers of a model are identical to the target's."""
