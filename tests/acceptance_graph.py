@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,7 +181,7 @@ def build_graph() -> Graph:
         logits, drafts, first_position, draft_probs, thinking, any_weights, points = (
             next(inputs).tensor for _ in range(7)
         )
-        sampling = SamplingInputs.take(inputs)
+        sampling = SamplingInputs(*(next(inputs).tensor for _ in fields(SamplingInputs)))
         logits = ops.rebind(logits, ["batch", drafts.shape[1] + 1, VOCAB])
         step = Verification(logits, drafts, first_position, draft_probs, thinking)
         verdicts = [rule(step, sampling) for rule in RULES.values()]

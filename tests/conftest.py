@@ -105,7 +105,7 @@ def demo_engine(demo_engines: Callable[[Method], Engine]) -> Engine:
 
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyPair]:
-    """Builds a tiny target and its draft by preset name, A to F, once each."""
+    """Builds a tiny target and its draft by preset name, A to I, once each."""
     pairs: dict[str, TinyPair] = {}
 
     def pair(name: str) -> TinyPair:
@@ -121,7 +121,7 @@ def _load(pair: TinyPair) -> Engine:
     return Engine(
         EngineConfig(
             model=str(pair.target),
-            draft_model=str(pair.draft),
+            draft_model=None if pair.draft is None else str(pair.draft),
             speculative_method=pair.method,
             draft_proposal=pair.draft_proposal,
             num_speculative_tokens=5,

@@ -13,14 +13,14 @@ import pytest
 from reference.target import TargetReference, assert_same_greedy
 
 from unispec.checkpoints.demo import demo_draft_folder
-from unispec.methods import METHODS, Method
+from unispec.methods import DRAFT_METHODS, Method
 from unispec.pipelines.runtime import Engine
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about rain.")
 NEW_TOKENS = 32
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRAFT_METHODS)
 def test_generate_answers_as_the_target_does(
     demo_model: Path,
     demo_engines: Callable[[Method], Engine],

@@ -21,6 +21,7 @@ from max.pipelines.request import RequestID
 from prompts import random_prompt, real_prompts
 from reference.dflash import DFlashReference
 from reference.eagle import EagleReference, mean_acceptance_length
+from reference.mtp import MtpReference
 from reference.target import TIE_GAP, TargetReference
 from runs import answers, greedy_requests, proposing
 from tiny import COMPILED_PAIRS, TinyPair
@@ -28,7 +29,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from unispec.checkpoints.demo import demo_draft_folder
-from unispec.methods import METHODS, Method
+from unispec.methods import DRAFT_METHODS, Method
 from unispec.pipelines.runtime import Engine
 
 PAGE = 128
@@ -125,6 +126,14 @@ class EagleJudge(Judge, EagleReference):
         return verdicts
 
 
+class MtpJudge(EagleJudge, MtpReference):
+    """As an EAGLE draft; the layer is the target's own."""
+
+    def __init__(self, folder: Path, target: TargetReference) -> None:
+        MtpReference.__init__(self, folder, target)
+        self._logits = []
+
+
 class DFlashJudge(Judge, DFlashReference):
     """Fills the blocks of all steps from one pass of the target."""
 
@@ -145,6 +154,7 @@ class DFlashJudge(Judge, DFlashReference):
 JUDGES: dict[Method, type[EagleJudge] | type[DFlashJudge]] = {
     "dflash": DFlashJudge,
     "eagle": EagleJudge,
+    "mtp": MtpJudge,
 }
 
 
@@ -160,13 +170,13 @@ def tiny_judge(
     @cache
     def judge(name: str) -> EagleJudge | DFlashJudge:
         pair = tiny_pair(name)
-        return JUDGES[pair.method](pair.draft, tiny_target(name))
+        return JUDGES[pair.method](pair.draft or pair.target, tiny_target(name))
 
     return judge
 
 
 @pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRAFT_METHODS)
 def test_demo_draft_on_real_text(
     demo_engines: Callable[[Method], Engine],
     demo_judge: Callable[[Method], Judge],
@@ -183,7 +193,7 @@ def test_demo_draft_on_real_text(
     assert sum(verdicts) >= 0.99 * len(verdicts)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRAFT_METHODS)
 def test_demo_draft_is_accepted_as_often_as_the_reference(
     demo_engines: Callable[[Method], Engine],
     demo_judge: Callable[[Method], EagleJudge | DFlashJudge],
@@ -204,7 +214,7 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
     assert report.mean_acceptance_length == pytest.approx(mean_acceptance_length(steps), rel=0.02)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRAFT_METHODS)
 def test_demo_draft_after_a_prefix_from_the_cache(
     demo_engines: Callable[[Method], Engine], method: Method
 ) -> None:

@@ -14,7 +14,7 @@ from reference.target import GreedyTrace, TargetReference, assert_same_greedy
 from runs import answers, greedy_requests, proposing
 from tiny import COMPILED_PAIRS
 
-from unispec.methods import METHODS, Method
+from unispec.methods import DRAFT_METHODS, Method
 from unispec.pipelines.runtime import Engine
 
 BATCH_SIZES = (1, 4, 8)
@@ -75,7 +75,7 @@ def tiny_expected(tiny_target: Callable[[str], TargetReference]) -> Callable[[st
 
 
 @pytest.mark.parametrize(("batch_size", "k"), CELLS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRAFT_METHODS)
 def test_smollm2_answers_as_it_does_alone(
     demo_engines: Callable[[Method], Engine],
     demo_expected: Expected,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.options import option_group
-from unispec.methods import LARGEST_DRAFT_TOKENS, METHODS, Method
+from unispec.methods import DRAFT_METHODS, LARGEST_DRAFT_TOKENS, METHODS, Method
 
 if TYPE_CHECKING:
     from unispec.pipelines.runtime import EngineConfig
@@ -54,22 +54,27 @@ class ModelOptions:
         """Raises `click.UsageError` for a draft that is only half described."""
         if self.no_speculation:
             return
-        if self.speculative_method is not None and self.draft_model_path is None:
+        method, draft = self.speculative_method, self.draft_model_path
+        if method in DRAFT_METHODS and draft is None:
             raise click.UsageError(
-                f"--speculative-method {self.speculative_method} needs a draft; "
-                "give --draft-model-path"
+                f"--speculative-method {method} needs a draft; give --draft-model-path"
             )
-        if self.draft_model_path is not None and self.speculative_method is None:
+        if draft is not None and method is None:
             raise click.UsageError(
-                f"--draft-model-path {self.draft_model_path} needs its method; "
-                f"give --speculative-method ({', '.join(METHODS)})"
+                f"--draft-model-path {draft} needs its method; "
+                f"give --speculative-method ({', '.join(DRAFT_METHODS)})"
             )
-        if self.num_speculative_tokens is not None and self.draft_model_path is None:
+        if draft is not None and method not in DRAFT_METHODS:
             raise click.UsageError(
-                f"--num-speculative-tokens {self.num_speculative_tokens} needs a draft; "
+                f"--draft-model-path {draft} is not for {method}, whose draft is part of the "
+                "target's checkpoint; leave it out"
+            )
+        asked = self.num_speculative_tokens
+        if asked is not None and method is None:
+            raise click.UsageError(
+                f"--num-speculative-tokens {asked} needs a draft; "
                 "give --draft-model-path and --speculative-method"
             )
-        asked, method = self.num_speculative_tokens, self.speculative_method
         if asked is not None and method is not None and asked > LARGEST_DRAFT_TOKENS[method]:
             raise click.UsageError(
                 f"--num-speculative-tokens {asked} is not in the range"
@@ -130,7 +135,7 @@ model_options = option_group(
     click.option(
         "--num-speculative-tokens",
         type=click.IntRange(min=1),
-        help="Tokens the draft proposes in a step.  [default: 3; DFlash: its whole block]",
+        help="Tokens the draft proposes in a step.  [default: 3; MTP: 1; DFlash: its whole block]",
     ),
     click.option(
         "--no-speculation",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 from max.dtype import DType
-from max.graph import DeviceRef, TensorType, TensorValue, Value
+from max.graph import DeviceRef, TensorType, TensorValue
 
 __all__ = ["SamplingInputs"]
 
@@ -79,8 +77,3 @@ class SamplingInputs:
             or TensorType(per_row.get(field.name, DType.float32), ["batch"], device=device)
             for field in fields(cls)
         ]
-
-    @classmethod
-    def take(cls, inputs: Iterator[Value[Any]]) -> SamplingInputs:
-        """Takes the next graph inputs, in the order of `types`."""
-        return cls(*(next(inputs).tensor for _ in fields(cls)))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from .block_fp8 import write_dequantised
 
 __all__ = ["TIE_GAP", "GreedyTrace", "TargetReference", "assert_same_greedy"]
 
@@ -47,7 +50,10 @@ class TargetReference:
 
     def __init__(self, folder: Path | str) -> None:
         """Loads the checkpoint; weights stored in another type are widened to float32."""
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with TemporaryDirectory() as copy:
+            if hasattr(AutoConfig.from_pretrained(folder), "quantization_config"):
+                folder = write_dequantised(Path(folder), Path(copy))
+            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     @property
     def embedding(self) -> Tensor:

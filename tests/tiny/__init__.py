@@ -1,6 +1,7 @@
 """Builders of tiny random checkpoints in HF format, from single models to ready pairs."""
 
 from .causal_lm import tiny_causal_lm
+from .deepseek import agreeing_deepseek, in_fp8_blocks, tiny_deepseek
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
@@ -11,10 +12,13 @@ __all__ = [
     "EAGLE_PAIRS",
     "PRESETS",
     "TinyPair",
+    "agreeing_deepseek",
     "agreeing_dflash",
     "agreeing_eagle",
     "agreeing_llama",
+    "in_fp8_blocks",
     "tiny_causal_lm",
+    "tiny_deepseek",
     "tiny_dflash",
     "tiny_eagle",
     "tiny_llama",

@@ -9,6 +9,7 @@ from typing import Literal
 
 from unispec.methods import Method
 
+from .deepseek import agreeing_deepseek, tiny_deepseek
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
@@ -18,10 +19,10 @@ __all__ = ["COMPILED_PAIRS", "EAGLE_PAIRS", "PRESETS", "TinyPair"]
 
 @dataclass(frozen=True)
 class TinyPair:
-    """Folders of a target and of a draft for it, and how the engine tests run them."""
+    """Folders of a target and of its draft, if that is apart, and how the engine tests run them."""
 
     target: Path
-    draft: Path
+    draft: Path | None
     method: Method = "eagle"
     draft_proposal: Literal["argmax", "sampled"] = "argmax"
 
@@ -133,6 +134,48 @@ def _f(folder: Path) -> TinyPair:
     return TinyPair(target, draft, "dflash", draft_proposal="sampled")
 
 
+def _g(folder: Path) -> TinyPair:
+    """Queries without a latent, YaRN, a dense layer, four groups of four experts; K up to 5."""
+    target = tiny_deepseek(
+        folder / "target",
+        q_lora_rank=None,
+        n_routed_experts=16,
+        n_group=4,
+        topk_group=2,
+        num_experts_per_tok=4,
+        layers=3,
+        first_k_dense_replace=1,
+        rope="yarn",
+        seed=7,
+    )
+    return TinyPair(target, None, "mtp")
+
+
+def _h(folder: Path) -> TinyPair:
+    """Queries with a latent, plain RoPE in halves, one group of eight experts; sampled drafts."""
+    target = tiny_deepseek(
+        folder / "target",
+        q_lora_rank=24,
+        n_routed_experts=8,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        layers=2,
+        first_k_dense_replace=0,
+        n_shared_experts=2,
+        rope_interleave=False,
+        norm_topk_prob=False,
+        seed=8,
+    )
+    return TinyPair(target, None, "mtp", draft_proposal="sampled")
+
+
+def _i(folder: Path) -> TinyPair:
+    """An MTP layer that agrees with its target on most tokens; FP8 blocks, two groups."""
+    target = agreeing_deepseek(folder / "target", seed=9)
+    return TinyPair(target, None, "mtp")
+
+
 PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "A": _a,
     "B": _b,
@@ -140,10 +183,13 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "D": _d,
     "E": _e,
     "F": _f,
+    "G": _g,
+    "H": _h,
+    "I": _i,
 }
 """Each writes its pair below a folder and returns where."""
 
 EAGLE_PAIRS = "ABCD"
 
-COMPILED_PAIRS = "BDEF"
+COMPILED_PAIRS = "BDEFGHI"
 """Those that all engine tests run; a graph takes time to compile."""

@@ -14,14 +14,30 @@ from unispec.methods import Method
 if TYPE_CHECKING:
     from unispec.pipelines.runtime.model import UnifiedModel
 
-__all__ = ["architectures", "complete_draft_config", "pipeline_model", "register"]
+__all__ = [
+    "ENGINE_ARCHITECTURES",
+    "architectures",
+    "complete_draft_config",
+    "pipeline_model",
+    "register",
+]
 
 # Packages with an `arch.py`.
-_REGISTERED: Final = ("llama3_modulev3", "unified_dflash_llama3", "unified_eagle_llama3")
+_REGISTERED: Final = (
+    "llama3_modulev3",
+    "unified_dflash_llama3",
+    "unified_eagle_llama3",
+    "unified_mtp_deepseekV3",
+)
+
+ENGINE_ARCHITECTURES: Final = [f"{__package__}.deepseekV3.engine"]
+"""Modules whose `ARCHITECTURES` an engine lets MAX import: MAX's own entries refuse a CPU."""
 
 # Model type and method, then module and class: an architecture imports the runtime that
 # asks here, so it is imported only when it is wanted.
 _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
+    ("deepseek_v3", None): ("deepseekV3.model", "DeepseekV3Model"),
+    ("deepseek_v3", "mtp"): ("unified_mtp_deepseekV3.model", "UnifiedMTPDeepseekV3Model"),
     ("llama", None): ("llama3.target_only", "Llama3TargetModel"),
     ("llama", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
     ("llama", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),

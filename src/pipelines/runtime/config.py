@@ -21,8 +21,14 @@ from pydantic import ValidationError
 from unispec.checkpoints import check_weight_files
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
-from unispec.methods import DEFAULT_DRAFT_TOKENS, LARGEST_DRAFT_TOKENS, METHODS, Method
-from unispec.pipelines.architectures.registry import complete_draft_config
+from unispec.methods import (
+    DEFAULT_DRAFT_TOKENS,
+    DRAFT_METHODS,
+    LARGEST_DRAFT_TOKENS,
+    METHODS,
+    Method,
+)
+from unispec.pipelines.architectures.registry import ENGINE_ARCHITECTURES, complete_draft_config
 
 __all__ = ["EngineConfig"]
 
@@ -39,11 +45,12 @@ class EngineConfig:
     weight_path: tuple[Path, ...] = ()
     """Weight files of the target, safetensors or one GGUF; empty: those in `model`."""
     draft_model: str | None = None
-    """Folder or repository of the draft; None: the target alone."""
+    """Folder or repository of the draft; None: the target alone, or MTP."""
     speculative_method: Method | None = None
-    """`"dflash"` or `"eagle"`; None: the target alone."""
+    """`"dflash"`, `"eagle"` or `"mtp"`; None: the target alone."""
     num_speculative_tokens: int | None = None
-    """K, draft tokens a step, for EAGLE 1 to 8; None: 3, or what a DFlash draft was trained for."""
+    """K, draft tokens a step, 1 to 8 but for DFlash; None: 3 for EAGLE, 1 for MTP, what a DFlash
+    draft was trained for."""
     devices: str = "cpu"
     """`"cpu"`, `"gpu"` or `"gpu:N"`."""
     max_length: int | None = None
@@ -67,8 +74,17 @@ class EngineConfig:
                 f"speculative method {self.speculative_method!r} is unknown; known:"
                 f" {', '.join(METHODS)}"
             )
-        if (self.draft_model is None) != (self.speculative_method is None):
-            raise InputError("a draft model and a speculative method need each other; give both")
+        if self.speculative_method is None and self.draft_model is not None:
+            raise InputError(f"the draft model {self.draft_model} needs its speculative method")
+        if self.speculative_method in DRAFT_METHODS and self.draft_model is None:
+            raise InputError(
+                f"speculative method {self.speculative_method!r} needs a draft model; give one"
+            )
+        if self.draft_model is not None and self.speculative_method not in DRAFT_METHODS:
+            raise InputError(
+                f"draft model {self.draft_model} is given, but the draft of"
+                f" {self.speculative_method!r} is part of the target's checkpoint; leave it out"
+            )
         asked = self.num_speculative_tokens
         limit = LARGEST_DRAFT_TOKENS[self.speculative_method or "eagle"]
         if asked is not None and not 1 <= asked <= limit:
@@ -119,15 +135,16 @@ class EngineConfig:
         speculative = None
         draft = None
         try:
-            if self.draft_model is not None and self.speculative_method is not None:
-                draft_model = _existing(self.draft_model)
-                read_model_config(draft_model)
+            if self.speculative_method is not None:
                 default = DEFAULT_DRAFT_TOKENS[self.speculative_method]
                 speculative = SpeculativeConfig(
                     speculative_method=self.speculative_method,
                     num_speculative_tokens=self.num_speculative_tokens or default,
                     draft_proposal=self.draft_proposal,
                 )
+            if self.draft_model is not None and self.speculative_method is not None:
+                draft_model = _existing(self.draft_model)
+                read_model_config(draft_model)
                 draft = MAXModelConfig(
                     model_path=draft_model, weight_path=_weight_files(draft_model, ()), **shared
                 )
@@ -142,6 +159,7 @@ class EngineConfig:
                 weight_path=weight_path,
                 max_length=self.max_length,
                 runtime=PipelineRuntimeConfig(
+                    custom_architectures=ENGINE_ARCHITECTURES,
                     max_batch_size=self.max_batch_size,
                     max_batch_input_tokens=self.max_batch_input_tokens,
                 ),

@@ -15,6 +15,7 @@ from max.nn.kv_cache import KVCacheInputs
 from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
+from unispec.pipelines.speculative.step import INPUT_ORDER
 
 __all__ = [
     "PersistentInputBuffers",
@@ -33,6 +34,8 @@ class StepModelInputs(ModelInputs):
     must be set before `buffers` is read.
     """
 
+    GRAPH_ORDER: ClassVar[tuple[str, ...]] = INPUT_ORDER
+    """The fields in the order of the graph's inputs."""
     NOT_TAKEN: ClassVar[tuple[str, ...]] = (
         "draft_kv_blocks",
         "lora_ids",
@@ -107,7 +110,7 @@ class StepModelInputs(ModelInputs):
             InputError: an input is set that the graph does not take, or one that it needs is not.
         """
         refuse_inputs(self, self.NOT_TAKEN)
-        needed = [needed_input(self, name) for name in _GRAPH_ORDER]
+        needed = [needed_input(self, name) for name in self.GRAPH_ORDER]
         optional = (self.draft_probs_full, self.in_thinking_phase)
         return (*tree.leaves(needed), *(buffer for buffer in optional if buffer is not None))
 
@@ -142,32 +145,6 @@ def wait_for_copies(device: Device) -> None:
     """
     if device.is_host:
         device.synchronize()
-
-
-_GRAPH_ORDER = (
-    "tokens",
-    "input_row_offsets",
-    "return_n_logits",
-    "draft_tokens",
-    "known_next_tokens",
-    "num_speculative_tokens",
-    "kv_cache_inputs",
-    "seed",
-    "temperature",
-    "max_temperature",
-    "top_k",
-    "max_k",
-    "top_p",
-    "min_top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "num_penalised",
-    "token_counts",
-    "logit_bias",
-    "token_bitmask",
-)
 
 
 @dataclass

@@ -212,8 +212,17 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
             raise InputError(
                 f"return_n_logits is {return_n_logits}, but it follows from the drafts: leave it 1"
             )
-        fields: dict[str, Any] = {**self.batch.fields(replica_batches[0])}
+        contexts = replica_batches[0]
+        fields: dict[str, Any] = {**self.batch.fields(contexts), **self.more_fields(contexts)}
         return self.inputs_cls(**fields, kv_cache_inputs=kv_cache_inputs)
+
+    def more_fields(self, contexts: Sequence[TextContext]) -> dict[str, Any]:
+        """Fields that only this model's inputs have, by name; none here.
+
+        Args:
+            contexts: the requests in row order.
+        """
+        return {}
 
     def prepare_next_token_inputs(
         self, next_tokens: Buffer, prev_model_inputs: ModelInputs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from max import tree
@@ -16,6 +16,7 @@ from unispec.methods import LARGEST_DRAFT_TOKENS
 from unispec.sampling.inputs import SamplingInputs
 
 __all__ = [
+    "INPUT_ORDER",
     "MAX_BLOCK_SIZE",
     "MAX_DRAFT_TOKENS",
     "VOID_TOKEN",
@@ -79,6 +80,33 @@ class StepOutputs:
         return required if self.next_draft_probs is None else (*required, self.next_draft_probs)
 
 
+INPUT_ORDER = (
+    "tokens",
+    "input_row_offsets",
+    "return_n_logits",
+    "draft_tokens",
+    "known_next_tokens",
+    "num_speculative_tokens",
+    "kv_cache_inputs",
+    "seed",
+    "temperature",
+    "max_temperature",
+    "top_k",
+    "max_k",
+    "top_p",
+    "min_top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "num_penalised",
+    "token_counts",
+    "logit_bias",
+    "token_bitmask",
+)
+"""The inputs of a graph on one device in order, before those that only some graphs take."""
+
+
 @dataclass(frozen=True)
 class StepSignature:
     """Input types of a unified graph, and the way back from its inputs to `StepInputs`."""
@@ -93,26 +121,15 @@ class StepSignature:
     """Whether the graph takes the distributions that drafts were sampled from."""
     thinking_phase: bool = False
     """Whether the graph takes which rows are inside a thinking block."""
+    order: Sequence[str] = INPUT_ORDER
+    """Names of the inputs in the graph's order."""
+    more: Mapping[str, Sequence[TensorType | BufferType]] = field(default_factory=dict)
+    """Types of inputs in `order` that a step has no use for."""
 
     def types(self) -> list[TensorType | BufferType]:
         """Graph input types in order."""
-        cpu = DeviceRef.CPU()
-        types: list[TensorType | BufferType] = [
-            TensorType(DType.int64, ["num_tokens"], device=self.device),
-            TensorType(DType.uint32, ["num_row_offsets"], device=self.device),
-            TensorType(DType.int64, [1], device=cpu),
-            TensorType(DType.int64, ["batch", "num_draft_tokens"], device=self.device),
-            TensorType(DType.int64, ["batch"], device=self.device),
-            TensorType(DType.int64, [], device=cpu),
-            *tree.leaves(self.kv_params.get_symbolic_inputs()),
-            *SamplingInputs.types(self.device, self.vocab_size),
-        ]
-        if self.sampled_drafts:
-            shape: list[DimLike] = ["batch", "num_draft_tokens", self.vocab_size]
-            types.append(TensorType(DType.float32, shape, device=self.device))
-        if self.thinking_phase:
-            types.append(TensorType(DType.bool, ["batch"], device=self.device))
-        return types
+        named = self._named()
+        return [declared for name in self._names() for declared in named[name]]
 
     def take(self, inputs: Sequence[Value[Any]]) -> StepInputs:
         """Reads the graph inputs that `types` declares.
@@ -120,17 +137,47 @@ class StepSignature:
         Args:
             inputs: the graph's inputs, in the order of `types`.
         """
-        rest = iter(inputs)
-        # Keyword arguments are evaluated in order, which is the order of `types`.
+        named, rest = self._named(), iter(inputs)
+        taken = {name: [next(rest) for _ in named[name]] for name in self._names()}
+
+        def one(name: str) -> TensorValue:
+            (value,) = taken[name]
+            return value.tensor
+
         return StepInputs(
-            tokens=next(rest).tensor,
-            row_offsets=next(rest).tensor,
-            return_n_logits=next(rest).tensor,
-            draft_tokens=next(rest).tensor,
-            known_next_tokens=next(rest).tensor,
-            num_speculative_tokens=next(rest).tensor,
-            caches=take_caches(self.kv_params, rest),
-            sampling=SamplingInputs.take(rest),
-            draft_probs=next(rest).tensor if self.sampled_drafts else None,
-            in_thinking_phase=next(rest).tensor if self.thinking_phase else None,
+            tokens=one("tokens"),
+            row_offsets=one("input_row_offsets"),
+            return_n_logits=one("return_n_logits"),
+            draft_tokens=one("draft_tokens"),
+            known_next_tokens=one("known_next_tokens"),
+            num_speculative_tokens=one("num_speculative_tokens"),
+            caches=take_caches(self.kv_params, iter(taken["kv_cache_inputs"])),
+            sampling=SamplingInputs(**{f.name: one(f.name) for f in fields(SamplingInputs)}),
+            draft_probs=one("draft_probs_full") if self.sampled_drafts else None,
+            in_thinking_phase=one("in_thinking_phase") if self.thinking_phase else None,
         )
+
+    def _names(self) -> list[str]:
+        optional = {
+            "draft_probs_full": self.sampled_drafts,
+            "in_thinking_phase": self.thinking_phase,
+        }
+        return [*self.order, *(name for name, is_taken in optional.items() if is_taken)]
+
+    def _named(self) -> dict[str, Sequence[TensorType | BufferType]]:
+        cpu, device = DeviceRef.CPU(), self.device
+        probs: list[DimLike] = ["batch", "num_draft_tokens", self.vocab_size]
+        sampling = SamplingInputs.types(device, self.vocab_size)
+        return {
+            "tokens": [TensorType(DType.int64, ["num_tokens"], device=device)],
+            "input_row_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=device)],
+            "return_n_logits": [TensorType(DType.int64, [1], device=cpu)],
+            "draft_tokens": [TensorType(DType.int64, ["batch", "num_draft_tokens"], device=device)],
+            "known_next_tokens": [TensorType(DType.int64, ["batch"], device=device)],
+            "num_speculative_tokens": [TensorType(DType.int64, [], device=cpu)],
+            "kv_cache_inputs": tree.leaves(self.kv_params.get_symbolic_inputs()),
+            **{f.name: [t] for f, t in zip(fields(SamplingInputs), sampling, strict=True)},
+            "draft_probs_full": [TensorType(DType.float32, probs, device=device)],
+            "in_thinking_phase": [TensorType(DType.bool, ["batch"], device=device)],
+            **self.more,
+        }

@@ -140,7 +140,9 @@ class DflashLayer(Module):
     def __init__(self, config: Llama3Config, *, window: int | None, gathered: bool) -> None:
         super().__init__()
         self.self_attn = DflashAttention(config, window=window, gathered=gathered)
-        self.mlp = GatedMLP(config)
+        self.mlp = GatedMLP(
+            config.hidden_size, config.intermediate_size, config.dtype, config.devices[0]
+        )
         self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
 

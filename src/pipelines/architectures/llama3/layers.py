@@ -46,7 +46,9 @@ class DecoderLayer(Module):
             device,
             has_bias=config.attention_bias,
         )
-        self.mlp = GatedMLP(config)
+        self.mlp = GatedMLP(
+            config.hidden_size, config.intermediate_size, config.dtype, config.devices[0]
+        )
         self.has_input_norm = input_norm
         if input_norm:
             self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)

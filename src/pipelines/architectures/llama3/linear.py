@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from max.graph import TensorValue, ops
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
 from max.nn import Linear, Module
-
-from .config import Llama3Config
 
 __all__ = ["GatedMLP", "fused_linear"]
 
@@ -37,16 +36,19 @@ class GatedMLP(Module):
     """down(silu(gate(x)) * up(x)), Llama's MLP.
 
     Args:
-        config: the stack that it is part of.
+        hidden_size: H.
+        intermediate_size: width inside.
+        dtype: of the weights.
+        device: where it runs.
     """
 
-    def __init__(self, config: Llama3Config) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, dtype: DType, device: DeviceRef
+    ) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        device = config.devices[0]
-        self.gate_proj = Linear(hidden, inner, config.dtype, device)
-        self.up_proj = Linear(hidden, inner, config.dtype, device)
-        self.down_proj = Linear(inner, hidden, config.dtype, device)
+        self.gate_proj = Linear(hidden_size, intermediate_size, dtype, device)
+        self.up_proj = Linear(hidden_size, intermediate_size, dtype, device)
+        self.down_proj = Linear(intermediate_size, hidden_size, dtype, device)
 
     def __call__(self, x: TensorValue) -> TensorValue:
         """`[T, H]` to `[T, H]`."""

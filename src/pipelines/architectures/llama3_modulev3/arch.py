@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from ..llama3.config import Llama3Config
-from ..llama3.registration import llama3_architecture
+from ..registration import text_architecture
 from .model import Llama3Model
 
 __all__ = ["ARCHITECTURE"]
 
-ARCHITECTURE = llama3_architecture("LlamaForCausalLM_ModuleV3", Llama3Model, Llama3Config)
+ARCHITECTURE = text_architecture(
+    "LlamaForCausalLM_ModuleV3",
+    Llama3Model,
+    Llama3Config,
+    example_repo_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+)
 """The entry of MAX's registry."""

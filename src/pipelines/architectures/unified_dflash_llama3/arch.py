@@ -8,7 +8,7 @@ from max.pipelines.speculative import SpeculativeConfig
 
 from ..dflash.config import DflashDraftHFConfig
 from ..drafts.unserved import UnservedPipeline
-from ..llama3.registration import llama3_architecture
+from ..registration import text_architecture
 from .config import UnifiedDflashLlama3Config, draft_width
 from .model import UnifiedDflashLlama3Model
 
@@ -21,10 +21,11 @@ def _draft_width(speculative: SpeculativeConfig, target: Any, draft: Any) -> int
     return draft_width(block_size, speculative.num_speculative_tokens) if block_size else 0
 
 
-ARCHITECTURE = llama3_architecture(
+ARCHITECTURE = text_architecture(
     "UnifiedDflashLlama3ForCausalLM",
     UnifiedDflashLlama3Model,
     UnifiedDflashLlama3Config,
+    example_repo_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     checkpoint_draft_width=_draft_width,
     pipeline_cls=UnservedPipeline,
 )

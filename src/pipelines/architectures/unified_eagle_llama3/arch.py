@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from ..drafts.unserved import UnservedPipeline
-from ..llama3.registration import llama3_architecture
+from ..registration import text_architecture
 from .config import UnifiedEagleLlama3Config
 from .model import UnifiedEagleLlama3Model
 
 __all__ = ["ARCHITECTURE"]
 
-ARCHITECTURE = llama3_architecture(
+ARCHITECTURE = text_architecture(
     "UnifiedEagleLlama3ForCausalLM",
     UnifiedEagleLlama3Model,
     UnifiedEagleLlama3Config,
+    example_repo_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     pipeline_cls=UnservedPipeline,
 )
 """The entry of MAX's registry."""

@@ -1,4 +1,4 @@
-"""What every Llama 3 architecture tells MAX about itself."""
+"""What every architecture here tells MAX about itself."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from max.pipelines.kv_cache import PagedMemoryPlanner
 from max.pipelines.lib import PipelineModel, SupportedArchitecture, TextTokenizer
 from max.pipelines.modeling.types import PipelineTask
 
-from .config import Llama3Config
+from .llama3.config import Llama3Config
 
-__all__ = ["llama3_architecture"]
+__all__ = ["text_architecture"]
 
 
-def llama3_architecture(
-    name: str, model: type[PipelineModel[Any]], config: type[Any], **options: Any
+def text_architecture(
+    name: str,
+    model: type[PipelineModel[Any]],
+    config: type[Any],
+    *,
+    example_repo_id: str,
+    **options: Any,
 ) -> SupportedArchitecture:
-    """An entry of MAX's registry for a Llama 3 that generates text on one device.
+    """An entry of MAX's registry for a model that generates text on one device.
 
     Args:
         name: what MAX looks for: `LlamaForCausalLM` of a checkpoint's config.json with
             `_ModuleV3`, or what it renames it to for a speculative method.
         model: the pipeline model.
         config: its configuration.
+        example_repo_id: a repository of the hub that it runs.
         options: further fields of the entry.
     """
     return SupportedArchitecture(
@@ -37,7 +43,7 @@ def llama3_architecture(
         default_weights_format=WeightsFormat.safetensors,
         default_encoding=Llama3Config.DEFAULT_ENCODING,
         supported_encodings=Llama3Config.SUPPORTED_ENCODINGS,
-        example_repo_ids=["HuggingFaceTB/SmolLM2-135M-Instruct"],
+        example_repo_ids=[example_repo_id],
         memory_planner=PagedMemoryPlanner,
         supports_overlap_scheduler=False,
         supports_device_graph_capture=False,

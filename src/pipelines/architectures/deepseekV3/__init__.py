@@ -1,0 +1,1 @@
+"""The DeepSeek-V3 stack: latent attention, and experts that a router chooses from."""

@@ -1,0 +1,84 @@
+"""Inputs of the DeepSeek-V3 graphs in their documented order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from max.driver import Buffer
+from max.dtype import DType
+from max.graph import BufferType, DeviceRef, TensorType
+from max.pipelines.lib import ModelInputs
+
+from unispec.pipelines.runtime.inputs import StepModelInputs
+
+__all__ = ["DEEPSEEK_ORDER", "DeepseekV3Inputs", "DistributedInputs", "distributed_types"]
+
+DEEPSEEK_ORDER = (
+    "tokens",
+    "input_row_offsets",
+    "host_input_row_offsets",
+    "return_n_logits",
+    "data_parallel_splits",
+    "signal_buffers",
+    "kv_cache_inputs",
+    "batch_context_lengths",
+    "ep_inputs",
+    "draft_tokens",
+    "seed",
+    "temperature",
+    "top_k",
+    "max_k",
+    "top_p",
+    "min_top_p",
+    "known_next_tokens",
+    "num_speculative_tokens",
+    "max_temperature",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "num_penalised",
+    "token_counts",
+    "logit_bias",
+    "token_bitmask",
+)
+"""The graph's inputs: the documented ones in their order, then those that unispec adds."""
+
+
+def distributed_types() -> dict[str, Sequence[TensorType | BufferType]]:
+    """Graph input types of `DistributedInputs` on one device, which has no use for them."""
+    cpu = DeviceRef.CPU()
+    return {
+        "host_input_row_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=cpu)],
+        "data_parallel_splits": [TensorType(DType.int64, [2], device=cpu)],
+        "signal_buffers": [],
+        "batch_context_lengths": [TensorType(DType.int32, [1], device=cpu)],
+        "ep_inputs": [],
+    }
+
+
+@dataclass(kw_only=True)
+class DistributedInputs(ModelInputs):
+    """What a graph takes that may run on several devices."""
+
+    tokens: Buffer
+    input_row_offsets: Buffer
+    signal_buffers: list[Buffer]
+    """uint8, one a GPU: where GPUs signal each other; empty on a single device."""
+    host_input_row_offsets: Buffer
+    """uint32 `[B + 1]` on the host: `input_row_offsets` once more."""
+    batch_context_lengths: list[Buffer]
+    """int32 `[1]` on the host, one a device: tokens of its rows that are in the cache."""
+    data_parallel_splits: Buffer
+    """int64 `[replicas + 1]` on the host: where each replica's rows start."""
+    ep_inputs: tuple[Buffer, ...] = ()
+    """Buffers of expert parallelism; empty on a single device."""
+
+
+@dataclass(kw_only=True)
+class DeepseekV3Inputs(StepModelInputs, DistributedInputs):
+    """One step's inputs; the bases say what each field holds."""
+
+    GRAPH_ORDER: ClassVar[tuple[str, ...]] = DEEPSEEK_ORDER

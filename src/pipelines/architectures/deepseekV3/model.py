@@ -1,0 +1,167 @@
+"""The pipeline model of a DeepSeek-V3 target, alone or with its MTP layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from max.driver import Buffer
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import DeviceRef, Graph
+from max.nn import Module
+from max.nn.kv_cache import KVCacheInputs, KVCacheParams
+from max.pipelines.context import TextContext
+from max.pipelines.lib import KVCacheConfig, PipelineConfig
+
+from unispec.checkpoints import Tensor
+from unispec.errors import InputError
+from unispec.pipelines.runtime.inputs import StepModelInputs
+from unispec.pipelines.runtime.model import UnifiedModel
+from unispec.pipelines.runtime.weights import read_weights
+from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
+from unispec.pipelines.speculative.target_only import target_only_step
+from unispec.sampling.acceptance import Matching
+
+from .config import DeepseekV3Config
+from .inputs import DEEPSEEK_ORDER, DeepseekV3Inputs, distributed_types
+from .stack import DeepseekV3
+from .weights import cast_stack, dense, target_state_dict
+
+__all__ = ["DeepseekV3Model"]
+
+
+class _TargetOnly(Module):
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.target = DeepseekV3(config)
+
+    def __call__(self, step: StepInputs) -> StepOutputs:
+        return target_only_step(self.target, Matching(), step)
+
+
+class DeepseekV3Model(UnifiedModel):
+    """A DeepSeek-V3 target that decodes one token a step; see `UnifiedModel`."""
+
+    model_config_cls: ClassVar[type[Any]] = DeepseekV3Config
+    """The class that reads `PipelineConfig`."""
+    inputs_cls: ClassVar[type[StepModelInputs]] = DeepseekV3Inputs
+
+    @classmethod
+    def get_kv_params(
+        cls,
+        huggingface_config: Any,
+        pipeline_config: PipelineConfig,
+        devices: list[DeviceRef],
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: DType,
+    ) -> KVCacheParams:
+        """Parameters of the target's cache, with room for drafts; the instance has the draft's too.
+
+        Args:
+            huggingface_config: the target's.
+            pipeline_config: for the method and K, which is the room that drafts need.
+            devices: where the cache lies.
+            kv_cache_config: page size and prefix caching.
+            cache_dtype: of the cached rows.
+        """
+        return DeepseekV3Config.construct_kv_params(
+            huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
+        )
+
+    def load_model(self, session: InferenceSession) -> Model:
+        """Reads the checkpoint, builds the graph and compiles it with the session.
+
+        Args:
+            session: compiles and runs the graph.
+
+        Raises:
+            InputError: a tensor is missing, unknown, of another shape or not finite.
+        """
+        config: DeepseekV3Config = self.arch_config
+        tensors, source = self.read_tensors()
+        state = target_state_dict(tensors, config, source=source)
+        module = _TargetOnly(config)
+        module.load_state_dict(
+            cast_stack({f"target.{name}": value for name, value in state.items()}, config.dtype),
+            weight_alignment=1,
+        )
+        inputs = StepSignature(
+            self.device_ref,
+            config.vocab_size,
+            config.kv_params,
+            order=DEEPSEEK_ORDER,
+            more=distributed_types(),
+        )
+        with Graph("deepseekV3_target", input_types=inputs.types()) as graph:
+            graph.output(*module(inputs.take(graph.inputs)).values())
+        return self.compile(session, graph, module.state_dict())
+
+    def read_tensors(self) -> tuple[Mapping[str, Tensor], str]:
+        """The target's checkpoint, not quantised, and what to call it in errors.
+
+        Raises:
+            InputError: a file is missing or damaged, or its quantisation is not supported.
+        """
+        tensors, source = read_weights(self.pipeline_config.model)
+        return dense(tensors, self.huggingface_config, source=source), source
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[TextContext]],
+        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
+        return_n_logits: int = 1,
+        draft_tokens: Buffer | None = None,
+        draft_kv_cache_buffers: list[Buffer] | None = None,
+        **kwargs: Any,
+    ) -> StepModelInputs:
+        """Builds one step's inputs from requests, new and running ones alike.
+
+        Args:
+            replica_batches: one batch, the requests in row order.
+            kv_cache_inputs: pages of the same requests in the same order.
+            return_n_logits: 1; the number of logit rows follows from the drafts.
+            draft_tokens: int64 `[B, K]` to verify in place of what the last step proposed.
+            draft_kv_cache_buffers: not taken, the draft's pages are in `kv_cache_inputs`.
+            **kwargs: none is known.
+
+        Raises:
+            InputError: more than one replica, another `return_n_logits`, drafts of another
+                shape than the last step's, or an argument that is not taken.
+        """
+        if draft_kv_cache_buffers is not None:
+            kwargs["draft_kv_cache_buffers"] = draft_kv_cache_buffers
+        if kwargs:
+            raise InputError(
+                f"{sorted(kwargs)[0]} is set, but the graph does not take it: unset it"
+            )
+        inputs = super().prepare_initial_token_inputs(
+            replica_batches, kv_cache_inputs, return_n_logits
+        )
+        if draft_tokens is not None:
+            assert inputs.draft_tokens is not None
+            expected = tuple(inputs.draft_tokens.shape)
+            if tuple(draft_tokens.shape) != expected:
+                raise InputError(
+                    f"draft_tokens has shape {list(draft_tokens.shape)}, the step verifies"
+                    f" {list(expected)}: give as many as the last step proposed"
+                )
+            inputs.draft_tokens = draft_tokens
+        return inputs
+
+    def more_fields(self, contexts: Sequence[TextContext]) -> dict[str, Any]:
+        """The fields of `DistributedInputs` on one device.
+
+        Args:
+            contexts: the requests in row order.
+        """
+        counts = [len(context.tokens.active) for context in contexts]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+        cached = sum(context.tokens.processed_length for context in contexts)
+        return {
+            "signal_buffers": [],
+            "host_input_row_offsets": Buffer.from_numpy(offsets),
+            "batch_context_lengths": [Buffer.from_numpy(np.array([cached], np.int32))],
+            "data_parallel_splits": Buffer.from_numpy(np.array([0, len(contexts)], np.int64)),
+        }

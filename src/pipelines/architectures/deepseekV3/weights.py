@@ -1,0 +1,189 @@
+"""A Hugging Face DeepSeek-V3 checkpoint as the state dictionaries of target and MTP layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from max.dtype import DType
+from max.graph.weights import WeightData
+
+from unispec.checkpoints import Tensor
+from unispec.checkpoints.block_fp8 import dequantise_blocks
+from unispec.checkpoints.cast import cast_weights
+from unispec.checkpoints.validation import canonical_names, validated_state_dict
+from unispec.errors import InputError
+
+from .config import DeepseekV3Config
+
+__all__ = ["Shapes", "cast_stack", "dense", "layer_shapes", "stacked_layer", "target_state_dict"]
+
+Shapes = dict[str, tuple[int, ...]]
+"""Names of tensors and their shapes."""
+
+_PROJECTIONS: Final = ("gate_proj", "up_proj", "down_proj")
+_ROUTER: Final = (".gate.weight", ".e_score_correction_bias")
+
+
+def dense(tensors: Mapping[str, Tensor], hf: Any, *, source: str) -> Mapping[str, Tensor]:
+    """The tensors as they are, or dequantised if the checkpoint is in FP8 blocks.
+
+    Args:
+        tensors: the checkpoint's, by name.
+        hf: its config.json, for `quantization_config`.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: another quantisation, or scales that do not fit.
+    """
+    stated: Any = getattr(hf, "quantization_config", None)
+    if not stated:
+        return tensors
+    stated = stated if isinstance(stated, dict) else stated.to_dict()
+    method, block = stated.get("quant_method"), stated.get("weight_block_size")
+    if method != "fp8" or not _is_block(block):
+        raise InputError(
+            f"quantization_config of {source} has quant_method {method!r} and weight_block_size"
+            f" {block!r}; use a checkpoint in fp8 blocks, or one that is not quantised"
+        )
+    return dequantise_blocks(tensors, block, source=source)
+
+
+def target_state_dict(
+    tensors: Mapping[str, Tensor], config: DeepseekV3Config, *, source: str
+) -> dict[str, Tensor]:
+    """Checks the target's part of a checkpoint and brings it into the stack's form.
+
+    Layers after the last one are those of multi-token prediction and are left out.
+
+    Args:
+        tensors: under Hugging Face's names, with or without `model.`, not quantised.
+        config: the shape of the model.
+        source: the file or folder, for the errors.
+
+    Returns:
+        Tensors under the names of `DeepseekV3`.
+
+    Raises:
+        InputError: a tensor is missing, unexpected, of another shape or not finite.
+    """
+    beyond = tuple(f"layers.{config.num_hidden_layers + more}." for more in range(8))
+    names = {
+        name: original
+        for name, original in canonical_names(tensors, source=source).items()
+        if not name.startswith(beyond)
+    }
+    if config.tie_word_embeddings:
+        names.pop("lm_head.weight", None)
+    embedding = (config.vocab_size, config.hidden_size)
+    expected: Shapes = {"embed_tokens.weight": embedding, "norm.weight": (config.hidden_size,)}
+    if not config.tie_word_embeddings:
+        expected["lm_head.weight"] = embedding
+    for layer in range(config.num_hidden_layers):
+        expected |= layer_shapes(config, layer)
+    state = validated_state_dict(tensors, names, expected, source=source, model="a DeepSeek-V3")
+    for layer in range(config.num_hidden_layers):
+        state = stacked_layer(state, config, layer, f"layers.{layer}")
+    return state
+
+
+def layer_shapes(config: DeepseekV3Config, layer: int) -> Shapes:
+    """Names and shapes of one decoder layer as the checkpoint has it, without `model.`.
+
+    Args:
+        config: the shape of the model.
+        layer: from 0; the MTP layer comes after the last one.
+    """
+    hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+    query = heads * config.query_head_dim
+    attention: Shapes = {
+        "kv_a_proj_with_mqa": (config.cache_width, hidden),
+        "kv_a_layernorm": (rank,),
+        "kv_b_proj": (heads * (config.qk_nope_head_dim + config.v_head_dim), rank),
+        "o_proj": (hidden, heads * config.v_head_dim),
+    }
+    if config.q_lora_rank is None:
+        attention["q_proj"] = (query, hidden)
+    else:
+        attention["q_a_proj"] = (config.q_lora_rank, hidden)
+        attention["q_a_layernorm"] = (config.q_lora_rank,)
+        attention["q_b_proj"] = (query, config.q_lora_rank)
+    prefix = f"layers.{layer}"
+    shapes: Shapes = {
+        f"{prefix}.{name}.weight": (hidden,)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    }
+    shapes |= {f"{prefix}.self_attn.{name}.weight": shape for name, shape in attention.items()}
+    mlp = f"{prefix}.mlp"
+    if not config.has_experts(layer):
+        return shapes | _mlp_shapes(mlp, hidden, config.intermediate_size)
+    inner, experts = config.moe_intermediate_size, config.n_routed_experts
+    shapes[f"{mlp}.gate.weight"] = (experts, hidden)
+    shapes[f"{mlp}.gate.e_score_correction_bias"] = (experts,)
+    for expert in range(experts):
+        shapes |= _mlp_shapes(f"{mlp}.experts.{expert}", hidden, inner)
+    return shapes | _mlp_shapes(f"{mlp}.shared_experts", hidden, inner * config.n_shared_experts)
+
+
+def stacked_layer(
+    state: Mapping[str, Tensor], config: DeepseekV3Config, layer: int, prefix: str
+) -> dict[str, Tensor]:
+    """Brings one layer into the form of `DecoderLayer`; all else stays as it is.
+
+    `kv_b_proj` is taken apart into what makes keys and what makes values; the experts'
+    projections are stacked.
+
+    Args:
+        state: a state dictionary that has the layer.
+        config: the shape of the model.
+        layer: from 0; the MTP layer comes after the last one.
+        prefix: of the layer's names.
+    """
+    state = dict(state)
+    heads, rank = config.num_attention_heads, config.kv_lora_rank
+    both = state.pop(f"{prefix}.self_attn.kv_b_proj.weight").reshape(heads, -1, rank)
+    keys, values = np.split(both, [config.qk_nope_head_dim], axis=1)
+    state[f"{prefix}.self_attn.k_b_proj"] = np.ascontiguousarray(keys)
+    state[f"{prefix}.self_attn.v_b_proj"] = np.ascontiguousarray(values.transpose(0, 2, 1))
+    if config.has_experts(layer):
+        mlp = f"{prefix}.mlp.experts"
+        gate, up, down = (
+            np.stack(
+                [
+                    state.pop(f"{mlp}.{expert}.{name}.weight")
+                    for expert in range(config.n_routed_experts)
+                ]
+            )
+            for name in _PROJECTIONS
+        )
+        state[f"{mlp}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+        state[f"{mlp}.down_proj"] = down
+    return state
+
+
+def cast_stack(state: Mapping[str, Tensor], dtype: DType) -> dict[str, Tensor | WeightData]:
+    """Casts weights to the graph's dtype, a router's to float32.
+
+    Args:
+        state: by the graph's names.
+        dtype: of all but the routers.
+    """
+    routers = {name: tensor for name, tensor in state.items() if name.endswith(_ROUTER)}
+    others = {name: tensor for name, tensor in state.items() if name not in routers}
+    return {**cast_weights(others, dtype), **cast_weights(routers, DType.float32)}
+
+
+def _is_block(block: Any) -> bool:
+    return (
+        isinstance(block, list | tuple)
+        and len(block) == 2
+        and all(isinstance(size, int) and size > 0 for size in block)
+    )
+
+
+def _mlp_shapes(prefix: str, hidden: int, inner: int) -> Shapes:
+    shapes = [(inner, hidden), (inner, hidden), (hidden, inner)]
+    return {
+        f"{prefix}.{name}.weight": shape for name, shape in zip(_PROJECTIONS, shapes, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""The multi-token prediction (MTP) layer that DeepSeek-V3 checkpoints carry."""

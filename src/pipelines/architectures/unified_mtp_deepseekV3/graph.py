@@ -1,0 +1,61 @@
+"""The unified graph: DeepSeek-V3 target, acceptance and MTP draft in one execution."""
+
+from __future__ import annotations
+
+from max.graph import Graph
+from max.nn import Module
+
+from unispec.pipelines.speculative.sequential import sequential_step
+from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
+
+from ..deepseekV3.inputs import DEEPSEEK_ORDER, distributed_types
+from ..deepseekV3.stack import DeepseekV3
+from ..drafts.options import acceptance_rule
+from ..mtp.draft import MtpDraft
+from .config import UnifiedMTPDeepseekV3Config
+
+__all__ = ["UnifiedMTPDeepseekV3", "build_graph"]
+
+
+class UnifiedMTPDeepseekV3(Module):
+    """Target and draft; their weights load under `target.` and `draft.`.
+
+    Args:
+        config: the target's stack and how it drafts.
+    """
+
+    def __init__(self, config: UnifiedMTPDeepseekV3Config) -> None:
+        super().__init__()
+        self.target = DeepseekV3(config.target)
+        self.draft = MtpDraft(
+            config.target,
+            embed_tokens=self.target.embed_tokens,
+            lm_head=self.target.lm_head,
+        )
+        self.rule = acceptance_rule(config.speculative_config)
+
+    def __call__(self, step: StepInputs) -> StepOutputs:
+        """Builds one step: merge, verify, accept, shift, propose."""
+        return sequential_step(self.target, self.draft, self.rule, step)
+
+
+def build_graph(config: UnifiedMTPDeepseekV3Config, module: UnifiedMTPDeepseekV3) -> Graph:
+    """Builds the graph of one step; nothing is compiled.
+
+    Args:
+        config: the configuration that the module was made from.
+        module: target and draft.
+    """
+    speculative = config.speculative_config
+    inputs = StepSignature(
+        device=config.devices[0],
+        vocab_size=config.target.vocab_size,
+        kv_params=config.get_kv_params(),
+        sampled_drafts=speculative.draft_proposal == "sampled",
+        thinking_phase=speculative.use_relaxed_acceptance_for_thinking,
+        order=DEEPSEEK_ORDER,
+        more=distributed_types(),
+    )
+    with Graph("unified_mtp_deepseekV3", input_types=inputs.types()) as graph:
+        graph.output(*module(inputs.take(graph.inputs)).values())
+    return graph

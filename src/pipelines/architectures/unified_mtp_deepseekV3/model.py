@@ -1,0 +1,134 @@
+"""The pipeline model: loads target and MTP layer and compiles the unified graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from max.driver import Buffer
+from max.engine import InferenceSession, Model
+from max.nn.kv_cache import KVCacheInputs
+from max.pipelines.context import TextContext
+from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
+
+from unispec.errors import InputError
+from unispec.pipelines.runtime.inputs import StepModelInputs
+
+from ..deepseekV3.model import DeepseekV3Model
+from ..deepseekV3.weights import cast_stack, target_state_dict
+from ..mtp.weights import mtp_state_dict
+from .config import UnifiedMTPDeepseekV3Config
+from .graph import UnifiedMTPDeepseekV3, build_graph
+from .inputs import UnifiedMTPDeepseekV3Inputs
+
+__all__ = ["UnifiedMTPDeepseekV3Model"]
+
+
+class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
+    """DeepSeek-V3 target and its MTP layer in one compiled graph; see `UnifiedModel`.
+
+    Args:
+        *args: as `UnifiedModel` takes them.
+        **kwargs: likewise.
+
+    Raises:
+        InputError: more than one device, or a checkpoint that does not fit.
+    """
+
+    model_config_cls: ClassVar[type[Any]] = UnifiedMTPDeepseekV3Config
+    """The class that reads `PipelineConfig`."""
+    inputs_cls: ClassVar[type[StepModelInputs]] = UnifiedMTPDeepseekV3Inputs
+    draft_reads_next_token = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def load_model(self, session: InferenceSession) -> Model:
+        """Reads the checkpoint, builds the graph and compiles it with the session.
+
+        Args:
+            session: compiles and runs the graph.
+
+        Raises:
+            InputError: a tensor is missing, unknown, of another shape or not finite, of the
+                MTP layer too.
+        """
+        config: UnifiedMTPDeepseekV3Config = self.arch_config
+        tensors, source = self.read_tensors()
+        target = target_state_dict(tensors, config.target, source=source)
+        draft = mtp_state_dict(tensors, config.target, source=source)
+        module = UnifiedMTPDeepseekV3(config)
+        state = {f"target.{name}": value for name, value in target.items()}
+        state |= {f"draft.{name}": value for name, value in draft.items()}
+        module.load_state_dict(cast_stack(state, config.target.dtype), weight_alignment=1)
+        return self.compile(session, build_graph(config, module), module.state_dict())
+
+    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
+        """Runs one step; a `pinned_bitmask` that is set decides which tokens are allowed.
+
+        Args:
+            model_inputs: a `UnifiedMTPDeepseekV3Inputs` with all that the graph takes.
+
+        Returns:
+            As `UnifiedModel.execute`.
+
+        Raises:
+            InputError: an input is missing, of another shape, or set though the graph does not
+                take it.
+        """
+        assert isinstance(model_inputs, UnifiedMTPDeepseekV3Inputs)
+        if model_inputs.pinned_bitmask is not None:
+            model_inputs.token_bitmask = self._packed(model_inputs)
+            model_inputs.pinned_bitmask = None
+        return super().execute(model_inputs)
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[TextContext]],
+        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
+        return_n_logits: int = 1,
+        draft_tokens: Buffer | None = None,
+        draft_kv_cache_buffers: list[Buffer] | None = None,
+        **kwargs: Any,
+    ) -> UnifiedMTPDeepseekV3Inputs:
+        """As `DeepseekV3Model.prepare_initial_token_inputs`.
+
+        Args:
+            replica_batches: one batch, the requests in row order.
+            kv_cache_inputs: pages of the same requests in the same order.
+            return_n_logits: 1; the number of logit rows follows from the drafts.
+            draft_tokens: int64 `[B, K]` to verify in place of what the last step proposed.
+            draft_kv_cache_buffers: not taken, the draft's pages are in `kv_cache_inputs`.
+            **kwargs: none is known.
+
+        Raises:
+            InputError: more than one replica, another `return_n_logits`, drafts of another
+                shape than the last step's, or an argument that is not taken.
+        """
+        inputs = super().prepare_initial_token_inputs(
+            replica_batches,
+            kv_cache_inputs,
+            return_n_logits,
+            draft_tokens,
+            draft_kv_cache_buffers,
+            **kwargs,
+        )
+        assert isinstance(inputs, UnifiedMTPDeepseekV3Inputs)
+        return inputs
+
+    def _packed(self, inputs: UnifiedMTPDeepseekV3Inputs) -> Buffer:
+        """`pinned_bitmask` as int32 `[B, K + 1, ceil(V / 32)]` on the graph's device."""
+        assert inputs.pinned_bitmask is not None
+        assert inputs.draft_tokens is not None
+        allowed = inputs.pinned_bitmask.to_numpy()
+        rows, drafts = inputs.draft_tokens.shape
+        expected = (rows, drafts + 1, self.arch_config.target.vocab_size)
+        if allowed.shape != expected:
+            raise InputError(
+                f"pinned_bitmask has shape {list(allowed.shape)}, the step needs {list(expected)}:"
+                " give [batch_size, num_speculative_tokens + 1, vocab_size]"
+            )
+        padding = [(0, 0), (0, 0), (0, -expected[2] % 32)]
+        packed = np.packbits(np.pad(allowed.astype(bool), padding), axis=-1, bitorder="little")
+        return Buffer.from_numpy(packed.view(np.int32)).to(self.devices[0])

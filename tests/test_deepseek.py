@@ -1,0 +1,308 @@
+"""DeepSeek-V3: logits of three shapes against transformers, and what a checkpoint may hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from max import tree
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef, Graph, TensorType
+from max.nn import Module
+from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
+from prompts import random_prompt
+from reference.block_fp8 import dequantised_tensors
+from reference.target import TargetReference
+from safetensors.torch import load_file, save_file
+from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
+
+from unispec.checkpoints import read_tensors
+from unispec.errors import InputError
+from unispec.kv_cache.manager import make_cache_manager
+from unispec.kv_cache.views import take_caches
+from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
+from unispec.pipelines.architectures.deepseekV3.stack import DeepseekV3
+from unispec.pipelines.architectures.deepseekV3.weights import cast_stack, dense, target_state_dict
+from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
+from unispec.pipelines.runtime import EngineConfig
+
+PAIRS = "GHI"
+LENGTHS = (5, 40, 17, 1)
+MAX_LENGTH = 512
+TOLERANCE = 1e-4
+"""Largest error, relative to the largest value of the reference."""
+
+
+class Stacks(Module):
+    """Several targets side by side, so that their kernels are compiled once."""
+
+    def __init__(self, configs: list[DeepseekV3Config]) -> None:
+        super().__init__()
+        self.configs = configs
+        self.first, self.second, self.third = (DeepseekV3(config) for config in configs)
+
+    def __call__(self, tokens: Any, offsets: Any, inputs: Any) -> list[Any]:
+        outputs = []
+        for config, stack in zip(self.configs, (self.first, self.second, self.third), strict=True):
+            (cache,) = take_caches(config.kv_params, inputs)
+            hidden, _ = stack(tokens, offsets, cache)
+            outputs.append(stack.logits(hidden))
+        return outputs
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The graph of all three, and a cache manager of each."""
+
+    model: Any
+    managers: list[Any]
+
+
+def read_stack(folder: Path) -> tuple[DeepseekV3Config, dict[str, Any]]:
+    pipeline_config = EngineConfig(model=str(folder), max_length=MAX_LENGTH).pipeline_config()
+    config = DeepseekV3Config.initialize(pipeline_config)
+    tensors = dense(
+        read_tensors([folder / "model.safetensors"]),
+        pipeline_config.model.huggingface_config,
+        source=str(folder),
+    )
+    return config, target_state_dict(tensors, config, source=str(folder))
+
+
+@pytest.fixture(scope="module")
+def deepseek_model(tiny_pair: Callable[[str], TinyPair]) -> Compiled:
+    session = InferenceSession(devices=[CPU()])
+    stacks = [read_stack(tiny_pair(name).target) for name in PAIRS]
+    module = Stacks([config for config, _ in stacks])
+    state = {
+        f"{prefix}.{name}": tensor
+        for prefix, (_, tensors) in zip(("first", "second", "third"), stacks, strict=True)
+        for name, tensor in tensors.items()
+    }
+    module.load_state_dict(cast_stack(state, DType.float32), weight_alignment=1)
+    cpu = DeviceRef.CPU()
+    types = [
+        TensorType(DType.int64, ["num_tokens"], device=cpu),
+        TensorType(DType.uint32, ["num_row_offsets"], device=cpu),
+        *(leaf for c in module.configs for leaf in tree.leaves(c.kv_params.get_symbolic_inputs())),
+    ]
+    with Graph("deepseekV3_logits", input_types=types) as graph:
+        inputs = iter(graph.inputs)
+        tokens, offsets = next(inputs).tensor, next(inputs).tensor
+        graph.output(*module(tokens, offsets, inputs))
+    managers = [
+        make_cache_manager(
+            config.kv_params, session, num_pages=8, max_batch_size=8, draft_reads_next_token=False
+        )
+        for config in module.configs
+    ]
+    return Compiled(session.load(graph, weights_registry=module.state_dict()), managers)
+
+
+def context(prompt: list[int]) -> TextContext:
+    return TextContext(
+        max_length=MAX_LENGTH,
+        tokens=TokenBuffer(np.array(prompt, np.int64)),
+        sampling_params=SamplingParams(temperature=0),
+    )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_logits_of_three_shapes(
+    deepseek_model: Compiled, tiny_target: Callable[[str], TargetReference]
+) -> None:
+    """A ragged batch of prompts, then one more token a row, which reads the cache."""
+    prompts = [random_prompt(256, length, seed=length) for length in LENGTHS]
+    more = [7, 77, 177, 27]
+    batches = [[context(prompt) for prompt in prompts] for _ in PAIRS]
+    for manager, contexts in zip(deepseek_model.managers, batches, strict=True):
+        for one in contexts:
+            manager.claim(one)
+    expected = {
+        name: [
+            tiny_target(name).features_and_logits([*prompt, token])[1].numpy()
+            for prompt, token in zip(prompts, more, strict=True)
+        ]
+        for name in PAIRS
+    }
+    for step in range(2):
+        caches = []
+        for manager, contexts in zip(deepseek_model.managers, batches, strict=True):
+            for one in contexts:
+                manager.alloc(one)
+            caches.append(manager.runtime_inputs([contexts]))
+        active = [one.tokens.active.tolist() for one in batches[0]]
+        offsets = np.cumsum([0, *map(len, active)]).astype(np.uint32)
+        outputs = deepseek_model.model.execute(
+            Buffer.from_numpy(np.concatenate(active)),
+            Buffer.from_numpy(offsets),
+            *tree.leaves(caches),
+        )
+        for name, output in zip(PAIRS, outputs, strict=True):
+            ours = np.split(output.to_numpy(), offsets[1:-1])
+            for row, logits in enumerate(ours):
+                theirs = expected[name][row]
+                theirs = theirs[:-1] if step == 0 else theirs[-1:]
+                assert logits.shape == theirs.shape
+                error = np.abs(logits - theirs).max() / np.abs(theirs).max()
+                assert error < TOLERANCE, f"{name}, row {row}, step {step}: {error:.1e}"
+        for manager, contexts in zip(deepseek_model.managers, batches, strict=True):
+            for one, token in zip(contexts, more, strict=True):
+                one.advance_token_buffer(token)
+                manager.step(one)
+
+
+def test_choices_differ_from_plain_top_k(tiny_target: Callable[[str], TargetReference]) -> None:
+    """The tiny routers' biases and groups decide something, else no test would see them."""
+    target = tiny_target("G")
+    gate = target.model.model.layers[1].mlp
+    states: list[torch.Tensor] = []
+    hook = gate.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    target.features_and_logits(random_prompt(256, 60, seed=3))
+    hook.remove()
+    with torch.inference_mode():
+        logits = gate.gate(states[0])
+        chosen = gate.route_tokens_to_experts(logits)[0].sort(dim=-1).values
+        k = gate.top_k
+        plain = logits.topk(k, dim=-1).indices.sort(dim=-1).values
+        biased = (logits.sigmoid() + gate.gate.e_score_correction_bias).topk(k, dim=-1)
+    assert (chosen != plain).any(dim=-1).float().mean() > 0.3
+    assert (chosen != biased.indices.sort(dim=-1).values).any(dim=-1).float().mean() > 0.2
+
+
+def test_fp8_blocks_are_read_as_they_were_written(tiny_pair: Callable[[str], TinyPair]) -> None:
+    folder = tiny_pair("I").target
+    hf = json.loads((folder / "config.json").read_text())
+    assert any(name.endswith("_scale_inv") for name in load_file(folder / "model.safetensors"))
+    config = type("Config", (), hf)
+    ours = dense(read_tensors([folder / "model.safetensors"]), config, source="tiny")
+    theirs = dequantised_tensors(folder)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor.numpy(), err_msg=name)
+
+
+SHAPE: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "layers": 2,
+    "first_k_dense_replace": 1,
+}
+
+
+def initialize(folder: Path, method: str | None = None) -> Any:
+    from unispec.pipelines.architectures.unified_mtp_deepseekV3 import UnifiedMTPDeepseekV3Config
+
+    options: dict[str, Any] = {"speculative_method": method} if method else {}
+    config = EngineConfig(model=str(folder), max_length=64, **options).pipeline_config()
+    return (UnifiedMTPDeepseekV3Config if method else DeepseekV3Config).initialize(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_group": 3}, "n_routed_experts 8 .* n_group 3"),
+        ({"topk_group": 5}, "topk_group 5"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 .* 4 experts"),
+        ({"scoring_func": "softmax"}, "scoring_func 'softmax'"),
+        ({"topk_method": "greedy"}, "topk_method 'greedy'"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"qk_rope_head_dim": 7}, "qk_rope_head_dim 7"),
+        ({"kv_lora_rank": 0}, "kv_lora_rank 0"),
+        ({"routed_scaling_factor": -1.0}, "routed_scaling_factor -1.0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "mscale": 1.0,
+                }
+            },
+            "mscale and mscale_all_dim",
+        ),
+    ],
+)
+def test_configurations_that_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = tiny_deepseek(tmp_path, **SHAPE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(InputError, match=message):
+        initialize(folder)
+
+
+def test_a_checkpoint_that_says_it_has_no_mtp_layer(tmp_path: Path) -> None:
+    folder = tiny_deepseek(tmp_path, **SHAPE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    with pytest.raises(InputError, match="no multi-token prediction layer 2"):
+        initialize(folder, "mtp")
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("model.layers.2.", "no tensors of layer 2"),
+        ("model.layers.2.eh_proj", "lacks tensor 'layers.2.eh_proj.weight'"),
+        ("model.layers.2.mlp.experts.5.up_proj", r"layers\.2\.mlp\.experts\.5\.up_proj"),
+    ],
+)
+def test_missing_mtp_weights_name_the_layer(tmp_path: Path, remove: str, message: str) -> None:
+    folder = tiny_deepseek(tmp_path, **SHAPE)
+    tensors = read_tensors([folder / "model.safetensors"])
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(remove)}
+    with pytest.raises(InputError, match=message):
+        mtp_state_dict(kept, initialize(folder), source=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.layers.1.mlp.experts.3.down_proj.weight", None, "lacks tensor"),
+        ("model.layers.0.self_attn.kv_b_proj.weight", (3, 4), r"has shape \[3, 4\]"),
+        ("model.layers.1.mlp.gate.weight", float("nan"), "NaN"),
+        ("model.layers.0.self_attn.q_proj.weight", (2, 2), "does not have"),
+    ],
+)
+def test_targets_that_are_refused(tmp_path: Path, name: str, change: Any, message: str) -> None:
+    folder = tiny_deepseek(tmp_path, **SHAPE)
+    tensors = dict(read_tensors([folder / "model.safetensors"]))
+    if change is None:
+        del tensors[name]
+    elif isinstance(change, tuple):
+        tensors[name] = np.zeros(change, np.float32)
+    else:
+        tensors[name] = np.full_like(tensors[name], change)
+    with pytest.raises(InputError, match=message):
+        target_state_dict(tensors, initialize(folder), source=str(folder))
+
+
+def test_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    folder = in_fp8_blocks(tiny_deepseek(tmp_path, **SHAPE), (48, 32))
+    stored = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.o_proj.weight_scale_inv"
+    save_file(stored | {name: stored[name][:, :1].contiguous()}, folder / "model.safetensors")
+    hf = type("Config", (), json.loads((folder / "config.json").read_text()))
+    with pytest.raises(InputError, match=r"weight_scale_inv.*expected"):
+        dense(read_tensors([folder / "model.safetensors"]), hf, source="tiny")
+
+
+def test_another_quantisation_is_refused() -> None:
+    hf = type("Config", (), {"quantization_config": {"quant_method": "awq"}})
+    with pytest.raises(InputError, match="quant_method 'awq'"):
+        dense({}, hf, source="tiny")
