@@ -18,10 +18,12 @@ IMPLEMENTED = (
     "architectures.llama3_modulev3",
     "architectures.unified_eagle_llama3",
     "architectures.unified_dflash_llama3",
+    "architectures.unified_mtp_deepseekV3",
 )
 OBJECTS = [(module, name) for module in IMPLEMENTED for name in CONTRACT[module]["objects"]]
 
 
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 KINDS = {"classmethod": classmethod, "staticmethod": staticmethod, "method": FunctionType}
 
 
@@ -40,6 +42,11 @@ def shown(default: Any) -> str:
 def assert_signature(callable_: Any, documented: list[dict[str, Any]], where: str) -> None:
     """Documented parameters in order; what follows is keyword-only with a default."""
     actual = [p for p in inspect.signature(callable_).parameters.values() if p.name != "self"]
+    # The contract writes the stars into the names.
+    variadic = [str(p).partition(":")[0] for p in actual if p.kind in VARIADIC]
+    assert variadic == [p["name"] for p in documented if p["name"].startswith("*")], where
+    actual = [p for p in actual if p.kind not in VARIADIC]
+    documented = [p for p in documented if not p["name"].startswith("*")]
     by_name = {parameter.name: parameter for parameter in actual}
     positional = [p.name for p in actual if p.kind is p.POSITIONAL_OR_KEYWORD]
     expected = [p["name"] for p in documented if p["kind"] == "positional_or_keyword"]

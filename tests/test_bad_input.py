@@ -273,7 +273,7 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     ),
     "an architecture that only MAX knows": (
         config("target", model_type="qwen2", architectures=["Qwen2ForCausalLM"]),
-        ["qwen2 with eagle", "supported: llama"],
+        ["qwen2 with eagle", "supported: deepseek_v3 with mtp", "llama with eagle"],
     ),
     "an architecture that nobody knows": (
         config("target", model_type="fancy", auto_map={"AutoConfig": "code.Config"}),
@@ -668,7 +668,9 @@ def test_links_into_a_cache_keep_their_names(pair: TinyPair) -> None:
         ({"num_speculative_tokens": 0}, ["num_speculative_tokens is 0", "choose 1 to 8"]),
         ({"num_speculative_tokens": 9}, ["num_speculative_tokens is 9", "choose 1 to 8"]),
         ({"speculative_method": "oracle"}, ["'oracle'", "known: dflash, eagle"]),
-        ({"speculative_method": None}, ["draft model", "give both"]),
+        ({"speculative_method": None}, ["draft model draft", "give both"]),
+        ({"draft_model": None}, ["'eagle' needs a draft model"]),
+        ({"speculative_method": "mtp"}, ["draft model draft", "'mtp'", "leave it out"]),
         ({"draft_proposal": "guess"}, ["'guess'", "argmax, sampled"]),
         ({"max_batch_size": 0}, ["max_batch_size is 0", "at least 1"]),
         ({"max_batch_input_tokens": 0}, ["max_batch_input_tokens is 0", "at least 1"]),

@@ -75,7 +75,9 @@ class EngineConfig:
                 f" {', '.join(METHODS)}"
             )
         if self.speculative_method is None and self.draft_model is not None:
-            raise InputError(f"the draft model {self.draft_model} needs its speculative method")
+            raise InputError(
+                f"draft model {self.draft_model} needs its speculative method; give both"
+            )
         if self.speculative_method in DRAFT_METHODS and self.draft_model is None:
             raise InputError(
                 f"speculative method {self.speculative_method!r} needs a draft model; give one"

@@ -64,7 +64,9 @@ class DistributedInputs(ModelInputs):
     """What a graph takes that may run on several devices."""
 
     tokens: Buffer
+    """As in `StepModelInputs`, of all replicas one after the other."""
     input_row_offsets: Buffer
+    """As in `StepModelInputs`, likewise."""
     signal_buffers: list[Buffer]
     """uint8, one a GPU: where GPUs signal each other; empty on a single device."""
     host_input_row_offsets: Buffer
