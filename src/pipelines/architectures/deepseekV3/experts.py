@@ -76,12 +76,12 @@ class TiledExperts(Module):
             gate_up_proj: TensorValue,
             down_proj: TensorValue,
         ) -> list[TensorValue]:
-            expert = ops.sum((tiles.ends <= tile).cast(DType.int64), axis=0).reshape([])
+            expert = ops.sum((tiles.ends <= tile).cast(DType.int64), axis=0).reshape([1])
             places = tile * _TILE + within
             tokens = ops.gather(tiles.tokens, places, axis=0)  # [tile]
-            gate_up = ops.gather(x, tokens, axis=0) @ ops.gather(gate_up_proj, expert, axis=0).T
+            gate_up = ops.gather(x, tokens, axis=0) @ _one(gate_up_proj, expert).T
             gate, up = ops.split(gate_up, [self.inner, self.inner], axis=-1)  # [tile, I] each
-            result = (ops.silu(gate) * up) @ ops.gather(down_proj, expert, axis=0).T  # [tile, H]
+            result = (ops.silu(gate) * up) @ _one(down_proj, expert).T  # [tile, H]
             weight = ops.gather(tiles.weights, places, axis=0).cast(x.dtype)
             result = result * ops.unsqueeze(weight, 1)
             output = ops.scatter_nd_add(output, result, ops.unsqueeze(tokens, 1))
@@ -92,6 +92,11 @@ class TiledExperts(Module):
         projections = [TensorValue(self.gate_up_proj), TensorValue(self.down_proj)]
         state = [zero, tiles.count, x * 0, *projections]
         return ops.while_loop(state, unfinished, one_tile)[2] + self.shared_experts(x)
+
+
+def _one(stacked: TensorValue, expert: TensorValue) -> TensorValue:
+    """`[N, M]` of one expert, int64 `[1]`, out of `[E, N, M]`."""
+    return ops.gather(stacked, expert, axis=0).reshape(stacked.shape[1:])
 
 
 def _fill_tiles(chosen: TensorValue, weights: TensorValue, num_experts: int) -> _Tiles:

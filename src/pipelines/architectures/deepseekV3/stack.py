@@ -65,6 +65,8 @@ class DeepseekV3(Module):
                 outputs[index] = hidden[0]
 
         freqs_cis = self.rope.freqs_cis
+        # Read first: layers that share a subgraph lose the beginnings of their names.
+        prefixes = [self._prefix(index) for index in range(len(self.layers))]
         # One subgraph for the dense layers and one for those with experts.
         (x,) = forward_sequential_layers(
             list(self.layers),
@@ -78,8 +80,8 @@ class DeepseekV3(Module):
             initial_hidden_states=[self.embed_tokens(tokens)],
             on_layer_output=keep,
             subgraph_layer_groups=self.alike,
-            name_for_subgraph=lambda group: f"{self._prefix(0)}deepseekV3_{group}",
-            weight_prefix_for_layer=self._prefix,
+            name_for_subgraph=lambda group: f"{prefixes[0]}deepseekV3_{group}",
+            weight_prefix_for_layer=prefixes.__getitem__,
         )
         hidden = self.norm(x)
         if not self.tapped_layers:
