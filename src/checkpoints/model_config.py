@@ -11,6 +11,7 @@ from huggingface_hub import constants, hf_hub_download, model_info
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from unispec.checkpoints.kimi_config import register_with_transformers
 from unispec.errors import InputError
 
 __all__ = ["read_model_config"]
@@ -37,6 +38,7 @@ def read_model_config(model: str) -> PretrainedConfig:
         InputError: If there is no such file, it is no JSON object, its `model_type` is
             unknown, its shape is not stated, or a value is of the wrong type or range.
     """
+    register_with_transformers()
     stated = _read_object(_find(model), model)
     model_type = stated.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:

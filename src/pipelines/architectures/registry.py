@@ -25,12 +25,13 @@ __all__ = [
 # Packages with an `arch.py`.
 _REGISTERED: Final = (
     "llama3_modulev3",
+    "unified_dflash_kimi_k25",
     "unified_dflash_llama3",
     "unified_eagle_llama3",
     "unified_mtp_deepseekV3",
 )
 
-ENGINE_ARCHITECTURES: Final = [f"{__package__}.deepseekV3.engine"]
+ENGINE_ARCHITECTURES: Final = [f"{__package__}.engine_entries"]
 """Modules whose `ARCHITECTURES` an engine lets MAX import: MAX's own entries refuse a CPU."""
 
 # Model type and method, then module and class: an architecture imports the runtime that
@@ -38,6 +39,8 @@ ENGINE_ARCHITECTURES: Final = [f"{__package__}.deepseekV3.engine"]
 _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
     ("deepseek_v3", None): ("deepseekV3.model", "DeepseekV3Model"),
     ("deepseek_v3", "mtp"): ("unified_mtp_deepseekV3.model", "UnifiedMTPDeepseekV3Model"),
+    ("kimi_k25", None): ("kimik2_5.model", "KimiK2_5Model"),
+    ("kimi_k25", "dflash"): ("unified_dflash_kimi_k25.model", "UnifiedDflashKimiK25Model"),
     ("llama", None): ("llama3.target_only", "Llama3TargetModel"),
     ("llama", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
     ("llama", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from max.driver import load_devices
 from max.engine import InferenceSession
 from max.graph.weights import SafetensorWeights
-from max.pipelines.context import EOSTracker, TextContext, TokenBuffer
+from max.pipelines.context import EOSTracker, TextContext
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from unispec.errors import InputError
@@ -67,8 +66,9 @@ class Engine:
         arch_config: Any = self._model_class.model_config_cls
         arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
         self._kv_params = arch.get_kv_params()
-        self._vocab_size = int(hf.vocab_size)
-        eos = hf.eos_token_id
+        text = hf.get_text_config()
+        self._vocab_size = int(text.vocab_size)
+        eos = hf.eos_token_id if hf.eos_token_id is not None else text.eos_token_id
         self.eos_token_ids = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
         self.tokenizer: PreTrainedTokenizerFast = _load_tokenizer(config.model)
         self._grammars: GrammarCompiler | None = None
@@ -128,9 +128,15 @@ class Engine:
         return run.finish_all()
 
     def _context(self, index: int, request: Request) -> TextContext:
-        length = len(request.token_ids)
-        if length == 0:
+        if not request.token_ids:
             raise InputError(f"prompt {index + 1} is empty; give at least one token")
+        prompt = self._model_class.read_prompt(
+            self._pipeline_config.model.huggingface_config,
+            request.token_ids,
+            request.images,
+            name=f"prompt {index + 1}",
+        )
+        length = len(prompt.tokens)
         if length >= self.max_length:
             raise InputError(
                 f"prompt {index + 1} has {length} tokens, max_length is {self.max_length} and an"
@@ -168,9 +174,8 @@ class Engine:
                 " or raise kv_cache_pages"
             )
         eos = set() if params.ignore_eos else self.eos_token_ids | set(params.stop_token_ids or ())
-        return TextContext(
+        return prompt.context(
             max_length=max_length,
-            tokens=TokenBuffer(np.array(request.token_ids, np.int64)),
             eos_tracker=EOSTracker(eos_token_ids=eos),
             sampling_params=params,
             vocab_size=self._vocab_size,

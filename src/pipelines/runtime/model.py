@@ -30,6 +30,7 @@ from unispec.pipelines.speculative.step import VOID_TOKEN
 from .batch import BatchBuilder
 from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copies
 from .plan import unplanned
+from .prompts import Prompt
 
 __all__ = ["UnifiedModel"]
 
@@ -102,7 +103,8 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
             max_batch_size=max_batch_size,
         )
         self.kv_params = self.arch_config.get_kv_params()
-        self.model = self.load_model(session)
+        loaded = self.load_model(session)
+        self.model = loaded[-1] if isinstance(loaded, tuple) else loaded
         sampled_drafts = len(self.model.output_metadata) == 4
         speculative = pipeline_config.speculative
         self._optional_inputs = {
@@ -110,7 +112,8 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
             "in_thinking_phase": speculative is not None
             and speculative.use_relaxed_acceptance_for_thinking,
         }
-        hf: Any = self.huggingface_config
+        stated: Any = self.huggingface_config
+        hf = stated.get_text_config()
         self.batch = BatchBuilder(
             max_batch_size=max_batch_size,
             max_batch_input_tokens=max(
@@ -124,14 +127,15 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         )
 
     @abstractmethod
-    def load_model(self, session: InferenceSession) -> Model:
+    def load_model(self, session: InferenceSession) -> Any:
         """Reads the checkpoints, builds the graph and compiles it with the session.
 
         Args:
             session: compiles and runs the graph.
 
         Returns:
-            The graph of one step, which takes the inputs of `inputs_cls.buffers`.
+            The graph of one step, which takes the inputs of `inputs_cls.buffers`; of several
+            graphs, it is the last.
 
         Raises:
             InputError: a checkpoint that does not fit.
@@ -151,7 +155,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         Raises:
             InputError: `max_length` is beyond the target's `max_position_embeddings`.
         """
-        limit = int(huggingface_config.max_position_embeddings)
+        limit = int(huggingface_config.get_text_config().max_position_embeddings)
         asked = pipeline_config.model.max_length
         if asked is not None and asked > limit:
             raise InputError(
@@ -159,6 +163,27 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
                 f" choose at most {limit}"
             )
         return asked or limit
+
+    @classmethod
+    def read_prompt(
+        cls, huggingface_config: Any, tokens: Sequence[int], images: Sequence[Any], *, name: str
+    ) -> Prompt:
+        """The prompt as the model reads it; this one reads no images.
+
+        Args:
+            huggingface_config: the target's.
+            tokens: the encoded prompt.
+            images: its images.
+            name: what to call it in errors.
+
+        Raises:
+            InputError: there are images.
+        """
+        if images:
+            raise InputError(
+                f"{name} has {len(images)} images, this model reads none: leave them out"
+            )
+        return Prompt(tokens)
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step.
@@ -213,14 +238,18 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
                 f"return_n_logits is {return_n_logits}, but it follows from the drafts: leave it 1"
             )
         contexts = replica_batches[0]
-        fields: dict[str, Any] = {**self.batch.fields(contexts), **self.more_fields(contexts)}
-        return self.inputs_cls(**fields, kv_cache_inputs=kv_cache_inputs)
+        fields: dict[str, Any] = {**self.batch.fields(contexts)}
+        num_drafts = int(fields["draft_tokens"].shape[1])
+        return self.inputs_cls(
+            **fields, **self.more_fields(contexts, num_drafts), kv_cache_inputs=kv_cache_inputs
+        )
 
-    def more_fields(self, contexts: Sequence[TextContext]) -> dict[str, Any]:
+    def more_fields(self, contexts: Sequence[TextContext], num_drafts: int) -> dict[str, Any]:
         """Fields that only this model's inputs have, by name; none here.
 
         Args:
             contexts: the requests in row order.
+            num_drafts: draft tokens that the step verifies in every row.
         """
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from max.pipelines.context import SamplingParams
 
@@ -24,6 +25,9 @@ class Request:
     """Constrains every generated token."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids."""
+    images: Sequence[Any] = ()
+    """For models that see: one for each placeholder token of the prompt, in order. A path, a
+    file's bytes, a Pillow image, or a list of images that are frames of a video."""
 
 
 @dataclass

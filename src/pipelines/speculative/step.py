@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any
 
 from max import tree
@@ -59,6 +60,8 @@ class StepInputs:
     """float32 `[B, K, V]`: what `draft_tokens` were sampled from, for sampled drafts."""
     in_thinking_phase: TensorValue | None
     """bool `[B]`: rows inside a thinking block, for relaxed acceptance."""
+    more: Mapping[str, Sequence[Value[Any]]] = field(default_factory=dict)
+    """The inputs that only some architectures have, see `StepSignature`."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,10 @@ class StepSignature:
     """Whether the graph takes which rows are inside a thinking block."""
     order: Sequence[str] = INPUT_ORDER
     """Names of the inputs in the graph's order."""
+    caches: Sequence[str] = ("kv_cache_inputs",)
+    """Names in `order` under which the caches' inputs stand, the target's first."""
     more: Mapping[str, Sequence[TensorType | BufferType]] = field(default_factory=dict)
-    """Types of inputs in `order` that a step has no use for."""
+    """Types of inputs in `order` that only some architectures have."""
 
     def types(self) -> list[TensorType | BufferType]:
         """Graph input types in order."""
@@ -151,10 +156,13 @@ class StepSignature:
             draft_tokens=one("draft_tokens"),
             known_next_tokens=one("known_next_tokens"),
             num_speculative_tokens=one("num_speculative_tokens"),
-            caches=take_caches(self.kv_params, iter(taken["kv_cache_inputs"])),
+            caches=take_caches(
+                self.kv_params, chain.from_iterable(taken[name] for name in self.caches)
+            ),
             sampling=SamplingInputs(**{f.name: one(f.name) for f in fields(SamplingInputs)}),
             draft_probs=one("draft_probs_full") if self.sampled_drafts else None,
             in_thinking_phase=one("in_thinking_phase") if self.thinking_phase else None,
+            more={name: taken[name] for name in self.more},
         )
 
     def _names(self) -> list[str]:

@@ -23,7 +23,7 @@ from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 from ..llama3.checks import check_cache_format, check_sizes, positive
 from ..llama3.config import encoding_of
 from .checks import check_routing, check_stack
-from .rope import read_rope, softmax_scale
+from .rope import read_deepseek_rope, softmax_scale
 
 __all__ = ["LATENT_NORM_EPS", "DeepseekV3Config"]
 
@@ -134,6 +134,19 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         return replace(self, num_hidden_layers=1, kv_params=replace(self.kv_params, num_layers=1))
 
     @classmethod
+    def calculate_max_seq_len(cls, huggingface_config: Any, model_config: MAXModelConfig) -> int:
+        """Longest sequence that the stack's positions and `max_length` allow.
+
+        Args:
+            huggingface_config: the target's, with a part for the text if it sees images.
+            model_config: the target's, for `max_length`.
+
+        Returns:
+            Tokens of prompt and output.
+        """
+        return super().calculate_max_seq_len(huggingface_config.get_text_config(), model_config)
+
+    @classmethod
     def construct_kv_params(  # type: ignore[override]
         cls,
         huggingface_config: Any,
@@ -197,17 +210,18 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
                 or activation that the stack has no code for.
         """
         model_config = model_config or pipeline_config.model
-        hf: Any = model_config.huggingface_config
+        stated: Any = model_config.huggingface_config
         source = str(model_config.model_path)
-        if hf is None:
+        if stated is None:
             raise InputError(f"{source} has no config.json; give a Hugging Face model folder")
+        hf = stated.get_text_config()
         check_sizes(hf, source)
         check_stack(hf, source)
         check_routing(hf, source)
         check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         dtype = supported_encoding_dtype(encoding_of(model_config))
-        rope = read_rope(hf, source)
+        rope = read_deepseek_rope(hf, source)
         return cls(
             hidden_size=hf.hidden_size,
             intermediate_size=hf.intermediate_size,

@@ -67,7 +67,11 @@ class DeepseekV3Model(UnifiedModel):
             cache_dtype: of the cached rows.
         """
         return DeepseekV3Config.construct_kv_params(
-            huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
+            huggingface_config.get_text_config(),
+            pipeline_config,
+            devices,
+            kv_cache_config,
+            cache_dtype,
         )
 
     def load_model(self, session: InferenceSession) -> Model:
@@ -105,7 +109,8 @@ class DeepseekV3Model(UnifiedModel):
             InputError: a file is missing or damaged, or its quantisation is not supported.
         """
         tensors, source = read_weights(self.pipeline_config.model)
-        return dense(tensors, self.huggingface_config, source=source), source
+        stated: Any = self.huggingface_config
+        return dense(tensors, stated.get_text_config(), source=source), source
 
     def prepare_initial_token_inputs(
         self,
@@ -150,11 +155,12 @@ class DeepseekV3Model(UnifiedModel):
             inputs.draft_tokens = draft_tokens
         return inputs
 
-    def more_fields(self, contexts: Sequence[TextContext]) -> dict[str, Any]:
+    def more_fields(self, contexts: Sequence[TextContext], num_drafts: int) -> dict[str, Any]:
         """The fields of `DistributedInputs` on one device.
 
         Args:
             contexts: the requests in row order.
+            num_drafts: draft tokens that the step verifies in every row.
         """
         counts = [len(context.tokens.active) for context in contexts]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)

@@ -55,6 +55,21 @@ class DeepseekV3(Module):
             cache: the stack's cache.
 
         Returns:
+            As `run`.
+        """
+        return self.run(self.embed_tokens(tokens), row_offsets, cache)
+
+    def run(
+        self, x: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> tuple[TensorValue, TensorValue]:
+        """Runs the layers over embedded tokens.
+
+        Args:
+            x: `[T, H]`, ragged.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the stack's cache.
+
+        Returns:
             `[T, H]`, what the head reads, and the draft's features: the same, or
             `[T, n * H]` for n tapped layers.
         """
@@ -77,7 +92,7 @@ class DeepseekV3(Module):
                 freqs_cis,
                 row_offsets,
             ],
-            initial_hidden_states=[self.embed_tokens(tokens)],
+            initial_hidden_states=[x],
             on_layer_output=keep,
             subgraph_layer_groups=self.alike,
             name_for_subgraph=lambda group: f"{prefixes[0]}deepseekV3_{group}",

@@ -1,4 +1,4 @@
-"""What the configurations of all Llama 3 targets with a draft share."""
+"""What the configurations of all targets with a draft checkpoint share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unispec.errors import InputError
 from ..llama3.config import Llama3Config
 from ..llama3.stack_config import StackConfig
 
-__all__ = ["UnifiedLlama3Config", "both_caches"]
+__all__ = ["UnifiedDraftConfig", "both_caches"]
 
 
 def both_caches(target: KVCacheParams, draft: KVCacheParams) -> KVCacheParamInterface:
@@ -30,13 +30,15 @@ def both_caches(target: KVCacheParams, draft: KVCacheParams) -> KVCacheParamInte
 
 
 @dataclass(kw_only=True)
-class UnifiedLlama3Config(ArchConfigWithKVCache):
+class UnifiedDraftConfig(ArchConfigWithKVCache):
     """Target and draft stacks and how they work together."""
 
-    target_stack: ClassVar[type[Llama3Config]] = StackConfig
-    """Reads the target's stack; the draft's is always a `StackConfig`."""
+    target_stack: ClassVar[type[Any]] = StackConfig
+    """Reads the target's stack."""
+    draft_stack: ClassVar[type[Llama3Config]] = StackConfig
+    """Reads the draft's stack."""
 
-    target: Llama3Config
+    target: Any
     """The target's stack."""
     draft: Llama3Config
     """The draft's stack, on the target's device and in its dtype."""
@@ -46,7 +48,7 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
     @property
     def devices(self) -> list[DeviceRef]:
         """The target's device, which the draft shares."""
-        return self.target.devices
+        return list(self.target.devices)
 
     def check_hidden_size(self) -> None:
         """Refuses a draft that cannot read the target's embedding.
@@ -66,7 +68,7 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
 
     def get_max_seq_len(self) -> int:
         """Longest sequence of a request in tokens, the target's."""
-        return self.target.max_seq_len
+        return int(self.target.max_seq_len)
 
     @classmethod
     def calculate_max_seq_len(cls, huggingface_config: Any, model_config: MAXModelConfig) -> int:
@@ -82,7 +84,8 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         Raises:
             ValueError: `max_length` is beyond the target's `max_position_embeddings`.
         """
-        return Llama3Config.calculate_max_seq_len(huggingface_config, model_config)
+        longest: int = cls.target_stack.calculate_max_seq_len(huggingface_config, model_config)
+        return longest
 
     @classmethod
     def read_stacks(
@@ -90,7 +93,7 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         pipeline_config: PipelineConfig,
         model_config: MAXModelConfig | None,
         max_seq_len: int | None,
-    ) -> tuple[Llama3Config, Llama3Config, SpeculativeConfig]:
+    ) -> tuple[Any, Llama3Config, SpeculativeConfig]:
         """The target's stack, the draft's, and the speculative configuration.
 
         The draft's vocabulary is `draft_vocab_size` if it states one.
@@ -108,13 +111,14 @@ class UnifiedLlama3Config(ArchConfigWithKVCache):
         if draft_model is None or speculative is None:
             raise InputError("this architecture needs a draft model; give --draft-model-path")
         target = cls.target_stack.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
-        return target, _read_draft(pipeline_config, draft_model, target), speculative
+        draft = cls.draft_stack.initialize(
+            pipeline_config, draft_model, max_seq_len=target.max_seq_len
+        )
+        return target, _for_target(draft, draft_model, target), speculative
 
 
-def _read_draft(
-    pipeline_config: PipelineConfig, draft_model: MAXModelConfig, target: Llama3Config
-) -> Llama3Config:
-    draft = StackConfig.initialize(pipeline_config, draft_model, max_seq_len=target.max_seq_len)
+def _for_target(draft: Llama3Config, draft_model: MAXModelConfig, target: Any) -> Llama3Config:
+    """The draft's stack on the target's device, in its dtype and of its vocabulary."""
     if draft.vocab_size != target.vocab_size:
         raise InputError(
             f"the draft's vocab_size {draft.vocab_size} is not the target's"

@@ -1,17 +1,20 @@
-"""Configuration of Kimi K2.5's vision tower and projector, read from a Hugging Face config."""
+"""Configuration of Kimi K2.5: the language model's stack, vision tower and projector."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from max.dtype import DType
 from max.graph import DeviceRef
+from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
 
-__all__ = ["VisionConfig"]
+from ..deepseekV3.config import DeepseekV3Config
+
+__all__ = ["KimiK2_5Config", "VisionConfig"]
 
 _SIZES: Final = (
     "patch_size",
@@ -127,3 +130,40 @@ class VisionConfig:
             dtype=dtype,
             device=device,
         )
+
+
+@dataclass(kw_only=True)
+class KimiK2_5Config(DeepseekV3Config):
+    """A DeepSeek-V3 stack and the vision tower before it."""
+
+    vision: VisionConfig
+    """Tower and projector."""
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: MAXModelConfig | None = None,
+        *,
+        max_seq_len: int | None = None,
+    ) -> Self:
+        """Reads the stack and the tower of `model_config`, by default the target.
+
+        Args:
+            pipeline_config: target and speculative configuration.
+            model_config: whose config.json is read; None: the target's.
+            max_seq_len: longest sequence in tokens; None: what the model allows.
+
+        Raises:
+            InputError: what `DeepseekV3Config.initialize` and `VisionConfig.read` refuse.
+        """
+        model_config = model_config or pipeline_config.model
+        stack = DeepseekV3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        vision = VisionConfig.read(
+            model_config.huggingface_config,
+            text_hidden_size=stack.hidden_size,
+            dtype=stack.dtype,
+            device=stack.devices[0],
+            source=str(model_config.model_path),
+        )
+        return cls(**{f.name: getattr(stack, f.name) for f in fields(stack)}, vision=vision)

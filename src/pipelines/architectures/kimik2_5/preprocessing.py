@@ -98,7 +98,7 @@ def patches_of(media: Media, *, patch_size: int, max_frames: int) -> MediaItem:
     for index, frame in enumerate(frames):
         scaled = frame.resize((width, height), Image.Resampling.BICUBIC)
         pixels[index, :height, :width] = np.asarray(scaled, np.float32)
-    pixels = (pixels / 255 - 0.5) / 0.5
+    pixels = (pixels / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
     grid = (len(frames), rows, columns)
     cut = pixels.reshape(len(frames), rows, patch_size, columns, patch_size, 3)
     patches = np.ascontiguousarray(

@@ -10,7 +10,11 @@ from typing import Any, ClassVar, Final, Literal, get_args
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheParams
-from max.nn.rotary_embedding import Llama3RopeScalingParams, LongRoPEScalingParams
+from max.nn.rotary_embedding import (
+    DeepseekYarnRopeScalingParams,
+    Llama3RopeScalingParams,
+    LongRoPEScalingParams,
+)
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
 from max.pipelines.lib.interfaces.arch_config import (
@@ -56,6 +60,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16"}
     """What weights and activations can be."""
+    TAKES_YARN: ClassVar[bool] = False
+    """Whether the rotary frequencies may be scaled as YaRN does."""
 
     hidden_size: int
     """H, width of the residual stream."""
@@ -110,6 +116,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """Whether layer norms have a weight and a bias."""
     longrope_scaling_params: LongRoPEScalingParams | None = None
     """LongRoPE's factors of the rotary frequencies; None: they are not scaled that way."""
+    yarn_scaling_params: DeepseekYarnRopeScalingParams | None = None
+    """YaRN's parameters, which only Kimi K2.5's draft has; None: they are not scaled that way."""
     logits_scaling: float = 1.0
     """What the logits are divided by."""
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
@@ -247,6 +255,11 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         dtype = supported_encoding_dtype(encoding_of(model_config))
         rope = read_rope(hf, head_dim, source)
+        if rope.yarn is not None and not cls.TAKES_YARN:
+            raise InputError(
+                f"rope type 'yarn' of {source} is not supported; use a checkpoint of type"
+                " 'default', 'llama3' or 'longrope'"
+            )
 
         def constant(name: str) -> float | None:
             value = getattr(hf, name, None)
@@ -279,6 +292,7 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             devices=devices,
             clip_qkv=constant("clip_qkv"),
             longrope_scaling_params=rope.long,
+            yarn_scaling_params=rope.yarn,
             logits_scaling=constant("logits_scaling") or 1.0,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 from max.nn.rotary_embedding import (
+    DeepseekYarnRopeScalingParams,
+    DeepseekYarnRotaryEmbedding,
     Llama3RopeScalingParams,
     Llama3RotaryEmbedding,
     LongRoPEScalingParams,
@@ -23,7 +26,7 @@ from .checks import positive
 if TYPE_CHECKING:
     from .config import Llama3Config
 
-__all__ = ["LongRotaryEmbedding", "Rope", "read_rope", "rotary_embedding"]
+__all__ = ["LongRotaryEmbedding", "Rope", "read_rope", "read_yarn", "rotary_embedding"]
 
 
 class Rope(NamedTuple):
@@ -35,6 +38,8 @@ class Rope(NamedTuple):
     """Llama 3.1's scaling, if it is that."""
     long: LongRoPEScalingParams | None = None
     """LongRoPE's factors, if it is that."""
+    yarn: DeepseekYarnRopeScalingParams | None = None
+    """YaRN's parameters, if it is that."""
 
 
 def read_rope(hf: Any, head_dim: int, source: str) -> Rope:
@@ -67,9 +72,11 @@ def read_rope(hf: Any, head_dim: int, source: str) -> Rope:
         return Rope(theta, llama3=_llama3(parameters, source))
     if kind == "longrope":
         return Rope(theta, long=_long(hf, parameters, head_dim, source))
+    if kind == "yarn":
+        return Rope(theta, yarn=read_yarn(parameters, source))
     raise InputError(
         f"rope type {kind!r} of {source} is not supported; use a checkpoint of type 'default',"
-        " 'llama3' or 'longrope'"
+        " 'llama3', 'longrope' or 'yarn'"
     )
 
 
@@ -81,6 +88,15 @@ def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:
     """
     if config.longrope_scaling_params is not None:
         return LongRotaryEmbedding(config, config.longrope_scaling_params)
+    if config.yarn_scaling_params is not None:
+        return DeepseekYarnRotaryEmbedding(
+            dim=config.head_dim,
+            n_heads=1,
+            theta=config.rope_theta,
+            max_seq_len=config.rope_positions,
+            interleaved=config.interleaved_rope_weights,
+            scaling_params=config.yarn_scaling_params,
+        )
     return Llama3RotaryEmbedding(
         dim=config.hidden_size,
         n_heads=config.num_attention_heads,
@@ -90,6 +106,43 @@ def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:
         head_dim=config.head_dim,
         interleaved=config.interleaved_rope_weights,
         scaling_params=config.rope_scaling_params,
+    )
+
+
+def read_yarn(parameters: Mapping[str, Any], source: str) -> DeepseekYarnRopeScalingParams:
+    """YaRN's parameters (arXiv 2309.00071), with DeepSeek's two scales of magnitude.
+
+    Args:
+        parameters: the rope's part of a Hugging Face config.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: a parameter is missing or out of range, one scale without the other, or
+            a variant that is not supported.
+    """
+    if parameters.get("attention_factor") is not None or parameters.get("truncate") is False:
+        raise InputError(
+            f"attention_factor and truncate of {source}'s rope are not supported; use a checkpoint"
+            " with neither"
+        )
+
+    def constant(name: str, default: float | None = None) -> float:
+        value = parameters.get(name)
+        return positive(name, default if value is None else value, source)
+
+    scales = [parameters.get(name) for name in ("mscale", "mscale_all_dim")]
+    if (scales[0] is None) != (scales[1] is None):
+        raise InputError(
+            f"the rope of {source} has one of mscale and mscale_all_dim; state both or none"
+        )
+    return DeepseekYarnRopeScalingParams(
+        scaling_factor=constant("factor"),
+        original_max_position_embeddings=int(constant("original_max_position_embeddings")),
+        beta_fast=int(constant("beta_fast", 32)),
+        beta_slow=int(constant("beta_slow", 1)),
+        # Where neither is stated the table grows as YaRN says and DeepSeek's scores do not.
+        mscale=1.0 if scales[0] is None else constant("mscale"),
+        mscale_all_dim=0.0 if scales[1] is None else constant("mscale_all_dim"),
     )
 
 

@@ -10,14 +10,18 @@ from typing_extensions import Self
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
 
-from ..drafts.config import UnifiedLlama3Config
+from ..drafts.config import UnifiedDraftConfig
+from ..llama3.config import Llama3Config
 
 __all__ = ["UnifiedEagleLlama3Config"]
 
 
 @dataclass(kw_only=True)
-class UnifiedEagleLlama3Config(UnifiedLlama3Config):
+class UnifiedEagleLlama3Config(UnifiedDraftConfig):
     """Target and draft stacks and how they work together."""
+
+    target: Llama3Config
+    """The target's stack."""
 
     def __post_init__(self) -> None:
         width = self.speculative_config.num_speculative_tokens

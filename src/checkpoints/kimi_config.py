@@ -9,7 +9,7 @@ from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
 __all__ = ["KimiK25HFConfig", "register_with_transformers"]
 
 
-class KimiK25HFConfig(PretrainedConfig):
+class KimiK25HFConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """A text configuration and a vision configuration.
 
     Args:

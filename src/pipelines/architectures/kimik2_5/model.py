@@ -1,0 +1,242 @@
+"""What the pipeline models of Kimi K2.5 share: the vision graph, and images in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer
+from max.engine import InferenceSession, Model
+from max.graph import Graph
+from max.nn import Module
+from max.pipelines.context import TextContext
+from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
+
+from unispec.checkpoints import Tensor
+from unispec.checkpoints.cast import cast_weights
+from unispec.errors import InputError
+from unispec.pipelines.runtime.inputs import StepModelInputs
+from unispec.pipelines.runtime.prompts import Prompt
+from unispec.pipelines.runtime.weights import read_weights
+from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
+from unispec.pipelines.speculative.target_only import target_only_step
+from unispec.sampling.acceptance import Matching
+
+from ..deepseekV3.config import DeepseekV3Config
+from ..deepseekV3.model import DeepseekV3Model
+from ..deepseekV3.stack import DeepseekV3
+from ..deepseekV3.weights import cast_stack, dense, target_state_dict
+from .config import KimiK2_5Config, VisionConfig
+from .context import MediaPrompt, media_items, widen_placeholders
+from .encoder import MediaEncoder
+from .inputs import KIMI_ORDER, KimiK2_5ModelInputs, kimi_types
+from .preprocessing import patches_of
+from .target import SeeingTarget
+from .vision import VisionModel, build_vision_graph
+from .weights import language_tensors, vision_state_dict
+
+__all__ = ["KimiK2_5Model"]
+
+
+class _TargetOnly(Module):
+    def __init__(self, config: KimiK2_5Config) -> None:
+        super().__init__()
+        self.target = DeepseekV3(config)
+
+    def __call__(self, step: StepInputs) -> StepOutputs:
+        return target_only_step(SeeingTarget(self.target, step), Matching(), step)
+
+
+class KimiK2_5Model(DeepseekV3Model):
+    """A Kimi K2.5 target that decodes one token a step; see `UnifiedModel`.
+
+    Attributes:
+        encoder: Runs the vision graph; a step without images does not call it.
+    """
+
+    model_config_cls: ClassVar[type[Any]] = KimiK2_5Config
+    """The class that reads `PipelineConfig`."""
+    inputs_cls: ClassVar[type[StepModelInputs]] = KimiK2_5ModelInputs
+    encoder: MediaEncoder
+
+    def load_model(self, session: InferenceSession) -> Any:
+        """Reads the checkpoint, builds both graphs and compiles them with the session.
+
+        Args:
+            session: compiles and runs the graphs.
+
+        Returns:
+            The vision graph, then the language graph.
+
+        Raises:
+            InputError: a tensor is missing, unknown, of another shape or not finite.
+        """
+        config: KimiK2_5Config = self.arch_config
+        tensors, target = self.read_language(config)
+        vision = self.load_vision(session, tensors, config.vision)
+        module = _TargetOnly(config)
+        state = {f"target.{name}": tensor for name, tensor in target.items()}
+        module.load_state_dict(cast_stack(state, config.dtype), weight_alignment=1)
+        inputs = StepSignature(
+            self.device_ref,
+            config.vocab_size,
+            config.kv_params,
+            order=KIMI_ORDER,
+            more=kimi_types(config.hidden_size, config.dtype, self.device_ref),
+        )
+        with Graph("kimik2_5_target", input_types=inputs.types()) as graph:
+            graph.output(*module(inputs.take(graph.inputs)).values())
+        return vision, self.compile(session, graph, module.state_dict())
+
+    def read_language(
+        self, config: DeepseekV3Config
+    ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+        """The whole checkpoint by its own names, and the language model's state dictionary.
+
+        Args:
+            config: the language model's stack.
+
+        Raises:
+            InputError: a file is missing or damaged, or a tensor of the language model is
+                missing, unknown, of another shape or not finite.
+        """
+        tensors, source = read_weights(self.pipeline_config.model)
+        stated: Any = self.huggingface_config
+        plain = dense(language_tensors(tensors), stated.get_text_config(), source=source)
+        return tensors, target_state_dict(plain, config, source=source)
+
+    def load_vision(
+        self, session: InferenceSession, tensors: Mapping[str, Tensor], config: VisionConfig
+    ) -> Model:
+        """Builds and compiles the vision graph.
+
+        Args:
+            session: compiles and runs the graph.
+            tensors: the whole checkpoint's, by name.
+            config: the tower's shapes.
+
+        Raises:
+            InputError: a tensor is missing, unexpected, of another shape or not finite.
+        """
+        source = str(self.pipeline_config.model.model_path)
+        state = vision_state_dict(tensors, config, source=source)
+        positions = state.pop("positions")
+        module = VisionModel(config)
+        module.load_state_dict(cast_weights(state, config.dtype), weight_alignment=1)
+        self.vision_weights = module.state_dict()
+        model = session.load(build_vision_graph(module), weights_registry=self.vision_weights)
+        self.encoder = MediaEncoder(model, config, positions, self.devices[0])
+        return model
+
+    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
+        """Runs one step, after encoding the patches that it was given, if any.
+
+        Args:
+            model_inputs: a `KimiK2_5ModelInputs` with all that the graph takes.
+
+        Raises:
+            InputError: an input is missing, set though the graph does not take it, or patches
+                that do not fit their grids or places.
+        """
+        assert isinstance(model_inputs, KimiK2_5ModelInputs)
+        if model_inputs.image_token_indices is not None:
+            self._take_images(model_inputs)
+        return super().execute(model_inputs)
+
+    @classmethod
+    def read_prompt(
+        cls, huggingface_config: Any, tokens: Sequence[int], images: Sequence[Any], *, name: str
+    ) -> Prompt:
+        """The prompt with one placeholder for each feature of each image.
+
+        Args:
+            huggingface_config: the target's.
+            tokens: the encoded prompt, one placeholder an image.
+            images: in the order of their placeholders; see `Request.images`.
+            name: what to call the prompt in errors.
+
+        Raises:
+            InputError: an image that cannot be read, or another number of placeholders.
+        """
+        vision = huggingface_config.vision_config
+        items = [
+            patches_of(image, patch_size=vision.patch_size, max_frames=vision.init_pos_emb_time)
+            for image in images
+        ]
+        placeholder = huggingface_config.media_placeholder_token_id
+        widened = widen_placeholders(tokens, items, placeholder, prompt=name)
+        return MediaPrompt(widened, items, placeholder)
+
+    def more_fields(self, contexts: Sequence[TextContext], num_drafts: int) -> dict[str, Any]:
+        """The fields of `ImageInputs` and `DistributedInputs`.
+
+        Args:
+            contexts: the requests in row order.
+            num_drafts: draft tokens that the step verifies in every row.
+        """
+        features: list[npt.NDArray[np.float32]] = []
+        places: list[npt.NDArray[np.int64]] = []
+        offset = 0
+        for context in contexts:
+            begin = context.tokens.processed_length
+            end = begin + len(context.tokens.active)
+            for start, item in media_items(context):
+                first, last = max(start, begin), min(start + item.num_features, end)
+                if first < last:
+                    features.append(self.encoder(item)[first - start : last - start])
+                    places.append(np.arange(first, last) - begin + offset)
+            offset += end - begin + num_drafts
+        return {**super().more_fields(contexts, num_drafts), **self._images(features, places)}
+
+    def _images(
+        self,
+        features: Sequence[npt.NDArray[np.float32]],
+        places: Sequence[npt.NDArray[np.int64]],
+    ) -> dict[str, list[Buffer]]:
+        """The language graph's inputs, `[n, H]` and `[n]`; n may be 0."""
+        hf: Any = self.huggingface_config
+        width = hf.get_text_config().hidden_size
+        device = self.devices[0]
+        embeddings = np.concatenate([np.zeros((0, width), np.float32), *features])
+        indices = np.concatenate([np.zeros(0, np.int64), *places])
+        return {
+            "language_image_embeddings": [Buffer.from_numpy(embeddings).to(device)],
+            "language_image_token_indices": [Buffer.from_numpy(indices).to(device)],
+        }
+
+    def _take_images(self, inputs: KimiK2_5ModelInputs) -> None:
+        """Puts the caller's own patches or features into the language graph's inputs."""
+        assert inputs.image_token_indices is not None
+        places = inputs.image_token_indices[0].to_numpy()
+        if inputs.pixel_values is not None and inputs.grid_thws is not None:
+            patches, grids = inputs.pixel_values[0].to_numpy(), inputs.grid_thws[0].to_numpy()
+            ends = np.cumsum(grids.prod(axis=1))
+            if len(ends) == 0 or ends[-1] != len(patches):
+                raise InputError(
+                    f"grid_thws {grids.tolist()} do not make the {len(patches)} patches of"
+                    " pixel_values; give the grid of each item"
+                )
+            parts = np.split(patches, ends[:-1])
+            encoded = [
+                self.encoder.encode(part, grid) for part, grid in zip(parts, grids, strict=True)
+            ]
+            features = np.concatenate(encoded)
+        elif inputs.precomputed_image_embeddings is not None:
+            features = inputs.precomputed_image_embeddings[0].to_numpy()
+        else:
+            raise InputError(
+                "image_token_indices is set without pixel_values and grid_thws, or"
+                " precomputed_image_embeddings; set one of them"
+            )
+        if len(features) != len(places):
+            raise InputError(
+                f"image_token_indices names {len(places)} places for {len(features)} features;"
+                " give one for each"
+            )
+        kept = places >= 0
+        images = self._images([features[kept]], [places[kept].astype(np.int64)])
+        inputs.language_image_embeddings = images["language_image_embeddings"]
+        inputs.language_image_token_indices = images["language_image_token_indices"]
+        inputs.image_token_indices = None

@@ -1,0 +1,39 @@
+"""The language model as a target whose tokens may be stood in for by features of images."""
+
+from __future__ import annotations
+
+from max.graph import TensorValue, ops
+from max.nn.kv_cache import PagedCacheValues
+
+from unispec.pipelines.speculative.step import StepInputs
+
+from ..deepseekV3.stack import DeepseekV3
+
+__all__ = ["SeeingTarget"]
+
+
+class SeeingTarget:
+    """A DeepSeek-V3 stack in one step of a batch with images.
+
+    Args:
+        stack: the language model.
+        step: its `more` has the features and where they stand among the merged tokens.
+    """
+
+    def __init__(self, stack: DeepseekV3, step: StepInputs) -> None:
+        self.stack = stack
+        (features,) = step.more["language_image_embeddings"]
+        (places,) = step.more["language_image_token_indices"]
+        self.features, self.places = features.tensor, places.tensor
+
+    def __call__(
+        self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> tuple[TensorValue, TensorValue]:
+        """As `DeepseekV3`, with features in place of the placeholders' embeddings."""
+        embedded = self.stack.embed_tokens(tokens)
+        seen = ops.scatter_nd(embedded, self.features, ops.unsqueeze(self.places, 1))
+        return self.stack.run(ops.rebind(seen, embedded.shape), row_offsets, cache)
+
+    def logits(self, hidden: TensorValue) -> TensorValue:
+        """float32 `[R, V]` for hidden states `[R, H]`."""
+        return self.stack.logits(hidden)

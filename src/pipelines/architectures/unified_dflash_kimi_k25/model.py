@@ -1,0 +1,145 @@
+"""The pipeline model: loads target, vision tower and draft and compiles both graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from max.driver import Buffer
+from max.engine import InferenceSession, Model
+from max.nn.kv_cache import KVCacheInputs
+from max.pipelines.context import TextContext
+from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
+
+from unispec.pipelines.runtime.inputs import StepModelInputs
+from unispec.pipelines.runtime.weights import read_weights
+
+from ..deepseekV3.weights import cast_stack
+from ..dflash.weights import dflash_state_dict
+from ..drafts.weights import unified_state_dict
+from ..kimik2_5.inputs import KimiK2_5ModelInputs
+from ..kimik2_5.model import KimiK2_5Model
+from .config import UnifiedDflashKimiK25Config
+from .graph import UnifiedDflashKimiK25, build_graph
+from .inputs import UnifiedDflashKimiK25Inputs
+
+__all__ = ["UnifiedDflashKimiK25Model"]
+
+
+class UnifiedDflashKimiK25Model(KimiK2_5Model):
+    """Kimi K2.5 target and DFlash draft in one compiled graph; see `UnifiedModel`.
+
+    Args:
+        *args: as `UnifiedModel` takes them.
+        **kwargs: likewise.
+
+    Raises:
+        InputError: more than one device, or a checkpoint that does not fit.
+    """
+
+    model_config_cls: ClassVar[type[Any]] = UnifiedDflashKimiK25Config
+    """The class that reads `PipelineConfig`."""
+    inputs_cls: ClassVar[type[StepModelInputs]] = UnifiedDflashKimiK25Inputs
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def load_model(self, session: InferenceSession) -> tuple[Model, Model]:  # type: ignore[override]
+        """Reads the checkpoints, builds both graphs and compiles them with the session.
+
+        Args:
+            session: compiles and runs the graphs.
+
+        Returns:
+            The vision graph, then the unified language graph.
+
+        Raises:
+            InputError: a tensor is missing, unknown, of another shape or not finite.
+        """
+        config: UnifiedDflashKimiK25Config = self.arch_config
+        draft_model = self.pipeline_config.draft_model
+        assert config.vision is not None
+        assert draft_model is not None
+        tensors, target = self.read_language(config.target)
+        vision = self.load_vision(session, tensors, config.vision)
+        tensors, source = read_weights(draft_model)
+        draft = dflash_state_dict(
+            tensors,
+            config.draft,
+            config.target,
+            num_taps=len(config.target_layer_ids),
+            source=source,
+        )
+        stack = replace(config.draft, vocab_size=draft.num_proposed(config.target.vocab_size))
+        config = replace(config, draft=stack)
+        module = UnifiedDflashKimiK25(config)
+        dtype = config.target.dtype
+        state = unified_state_dict(target, draft, dtype)
+        # Again for the target, whose routers keep float32.
+        state |= cast_stack({f"target.{name}": tensor for name, tensor in target.items()}, dtype)
+        module.load_state_dict(state, weight_alignment=1)
+        return vision, self.compile(session, build_graph(config, module), module.state_dict())
+
+    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
+        """As `KimiK2_5Model.execute`.
+
+        Args:
+            model_inputs: a `UnifiedDflashKimiK25Inputs` with all that the graph takes.
+
+        Raises:
+            InputError: an input is missing, set though the graph does not take it, or patches
+                that do not fit their grids or places.
+        """
+        return super().execute(model_inputs)
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[TextContext]],
+        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
+        return_n_logits: int = 1,
+        draft_tokens: Buffer | None = None,
+        draft_kv_cache_buffers: list[Buffer] | None = None,
+        **kwargs: Any,
+    ) -> UnifiedDflashKimiK25Inputs:
+        """As `DeepseekV3Model.prepare_initial_token_inputs`, with the images of the step.
+
+        Args:
+            replica_batches: one batch, the requests in row order.
+            kv_cache_inputs: pages of the same requests in the same order.
+            return_n_logits: 1; the number of logit rows follows from the drafts.
+            draft_tokens: int64 `[B, K]` to verify in place of what the last step proposed.
+            draft_kv_cache_buffers: not taken, the draft's pages are in `kv_cache_inputs`.
+            **kwargs: none is known.
+
+        Raises:
+            InputError: more than one replica, another `return_n_logits`, drafts of another
+                shape than the last step's, or an argument that is not taken.
+        """
+        inputs = super().prepare_initial_token_inputs(
+            replica_batches,
+            kv_cache_inputs,
+            return_n_logits,
+            draft_tokens,
+            draft_kv_cache_buffers,
+            **kwargs,
+        )
+        assert isinstance(inputs, UnifiedDflashKimiK25Inputs)
+        return inputs
+
+    def prepare_next_token_inputs(
+        self, next_tokens: Buffer, prev_model_inputs: ModelInputs
+    ) -> KimiK2_5ModelInputs:
+        """Builds the inputs of a plain decode step, which has no images.
+
+        Args:
+            next_tokens: int64 `[B]`.
+            prev_model_inputs: the inputs of the step that produced them.
+
+        Raises:
+            InputError: the previous inputs have another number of rows.
+        """
+        inputs = super().prepare_next_token_inputs(next_tokens, prev_model_inputs)
+        assert isinstance(inputs, KimiK2_5ModelInputs)
+        images: dict[str, Any] = {**self._images([], [])}
+        return replace(inputs, **images)

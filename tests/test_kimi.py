@@ -1,0 +1,242 @@
+"""Kimi K2.5 with DFlash: vision tower, images in a batch, drafts, and images that are refused."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from max.pipelines.context import SamplingParams
+from PIL import Image
+from prompts import random_prompt
+from reference.dflash import DFlashReference
+from reference.seeing import SeeingReference
+from reference.target import assert_same_greedy
+from test_draft_proposals import DFlashJudge, recording
+from tiny.kimi import PLACEHOLDER, tiny_kimi, tiny_kimi_draft
+
+from unispec.errors import InputError
+from unispec.pipelines.architectures.kimik2_5.preprocessing import MediaItem, patches_of
+from unispec.pipelines.runtime import Engine, EngineConfig, Request
+
+NEW_TOKENS = 16
+TOLERANCE = 1e-4
+
+
+def image(width: int, height: int, seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def prompt(length: int, *images: Any, seed: int = 1) -> Request:
+    """A prompt with its images after its first token."""
+    words = [token % 240 + 3 for token in random_prompt(200, length, seed)]
+    tokens = [words[0], *[PLACEHOLDER] * len(images), *words[1:]]
+    sampling = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    return Request(token_ids=tokens, sampling=sampling, images=images)
+
+
+@dataclass
+class Kimi:
+    """The engine under test and its reference."""
+
+    engine: Engine
+    reference: SeeingReference
+    draft: Path
+
+    @property
+    def encoder(self) -> Any:
+        model: Any = self.engine.pipeline.model
+        return model.encoder
+
+    def show(self, request: Request) -> list[int]:
+        """Shows the reference a request's images; returns the widened prompt."""
+        items = [item_of(media) for media in request.images]
+        tokens: list[int] = []
+        seen: dict[int, torch.Tensor] = {}
+        rest = iter(items)
+        for token in request.token_ids:
+            if token != PLACEHOLDER:
+                tokens.append(token)
+                continue
+            item = next(rest)
+            (features,) = self.reference.vision.features(
+                torch.from_numpy(item.patches), [item.grid]
+            )
+            for feature in features:
+                seen[len(tokens)] = feature
+                tokens.append(PLACEHOLDER)
+        self.reference.show(seen)
+        return tokens
+
+    def assert_right(self, requests: Sequence[Request]) -> None:
+        """Answers are the target's own, drafts the reference draft's, whatever the batch."""
+        self.engine.pipeline.kv_manager.reset_prefix_cache()
+        with recording(self.engine) as recorded:
+            report = self.engine.generate(requests)
+        by_prompt = {tuple(steps[0].token_ids[:-1]): steps for steps in recorded.values()}
+        verdicts = []
+        for request, result in zip(requests, report.results, strict=True):
+            widened = self.show(request)
+            trace = self.reference.greedy(widened, NEW_TOKENS)
+            assert_same_greedy(result.token_ids, trace)
+            judge = DFlashJudge(self.draft, self.reference)
+            verdicts += judge.judge(by_prompt[tuple(widened)])
+        assert sum(verdicts) >= 0.95 * len(verdicts)
+
+
+def item_of(media: Any) -> MediaItem:
+    return patches_of(media, patch_size=14, max_frames=4)
+
+
+@pytest.fixture(scope="module")
+def kimi_model(tmp_path_factory: pytest.TempPathFactory) -> Kimi:
+    folder = tmp_path_factory.mktemp("kimi")
+    target = tiny_kimi(folder / "target", seed=3)
+    draft = tiny_kimi_draft(folder / "draft", target, folder / "scratch", seed=4)
+    engine = Engine(
+        EngineConfig(
+            model=str(target),
+            draft_model=str(draft),
+            speculative_method="dflash",
+            max_batch_size=4,
+            max_batch_input_tokens=64,
+            max_length=512,
+        )
+    )
+    return Kimi(engine, SeeingReference(target, folder / "plain"), draft)
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        pytest.param(image(70, 84, 1), id="the-size-of-the-table"),
+        pytest.param(image(140, 56, 2), id="larger-and-wider"),
+        pytest.param(image(20, 200, 3), id="a-strip"),
+        pytest.param(image(1, 1, 4), id="one-pixel"),
+        pytest.param([image(60, 60, seed) for seed in (5, 6, 7)], id="three-frames"),
+    ],
+)
+def test_features_of_an_image(kimi_model: Kimi, media: Any) -> None:
+    item = item_of(media)
+    kimi_model.encoder  # noqa: B018 - compiles
+    ours = kimi_model.encoder.encode(item.patches, item.grid)
+    (theirs,) = kimi_model.reference.vision.features(torch.from_numpy(item.patches), [item.grid])
+    assert ours.shape == (item.num_features, theirs.shape[1])
+    assert np.abs(ours - theirs.numpy()).max() < TOLERANCE * float(theirs.abs().max())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_text_needs_no_vision(kimi_model: Kimi) -> None:
+    kimi_model.engine.pipeline  # noqa: B018 - compiles
+    before = kimi_model.encoder.encoded
+    kimi_model.assert_right([prompt(length, seed=length) for length in (1, 5, 63, 64, 65, 130)])
+    assert kimi_model.encoder.encoded == before
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_images_in_some_rows_of_a_batch(kimi_model: Kimi) -> None:
+    """One image, several, a video and none; 100 features do not fit into a chunk of 64 tokens."""
+    frames = [image(56, 84, seed) for seed in (31, 32)]
+    kimi_model.assert_right(
+        [
+            prompt(20, image(280, 280, 21), seed=2),
+            prompt(9, seed=3),
+            prompt(30, image(60, 40, 22), image(100, 50, 23), seed=4),
+            prompt(12, frames, seed=5),
+            prompt(40, image(280, 280, 24), image(280, 280, 25), seed=6),
+        ]
+    )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_image_is_encoded_once_and_not_taken_for_another(kimi_model: Kimi) -> None:
+    """Two images of one size stand for the same tokens; their cache pages differ."""
+    first, second = image(280, 280, 41), image(280, 280, 42)
+    engine = kimi_model.engine
+    engine.pipeline.kv_manager.reset_prefix_cache()
+    requests = [prompt(150, first, seed=7), prompt(150, second, seed=7), prompt(150, first, seed=7)]
+    before = kimi_model.encoder.encoded
+    answers = [engine.generate([request]).results[0].token_ids for request in requests]
+    assert kimi_model.encoder.encoded == before + 2
+    assert answers[0] == answers[2]
+    for request, answer in zip(requests[:2], answers, strict=False):
+        assert_same_greedy(
+            answer, kimi_model.reference.greedy(kimi_model.show(request), NEW_TOKENS)
+        )
+    assert answers[0] != answers[1]
+
+
+def damaged() -> bytes:
+    """The first half of a PNG file."""
+    file = io.BytesIO()
+    image(50, 50, 1).save(file, "PNG")
+    return file.getvalue()[: file.tell() // 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "placeholders", "message"),
+    [
+        ([damaged()], 1, "cannot be read"),
+        ([b"GIF89a nothing"], 1, "cannot be read"),
+        (["/no/such/image.png"], 1, "/no/such/image.png does not exist"),
+        ([], 1, "1 image placeholders .* 0 images"),
+        ([image(20, 20, 1)] * 2, 1, "1 image placeholders .* 2 images"),
+        ([image(20, 20, 1)], 0, "0 image placeholders .* 1 images"),
+        ([[image(20, 20, 1)] * 5], 1, "5 frames"),
+        ([[]], 1, "0 frames"),
+    ],
+)
+def test_images_that_are_refused(
+    kimi_model: Kimi, images: list[Any], placeholders: int, message: str
+) -> None:
+    request = Request(
+        token_ids=[5, *[PLACEHOLDER] * placeholders, 6],
+        sampling=SamplingParams(temperature=0, max_new_tokens=4),
+        images=images,
+    )
+    with pytest.raises(InputError, match=message):
+        kimi_model.engine.generate([prompt(5), request])
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [((1, 3, 4), "pairs"), ((5, 2, 2), "more than 4 frames"), ((1, 2, 4), "needs 8 patches, 12")],
+)
+def test_grids_that_do_not_fit(kimi_model: Kimi, grid: tuple[int, int, int], message: str) -> None:
+    kimi_model.engine.pipeline  # noqa: B018 - compiles
+    with pytest.raises(InputError, match=message):
+        kimi_model.encoder.encode(np.zeros((12, 3, 14, 14), np.float32), grid)
+
+
+def test_patches_are_cut_row_by_row_and_padded_with_black() -> None:
+    pixels = np.arange(30 * 43 * 3, dtype=np.uint8).reshape(30, 43, 3)
+    item = item_of(Image.fromarray(pixels))
+    assert item.grid == (1, 4, 4)  # 30 x 43 pixels, padded to 56 x 56
+    assert item.num_features == 4
+    assert item.patches.shape == (16, 3, 14, 14)
+    padded = np.zeros((56, 56, 3))
+    padded[:30, :43] = pixels
+    for index in range(16):
+        row, column = divmod(index, 4)
+        part = padded[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14] / 127.5 - 1
+        np.testing.assert_allclose(item.patches[index], part.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_a_huge_image_is_made_smaller_and_a_small_one_is_not() -> None:
+    item = item_of(Image.new("RGB", (6000, 3000)))
+    _, rows, columns = item.grid
+    assert 0.9 * 16384 < rows * columns < 1.05 * 16384
+    assert columns == pytest.approx(2 * rows, abs=2)
+    assert item_of(Image.new("RGB", (14, 14))).grid == (1, 2, 2)
+
+
+def test_the_draft_of_the_reference_is_rotated_as_yarn_does(kimi_model: Kimi) -> None:
+    """Else the drafts of long prompts would not tell one rotation from the other."""
+    draft = DFlashReference(kimi_model.draft, kimi_model.reference)
+    assert draft.config.rope_parameters["rope_type"] == "yarn"
