@@ -28,6 +28,7 @@ from unispec.checkpoints import read_tensors
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.kv_cache.views import take_caches
+from unispec.pipelines.architectures.deepseekV3.checks import check_devices
 from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
 from unispec.pipelines.architectures.deepseekV3.stack import DeepseekV3
 from unispec.pipelines.architectures.deepseekV3.weights import cast_stack, dense, target_state_dict
@@ -300,6 +301,12 @@ def test_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     hf = type("Config", (), json.loads((folder / "config.json").read_text()))
     with pytest.raises(InputError, match=r"weight_scale_inv.*expected"):
         dense(read_tensors([folder / "model.safetensors"]), hf, source="tiny")
+
+
+@pytest.mark.parametrize("devices", [[DeviceRef.GPU()], [DeviceRef.CPU(), DeviceRef.CPU()]])
+def test_devices_without_kernels_are_refused(devices: list[DeviceRef]) -> None:
+    with pytest.raises(InputError, match="use one CPU"):
+        check_devices(devices)
 
 
 def test_another_quantisation_is_refused() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from max.pipelines.context import SamplingParams
+from max.driver import Buffer
+from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from PIL import Image
 from prompts import random_prompt
 from reference.dflash import DFlashReference
@@ -22,6 +23,7 @@ from tiny.kimi import PLACEHOLDER, tiny_kimi, tiny_kimi_draft
 
 from unispec.errors import InputError
 from unispec.pipelines.architectures.kimik2_5.preprocessing import MediaItem, patches_of
+from unispec.pipelines.architectures.unified_dflash_kimi_k25 import UnifiedDflashKimiK25Config
 from unispec.pipelines.runtime import Engine, EngineConfig, Request
 
 NEW_TOKENS = 16
@@ -234,6 +236,60 @@ def test_a_huge_image_is_made_smaller_and_a_small_one_is_not() -> None:
     assert 0.9 * 16384 < rows * columns < 1.05 * 16384
     assert columns == pytest.approx(2 * rows, abs=2)
     assert item_of(Image.new("RGB", (14, 14))).grid == (1, 2, 2)
+
+
+def test_the_published_drafts_fields_are_accepted(kimi_model: Kimi) -> None:
+    """Of z-lab/Kimi-K2.5-DFlash; they do not fit a target with fewer layers."""
+    tiny = UnifiedDflashKimiK25Config.initialize(kimi_model.engine.pipeline.pipeline_config)
+    published = {
+        "target_layer_ids": [1, 12, 24, 35, 47, 58],
+        "mask_token_id": 163838,
+        "block_size": 8,
+        "windows": [],
+    }
+    target = replace(tiny.target, num_hidden_layers=61, vocab_size=163840)
+    draft = replace(tiny.draft, num_hidden_layers=6)
+    config = replace(tiny, target=target, draft=draft, **published)
+    config.validate_dflash_fields()
+    assert config.resolve_block_size() == 8
+    with pytest.raises(InputError, match="target_layer_ids has 58, but the target has layers 0 to"):
+        replace(config, target=replace(target, num_hidden_layers=58)).validate_dflash_fields()
+    with pytest.raises(InputError, match="mask_token_id 163838 is outside"):
+        replace(config, target=replace(target, vocab_size=163838)).validate_dflash_fields()
+
+
+def test_patches_that_the_caller_gives_are_seen(kimi_model: Kimi) -> None:
+    """`pixel_values` and `precomputed_image_embeddings` lead to the same step as a request's own."""
+    engine = kimi_model.engine
+    model: Any = engine.pipeline.model
+    manager: Any = engine.pipeline.kv_manager
+    request = prompt(6, image(56, 56, 51), seed=8)
+    widened = kimi_model.show(request)
+    item = item_of(request.images[0])
+    places = np.flatnonzero(np.array(widened) == PLACEHOLDER)
+    expected = kimi_model.reference.greedy(widened, 1).token_ids
+    given = {
+        "pixel_values": [Buffer.from_numpy(item.patches)],
+        "grid_thws": [Buffer.from_numpy(np.array([item.grid], np.int64))],
+    }
+    made = {"precomputed_image_embeddings": [Buffer.from_numpy(kimi_model.encoder(item))]}
+    for images in (given, made):
+        manager.reset_prefix_cache()
+        context = TextContext(max_length=60, tokens=TokenBuffer(np.array(widened, np.int64)))
+        context.sampling_params = SamplingParams(temperature=0)
+        manager.claim(context)
+        manager.alloc(context)
+        caches = manager.runtime_inputs([[context]])
+        inputs = model.prepare_initial_token_inputs([[context]], caches)
+        inputs.image_token_indices = [Buffer.from_numpy(places.astype(np.int64))]
+        for name, value in images.items():
+            setattr(inputs, name, value)
+        assert model.execute(inputs).next_tokens.to_numpy().tolist() == expected
+        manager.release(context)
+        engine.pipeline.release(context.request_id)
+    inputs.image_token_indices = [Buffer.from_numpy(places[:1].astype(np.int64))]
+    with pytest.raises(InputError, match="names 1 places for 4 features"):
+        model.execute(inputs)
 
 
 def test_the_draft_of_the_reference_is_rotated_as_yarn_does(kimi_model: Kimi) -> None:

@@ -60,6 +60,15 @@ print(json.dumps([
             4,
         ),
         (
+            "G",
+            "mtp",
+            2,
+            "unified_mtp_deepseekV3",
+            "UnifiedMTPDeepseekV3Model",
+            "unified_mtp_deepseekV3.config.UnifiedMTPDeepseekV3Config",
+            2,
+        ),
+        (
             "E",
             "dflash",
             None,
@@ -82,7 +91,7 @@ def test_max_resolves_each_combination_to_our_class(
 ) -> None:
     """For a DFlash draft MAX also learns K from the checkpoint's block of 6."""
     found = tiny_pair(pair)
-    draft = str(found.draft) if method else None
+    draft = str(found.draft) if found.draft and method else None
     resolved = run_python(RESOLVE, json.dumps([str(found.target), draft, method, asked]))
     root = "unispec.pipelines.architectures"
     assert json.loads(resolved) == [f"{root}.{package}.model.{model}", f"{root}.{config}", width]

@@ -17,10 +17,17 @@ class KimiK25HFConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         vision_config: of the vision tower and the projector.
         media_placeholder_token_id: the token in whose places image features stand.
         **kwargs: what every configuration has.
+
+    Attributes:
+        text_config: Of the language model.
+        vision_config: Of the vision tower and the projector.
+        media_placeholder_token_id: The token in whose places image features stand.
     """
 
     model_type = "kimi_k25"
+    """As config.json has it."""
     sub_configs = {"text_config": DeepseekV3Config, "vision_config": PretrainedConfig}  # noqa: RUF012
+    """The parts and their classes."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 from ..llama3.checks import check_cache_format, check_sizes, positive
 from ..llama3.config import encoding_of
-from .checks import check_routing, check_stack
+from .checks import check_devices, check_routing, check_stack
 from .rope import read_deepseek_rope, softmax_scale
 
 __all__ = ["LATENT_NORM_EPS", "DeepseekV3Config"]
@@ -157,8 +157,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     ) -> KVCacheParams:
         """Cache parameters of the stack, with room for the configured drafts.
 
-        On a GPU that is MAX's latent cache. max 26.7 reads it on a GPU only; on a CPU the row
-        is the one key head, and the one value head, of ordinary attention.
+        max 26.7 reads its latent cache on a GPU only; here the row is the one key head, and the
+        one value head, of ordinary attention.
 
         Args:
             huggingface_config: the stack's, for widths and layers.
@@ -169,17 +169,9 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """
         speculative = pipeline_config.speculative
         method = speculative.speculative_method if speculative else None
-        kind: dict[str, Any] = (
-            {"n_kv_heads": 1}
-            if devices[0].is_cpu()
-            else {
-                "n_kv_heads": 1,
-                "is_mla": True,
-                "num_q_heads": huggingface_config.num_attention_heads,
-            }
-        )
         return kv_cache_config.to_params(
             dtype=cache_dtype,
+            n_kv_heads=1,
             head_dim=huggingface_config.kv_lora_rank + huggingface_config.qk_rope_head_dim,
             num_layers=huggingface_config.num_hidden_layers,
             devices=devices,
@@ -187,7 +179,6 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             num_draft_tokens=(speculative.num_speculative_tokens or 0)
             if speculative and method
             else 0,
-            **kind,
         )
 
     @classmethod
@@ -220,6 +211,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         check_routing(hf, source)
         check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
+        check_devices(devices)
         dtype = supported_encoding_dtype(encoding_of(model_config))
         rope = read_deepseek_rope(hf, source)
         return cls(

@@ -11,7 +11,6 @@ from max.pipelines.context import (
     ImageMetadata,
     TextAndVisionContext,
     TokenBuffer,
-    TokenHashOverride,
 )
 
 from unispec.errors import InputError
@@ -55,8 +54,8 @@ def widen_placeholders(
 class MediaPrompt(Prompt):
     """A prompt whose widened placeholders stand for media items.
 
-    What an item looks like is part of the names of its cache pages, so that another image at
-    the same place does not find them.
+    MAX makes `image_hash` part of the names of cache pages, so that another image at the same
+    place does not find them.
     """
 
     items: Sequence[MediaItem]
@@ -70,7 +69,7 @@ class MediaPrompt(Prompt):
         Args:
             fields: all else that a request has.
         """
-        images, overrides, end = [], [], 0
+        images, end = [], 0
         tokens = list(self.tokens)
         for item in self.items:
             start = tokens.index(self.placeholder, end)
@@ -81,14 +80,10 @@ class MediaPrompt(Prompt):
                     start_idx=start, end_idx=end, pixel_values=item.patches, image_hash=digest
                 )
             )
-            overrides += [
-                TokenHashOverride(token_idx=at, token_hash=digest) for at in range(start, end)
-            ]
         return TextAndVisionContext(
             tokens=TokenBuffer(np.array(tokens, np.int64)),
             vision_token_ids=[self.placeholder],
             images=images,
-            token_hash_overrides=overrides,
             # The grids have no field of their own.
             extra_model_args={
                 _GRIDS: np.array([item.grid for item in self.items], np.int64).reshape(-1, 3)

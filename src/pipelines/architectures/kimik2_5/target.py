@@ -21,19 +21,19 @@ class SeeingTarget:
     """
 
     def __init__(self, stack: DeepseekV3, step: StepInputs) -> None:
-        self.stack = stack
+        self._stack = stack
         (features,) = step.more["language_image_embeddings"]
         (places,) = step.more["language_image_token_indices"]
-        self.features, self.places = features.tensor, places.tensor
+        self._features, self._places = features.tensor, places.tensor
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
     ) -> tuple[TensorValue, TensorValue]:
         """As `DeepseekV3`, with features in place of the placeholders' embeddings."""
-        embedded = self.stack.embed_tokens(tokens)
-        seen = ops.scatter_nd(embedded, self.features, ops.unsqueeze(self.places, 1))
-        return self.stack.run(ops.rebind(seen, embedded.shape), row_offsets, cache)
+        embedded = self._stack.embed_tokens(tokens)
+        seen = ops.scatter_nd(embedded, self._features, ops.unsqueeze(self._places, 1))
+        return self._stack.run(ops.rebind(seen, embedded.shape), row_offsets, cache)
 
     def logits(self, hidden: TensorValue) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`."""
-        return self.stack.logits(hidden)
+        return self._stack.logits(hidden)
