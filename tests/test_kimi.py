@@ -259,7 +259,7 @@ def test_the_published_drafts_fields_are_accepted(kimi_model: Kimi) -> None:
 
 
 def test_patches_that_the_caller_gives_are_seen(kimi_model: Kimi) -> None:
-    """`pixel_values` and `precomputed_image_embeddings` lead to the same step as a request's own."""
+    """`pixel_values` or `precomputed_image_embeddings` lead to the step of a request's own."""
     engine = kimi_model.engine
     model: Any = engine.pipeline.model
     manager: Any = engine.pipeline.kv_manager
