@@ -25,13 +25,19 @@ from safetensors.torch import load_file, save_file
 from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
 
 from unispec.checkpoints import read_tensors
+from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.kv_cache.views import take_caches
 from unispec.pipelines.architectures.deepseekV3.checks import check_devices
 from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
 from unispec.pipelines.architectures.deepseekV3.stack import DeepseekV3
-from unispec.pipelines.architectures.deepseekV3.weights import cast_stack, dense, target_state_dict
+from unispec.pipelines.architectures.deepseekV3.weights import (
+    cast_stack,
+    dequantised,
+    layer_shapes,
+    target_state_dict,
+)
 from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
 from unispec.pipelines.runtime import EngineConfig
 
@@ -70,11 +76,7 @@ class Compiled:
 def read_stack(folder: Path) -> tuple[DeepseekV3Config, dict[str, Any]]:
     pipeline_config = EngineConfig(model=str(folder), max_length=MAX_LENGTH).pipeline_config()
     config = DeepseekV3Config.initialize(pipeline_config)
-    tensors = dense(
-        read_tensors([folder / "model.safetensors"]),
-        pipeline_config.model.huggingface_config,
-        source=str(folder),
-    )
+    tensors = dequantised(read_tensors([folder / "model.safetensors"]), config, source=str(folder))
     return config, target_state_dict(tensors, config, source=str(folder))
 
 
@@ -181,14 +183,22 @@ def test_choices_differ_from_plain_top_k(tiny_target: Callable[[str], TargetRefe
 
 def test_fp8_blocks_are_read_as_they_were_written(tiny_pair: Callable[[str], TinyPair]) -> None:
     folder = tiny_pair("I").target
-    hf = json.loads((folder / "config.json").read_text())
     assert any(name.endswith("_scale_inv") for name in load_file(folder / "model.safetensors"))
-    config = type("Config", (), hf)
-    ours = dense(read_tensors([folder / "model.safetensors"]), config, source="tiny")
+    tensors = read_tensors([folder / "model.safetensors"])
+    ours = dequantised(tensors, initialize(folder), source="tiny")
     theirs = dequantised_tensors(folder)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor.numpy(), err_msg=name)
+
+
+def test_every_byte_of_float8_has_its_value() -> None:
+    """A matrix of all bytes; torch knows the format too."""
+    codes = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scale = np.ones((1, 1), np.float32)
+    read = dequantise_blocks({"w": codes, "w_scale_inv": scale}, (16, 16), source="tiny")["w"]
+    expected = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
+    np.testing.assert_array_equal(read, expected)
 
 
 SHAPE: dict[str, Any] = {
@@ -295,12 +305,19 @@ def test_targets_that_are_refused(tmp_path: Path, name: str, change: Any, messag
 
 def test_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = in_fp8_blocks(tiny_deepseek(tmp_path, **SHAPE), (48, 32))
-    stored = load_file(folder / "model.safetensors")
+    tensors = dict(read_tensors([folder / "model.safetensors"]))
+    config = initialize(folder)
     name = "model.layers.0.self_attn.o_proj.weight_scale_inv"
-    save_file(stored | {name: stored[name][:, :1].contiguous()}, folder / "model.safetensors")
-    hf = type("Config", (), json.loads((folder / "config.json").read_text()))
+    wrong = tensors | {name: tensors[name][:, :1]}
     with pytest.raises(InputError, match=r"weight_scale_inv.*expected"):
-        dense(read_tensors([folder / "model.safetensors"]), hf, source="tiny")
+        dequantised(wrong, config, source="tiny")
+    del wrong[name]
+    without = dequantised(wrong, config, source="tiny")
+    with pytest.raises(InputError, match=r"o_proj.weight' has dtype uint8"):
+        target_state_dict(without, config, source="tiny")
+    orphan = {name: tensors[name]}
+    with pytest.raises(InputError, match=r"weight_scale_inv' without"):
+        dequantised(orphan, config, source="tiny")
 
 
 @pytest.mark.parametrize("devices", [[DeviceRef.GPU()], [DeviceRef.CPU(), DeviceRef.CPU()]])
@@ -309,7 +326,93 @@ def test_devices_without_kernels_are_refused(devices: list[DeviceRef]) -> None:
         check_devices(devices)
 
 
-def test_another_quantisation_is_refused() -> None:
-    hf = type("Config", (), {"quantization_config": {"quant_method": "awq"}})
+# config.json of deepseek-ai/DeepSeek-V3 and text_config of moonshotai/Kimi-K2.5, as far as they
+# are read.
+DEEPSEEK_V3: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
+    "first_k_dense_replace": 3,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 129280,
+    "num_nextn_predict_layers": 1,
+    "rope_theta": 10000,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 40,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+    },
+    "max_position_embeddings": 163840,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "quantization_config": {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    },
+}
+
+
+def published(folder: Path, config: dict[str, Any]) -> Path:
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"w": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_the_published_configuration_is_read(tmp_path: Path) -> None:
+    config = initialize(published(tmp_path, DEEPSEEK_V3))
+    # 192 ** -0.5 times the square of 0.1 ln 40 + 1.
+    assert config.softmax_scale == pytest.approx(0.0721688 * 1.87386, rel=1e-5)
+    assert config.cache_width == 576
+    assert config.fp8_block == (128, 128)
+    shapes = layer_shapes(config, 61)
+    assert shapes["layers.61.self_attn.q_b_proj.weight"] == (24576, 1536)
+    assert shapes["layers.61.self_attn.kv_b_proj.weight"] == (32768, 512)
+    assert shapes["layers.61.self_attn.o_proj.weight"] == (7168, 16384)
+    assert shapes["layers.61.mlp.experts.255.down_proj.weight"] == (7168, 2048)
+    assert "layers.2.mlp.down_proj.weight" in layer_shapes(config, 2)
+
+
+def test_another_quantisation_is_refused(tmp_path: Path) -> None:
+    """Before any weight is read."""
+    folder = published(tmp_path, DEEPSEEK_V3 | {"quantization_config": {"quant_method": "awq"}})
     with pytest.raises(InputError, match="quant_method 'awq'"):
-        dense({}, hf, source="tiny")
+        initialize(folder)
+
+
+def test_a_target_cut_short_is_refused(tmp_path: Path) -> None:
+    """A config.json that states too few layers is not that of the checkpoint."""
+    folder = tiny_deepseek(tmp_path, **SHAPE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    tensors = read_tensors([folder / "model.safetensors"])
+    with pytest.raises(InputError, match=r"model\.layers\.2\..* does not have"):
+        target_state_dict(tensors, initialize(folder), source=str(folder))

@@ -181,10 +181,19 @@ def damaged() -> bytes:
     return file.getvalue()[: file.tell() // 2]
 
 
+def broken() -> bytes:
+    """A PNG file with a chunk that cannot be."""
+    file = io.BytesIO()
+    image(200, 200, 1).save(file, "PNG")
+    return file.getvalue().replace(b"IEND", b"\x01END")
+
+
 @pytest.mark.parametrize(
     ("images", "placeholders", "message"),
     [
         ([damaged()], 1, "cannot be read"),
+        ([broken()], 1, "cannot be read"),
+        ([Image.open(io.BytesIO(damaged()))], 1, "cannot be read"),
         ([b"GIF89a nothing"], 1, "cannot be read"),
         (["/no/such/image.png"], 1, "/no/such/image.png does not exist"),
         ([], 1, "1 image placeholders .* 0 images"),
@@ -288,8 +297,26 @@ def test_patches_that_the_caller_gives_are_seen(kimi_model: Kimi) -> None:
         manager.release(context)
         engine.pipeline.release(context.request_id)
     inputs.image_token_indices = [Buffer.from_numpy(places[:1].astype(np.int64))]
-    with pytest.raises(InputError, match="names 1 places for 4 features"):
-        model.execute(inputs)
+    wrong = {
+        "names 1 places for features": {"image_token_indices": places[:1]},
+        "has 900, but the step has": {"image_token_indices": places + 900 - places.max()},
+        "without image_token_indices": {"image_token_indices": None},
+        "cu_seqlens contradicts": {"cu_seqlens": [0, 9]},
+        "max_seqlen contradicts": {"max_seqlen": [3]},
+        "vision_position_ids contradicts": {"vision_position_ids": [0] * 16},
+        "do not make the 16 patches": {"grid_thws": [[1, 4, 6]]},
+        "grid_thws has shape": {"grid_thws": [1, 4, 4]},
+        "pixel_values is set without grid_thws": {"grid_thws": None},
+    }
+    right = {"image_token_indices": [Buffer.from_numpy(places.astype(np.int64))], **given}
+    for message, changes in wrong.items():
+        values = {
+            name: None if value is None else [Buffer.from_numpy(np.array(value, np.int64))]
+            for name, value in changes.items()
+        }
+        fields: dict[str, Any] = right | {"precomputed_image_embeddings": None} | values
+        with pytest.raises(InputError, match=message):
+            model.execute(replace(inputs, **fields))
 
 
 def test_the_draft_of_the_reference_is_rotated_as_yarn_does(kimi_model: Kimi) -> None:

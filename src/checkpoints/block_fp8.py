@@ -26,7 +26,7 @@ def dequantise_blocks(
     """Multiplies every matrix that has scales by them and drops the scales.
 
     Args:
-        tensors: the checkpoint's tensors by name.
+        tensors: the checkpoint's tensors by name; float8 as bytes, as `read_tensors` gives it.
         block: rows and columns of a block; the last ones may be cut off by the matrix's end.
         source: the file or folder, for the errors.
 
@@ -50,8 +50,27 @@ def dequantise_blocks(
                 f" {list(weight.shape)} in blocks of {list(block)}: correct weight_block_size in"
                 " config.json"
             )
-        plain[name] = weight.astype(np.float32) * _spread(scale, weight.shape, block)
+        values = _E4M3[weight] if weight.dtype == np.uint8 else weight.astype(np.float32)
+        plain[name] = values * _spread(scale, weight.shape, block)
     return plain
+
+
+def _e4m3_values() -> npt.NDArray[np.float32]:
+    """The value of each byte as float8 e4m3: sign, 4 bits of exponent, 3 of mantissa.
+
+    Format: FP8 Formats for Deep Learning, arXiv 2209.05433, table 1; no infinities, one NaN.
+    """
+    code = np.arange(256)
+    sign = np.where(code & 0x80, -1.0, 1.0)
+    exponent, mantissa = (code >> 3) & 0xF, code & 0x7
+    normal = (8 + mantissa) * 2.0 ** (exponent - 10)
+    subnormal = mantissa * 2.0**-9
+    values = sign * np.where(exponent == 0, subnormal, normal)
+    values[code & 0x7F == 0x7F] = np.nan
+    return values.astype(np.float32)
+
+
+_E4M3: Final = _e4m3_values()
 
 
 def _spread(scale: Tensor, shape: tuple[int, ...], block: Sequence[int]) -> npt.NDArray[np.float32]:

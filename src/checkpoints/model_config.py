@@ -58,10 +58,12 @@ def read_model_config(model: str) -> PretrainedConfig:
         raise InputError(
             f"{model}: {_FILE} cannot be used ({' '.join(str(error).split())}): correct the file"
         ) from error
+    # A model that sees images has its shape in the part for the text.
+    text, stated = config.get_text_config(), stated.get("text_config", stated)
     for name in _SHAPE:
         # Some architectures state a field under a name of their own.
-        names = {name, config.attribute_map.get(name, name)}
-        if hasattr(config, name) and names.isdisjoint(stated):
+        names = {name, text.attribute_map.get(name, name)}
+        if hasattr(text, name) and names.isdisjoint(stated):
             raise InputError(f"{model}: {_FILE} does not state {name}: use the checkpoint's own")
     if len(config.architectures or ()) != 1:
         raise InputError(

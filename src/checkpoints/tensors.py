@@ -20,13 +20,13 @@ Tensor: TypeAlias = npt.NDArray[Any]
 """A weight as a numpy array of any dtype and shape."""
 
 _BF16: Final = "BF16"
-_FP8: Final = "F8_E4M3"
 _DTYPES: Final[Mapping[str, str]] = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
     _BF16: "<u2",
-    _FP8: "|u1",
+    # As bytes: the values mean nothing without their scales, see `block_fp8`.
+    "F8_E4M3": "|u1",
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
@@ -47,9 +47,9 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
 
     Safetensors tensors are views of the mapped files: nothing is read before it
     is used, and a write to a view stays in memory and never reaches the file.
-    They keep their dtype, except bfloat16 and float8 e4m3, which numpy lacks: they
-    become float32, exactly. GGUF tensors are dequantised to float32 and keep llama.cpp's names
-    and row order (`read_gguf` gives the Hugging Face ones).
+    They keep their dtype, except those that numpy lacks: bfloat16 becomes float32,
+    exactly, and float8 e4m3 is given as bytes. GGUF tensors are dequantised to float32
+    and keep llama.cpp's names and row order (`read_gguf` gives the Hugging Face ones).
 
     Args:
         paths: The files; a sharded checkpoint is given as all of its shards.
@@ -105,24 +105,6 @@ def _are_gguf(paths: Sequence[Path]) -> bool:
             " alone"
         )
     return found
-
-
-def _e4m3_values() -> npt.NDArray[np.float32]:
-    """The value of each byte as float8 e4m3: sign, 4 bits of exponent, 3 of mantissa.
-
-    Format: FP8 Formats for Deep Learning, arXiv 2209.05433, table 1; no infinities, one NaN.
-    """
-    code = np.arange(256)
-    sign = np.where(code & 0x80, -1.0, 1.0)
-    exponent, mantissa = (code >> 3) & 0xF, code & 0x7
-    normal = (8 + mantissa) * 2.0 ** (exponent - 10)
-    subnormal = mantissa * 2.0**-9
-    values = sign * np.where(exponent == 0, subnormal, normal)
-    values[code & 0x7F == 0x7F] = np.nan
-    return values.astype(np.float32)
-
-
-_E4M3: Final = _e4m3_values()
 
 
 class _Entry(NamedTuple):
@@ -215,9 +197,6 @@ def _entry(name: str, raw: Any, data_bytes: int, path: Path) -> _Entry:
 def _tensor(entry: _Entry, data: npt.NDArray[np.uint8]) -> Tensor:
     dtype = np.dtype(_DTYPES[entry.dtype_name])
     tensor = data[entry.begin : entry.end].view(dtype).reshape(entry.shape)
-    if entry.dtype_name == _FP8:
-        widened: Tensor = _E4M3[tensor]
-        return widened
     if entry.dtype_name == _BF16:
         # bfloat16 is the upper half of a float32.
         return (tensor.astype(np.uint32) << 16).view(np.float32)

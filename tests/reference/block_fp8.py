@@ -1,4 +1,4 @@
-"""Checkpoints in FP8 blocks as plain ones, entry by entry.
+"""Checkpoints in FP8 blocks as plain ones, block by block.
 
 Format: README_WEIGHTS.md of deepseek-ai/DeepSeek-V3.
 """
@@ -27,9 +27,10 @@ def dequantised_tensors(folder: Path) -> dict[str, Tensor]:
         scales = stored.get(name + "_scale_inv")
         if scales is None:
             continue
-        for row in range(wide.shape[0]):
-            for column in range(wide.shape[1]):
-                wide[row, column] *= scales[row // block[0], column // block[1]]
+        for row in range(scales.shape[0]):
+            for column in range(scales.shape[1]):
+                top, left = row * block[0], column * block[1]
+                wide[top : top + block[0], left : left + block[1]] *= scales[row, column]
     return plain
 
 

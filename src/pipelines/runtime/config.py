@@ -122,7 +122,7 @@ class EngineConfig:
             )
         model = _existing(self.model)
         stated = read_model_config(model)
-        limit = getattr(stated, "max_position_embeddings", None)
+        limit = getattr(stated.get_text_config(), "max_position_embeddings", None)
         if self.max_length is not None and limit is not None and self.max_length > limit:
             raise InputError(
                 f"max_length {self.max_length} is beyond the model's max_position_embeddings"

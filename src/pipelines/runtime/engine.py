@@ -68,7 +68,8 @@ class Engine:
         self._kv_params = arch.get_kv_params()
         text = hf.get_text_config()
         self._vocab_size = int(text.vocab_size)
-        eos = hf.eos_token_id if hf.eos_token_id is not None else text.eos_token_id
+        stated = getattr(hf, "eos_token_id", None)
+        eos = text.eos_token_id if stated is None else stated
         self.eos_token_ids = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
         self.tokenizer: PreTrainedTokenizerFast = _load_tokenizer(config.model)
         self._grammars: GrammarCompiler | None = None

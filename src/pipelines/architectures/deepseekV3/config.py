@@ -22,7 +22,7 @@ from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 from ..llama3.checks import check_cache_format, check_sizes, positive
 from ..llama3.config import encoding_of
-from .checks import check_devices, check_routing, check_stack
+from .checks import check_devices, check_routing, check_stack, read_fp8_block
 from .rope import read_deepseek_rope, softmax_scale
 
 __all__ = ["LATENT_NORM_EPS", "DeepseekV3Config"]
@@ -101,6 +101,10 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """The cache: a token's latent and rotated key part, one row for all heads."""
     devices: list[DeviceRef]
     """Where the stack runs."""
+    num_nextn_predict_layers: int = 1
+    """Layers of multi-token prediction that the checkpoint has behind the last layer."""
+    fp8_block: tuple[int, int] | None = None
+    """Rows and columns of the blocks of FP8 matrices; None: the checkpoint is not quantised."""
 
     @property
     def cache_width(self) -> int:
@@ -212,6 +216,9 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         check_devices(devices)
+        # A model that sees images may state it beside the part for the text.
+        fp8_block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
+        predicted = getattr(hf, "num_nextn_predict_layers", None)
         dtype = supported_encoding_dtype(encoding_of(model_config))
         rope = read_deepseek_rope(hf, source)
         return cls(
@@ -248,4 +255,6 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
                 hf, pipeline_config, devices, model_config.kv_cache, dtype
             ),
             devices=devices,
+            num_nextn_predict_layers=1 if predicted is None else int(predicted),
+            fp8_block=fp8_block,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from max.graph import DeviceRef, Graph
 from max.nn import Module
 from max.nn.kv_cache import KVCacheInputs, KVCacheParams
 from max.pipelines.context import TextContext
-from max.pipelines.lib import KVCacheConfig, PipelineConfig
+from max.pipelines.lib import KVCacheConfig, ModelInputs, PipelineConfig
 
 from unispec.checkpoints import Tensor
 from unispec.errors import InputError
@@ -27,7 +28,7 @@ from unispec.sampling.acceptance import Matching
 from .config import DeepseekV3Config
 from .inputs import DEEPSEEK_ORDER, DeepseekV3Inputs, distributed_types
 from .stack import DeepseekV3
-from .weights import cast_stack, dense, target_state_dict
+from .weights import cast_stack, dequantised, target_state_dict
 
 __all__ = ["DeepseekV3Model"]
 
@@ -84,7 +85,7 @@ class DeepseekV3Model(UnifiedModel):
             InputError: a tensor is missing, unknown, of another shape or not finite.
         """
         config: DeepseekV3Config = self.arch_config
-        tensors, source = self.read_tensors()
+        tensors, source = self.read_tensors(config)
         state = target_state_dict(tensors, config, source=source)
         module = _TargetOnly(config)
         module.load_state_dict(
@@ -102,15 +103,17 @@ class DeepseekV3Model(UnifiedModel):
             graph.output(*module(inputs.take(graph.inputs)).values())
         return self.compile(session, graph, module.state_dict())
 
-    def read_tensors(self) -> tuple[Mapping[str, Tensor], str]:
+    def read_tensors(self, config: DeepseekV3Config) -> tuple[Mapping[str, Tensor], str]:
         """The target's checkpoint, not quantised, and what to call it in errors.
 
+        Args:
+            config: the stack.
+
         Raises:
-            InputError: a file is missing or damaged, or its quantisation is not supported.
+            InputError: a file is missing or damaged, or scales do not fit.
         """
         tensors, source = read_weights(self.pipeline_config.model)
-        stated: Any = self.huggingface_config
-        return dense(tensors, stated.get_text_config(), source=source), source
+        return dequantised(tensors, config, source=source), source
 
     def prepare_initial_token_inputs(
         self,
@@ -171,3 +174,26 @@ class DeepseekV3Model(UnifiedModel):
             "batch_context_lengths": [Buffer.from_numpy(np.array([cached], np.int32))],
             "data_parallel_splits": Buffer.from_numpy(np.array([0, len(contexts)], np.int64)),
         }
+
+    def prepare_next_token_inputs(
+        self, next_tokens: Buffer, prev_model_inputs: ModelInputs
+    ) -> DeepseekV3Inputs:
+        """As `UnifiedModel.prepare_next_token_inputs`, with the fields of `DistributedInputs`.
+
+        Args:
+            next_tokens: int64 `[B]`.
+            prev_model_inputs: the inputs of the step that produced them.
+
+        Raises:
+            InputError: the previous inputs have another number of rows.
+        """
+        inputs = super().prepare_next_token_inputs(next_tokens, prev_model_inputs)
+        assert isinstance(inputs, DeepseekV3Inputs)
+        rows = inputs.tokens.shape[0]
+        before = inputs.batch_context_lengths[0].to_numpy()
+        cached = before + inputs.host_input_row_offsets.to_numpy()[-1].astype(np.int32)
+        return replace(
+            inputs,
+            host_input_row_offsets=Buffer.from_numpy(np.arange(rows + 1, dtype=np.uint32)),
+            batch_context_lengths=[Buffer.from_numpy(cached)],
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from max.dtype import DType
@@ -13,11 +13,17 @@ from unispec.checkpoints import Tensor
 from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.checkpoints.cast import cast_weights
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
-from unispec.errors import InputError
 
 from .config import DeepseekV3Config
 
-__all__ = ["Shapes", "cast_stack", "dense", "layer_shapes", "stacked_layer", "target_state_dict"]
+__all__ = [
+    "Shapes",
+    "cast_stack",
+    "dequantised",
+    "layer_shapes",
+    "stacked_layer",
+    "target_state_dict",
+]
 
 Shapes = dict[str, tuple[int, ...]]
 """Names of tensors and their shapes."""
@@ -26,28 +32,22 @@ _PROJECTIONS: Final = ("gate_proj", "up_proj", "down_proj")
 _ROUTER: Final = (".gate.weight", ".e_score_correction_bias")
 
 
-def dense(tensors: Mapping[str, Tensor], hf: Any, *, source: str) -> Mapping[str, Tensor]:
-    """The tensors as they are, or dequantised if the checkpoint is in FP8 blocks.
+def dequantised(
+    tensors: Mapping[str, Tensor], config: DeepseekV3Config, *, source: str
+) -> Mapping[str, Tensor]:
+    """The tensors as they are, or multiplied by their scales if the checkpoint is in FP8 blocks.
 
     Args:
         tensors: the checkpoint's, by name.
-        hf: its config.json, for `quantization_config`.
+        config: the stack, for the size of the blocks.
         source: the file or folder, for the errors.
 
     Raises:
-        InputError: another quantisation, or scales that do not fit.
+        InputError: scales that do not fit.
     """
-    stated: Any = getattr(hf, "quantization_config", None)
-    if not stated:
+    if config.fp8_block is None:
         return tensors
-    stated = stated if isinstance(stated, dict) else stated.to_dict()
-    method, block = stated.get("quant_method"), stated.get("weight_block_size")
-    if method != "fp8" or not _is_block(block):
-        raise InputError(
-            f"quantization_config of {source} has quant_method {method!r} and weight_block_size"
-            f" {block!r}; use a checkpoint in fp8 blocks, or one that is not quantised"
-        )
-    return dequantise_blocks(tensors, block, source=source)
+    return dequantise_blocks(tensors, config.fp8_block, source=source)
 
 
 def target_state_dict(
@@ -68,11 +68,14 @@ def target_state_dict(
     Raises:
         InputError: a tensor is missing, unexpected, of another shape or not finite.
     """
-    beyond = tuple(f"layers.{config.num_hidden_layers + more}." for more in range(8))
+    beyond = tuple(
+        f"layers.{config.num_hidden_layers + more}."
+        for more in range(config.num_nextn_predict_layers)
+    )
     names = {
         name: original
         for name, original in canonical_names(tensors, source=source).items()
-        if not name.startswith(beyond)
+        if not (beyond and name.startswith(beyond))
     }
     if config.tie_word_embeddings:
         names.pop("lm_head.weight", None)
@@ -172,14 +175,6 @@ def cast_stack(state: Mapping[str, Tensor], dtype: DType) -> dict[str, Tensor | 
     routers = {name: tensor for name, tensor in state.items() if name.endswith(_ROUTER)}
     others = {name: tensor for name, tensor in state.items() if name not in routers}
     return {**cast_weights(others, dtype), **cast_weights(routers, DType.float32)}
-
-
-def _is_block(block: Any) -> bool:
-    return (
-        isinstance(block, list | tuple)
-        and len(block) == 2
-        and all(isinstance(size, int) and size > 0 for size in block)
-    )
 
 
 def _mlp_shapes(prefix: str, hidden: int, inner: int) -> Shapes:

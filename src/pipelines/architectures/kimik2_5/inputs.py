@@ -54,20 +54,26 @@ class ImageInputs(DistributedInputs):
     grid_thws: list[Buffer] | None = None
     """int64 `[items, 3]`: frames, rows and columns of each item."""
     cu_seqlens: list[Buffer] | None = None
-    """uint32 `[items + 1]`: where the patches of each item start; must agree with the grids."""
+    """uint32 `[items + 1]`: where the patches of each item start; follows from the grids, and is
+    held against them."""
     max_seqlen: list[Buffer] | None = None
-    """uint32 `[1]`: the largest item's patches; not needed, as items run one after the other."""
+    """uint32 `[1]`: patches of the largest item; likewise."""
     vision_position_ids: list[Buffer] | None = None
-    """int64 `[L]`: row * 512 + column of each patch; not needed, as the grids say it."""
+    """int64 `[L]`: row * 512 + column of each patch; likewise."""
     language_image_embeddings: list[Buffer] = field(default_factory=list)
     """`[n, H]`: what the language graph reads."""
     language_image_token_indices: list[Buffer] = field(default_factory=list)
     """int64 `[n]`: where it stands among the step's tokens, drafts included."""
 
     @property
-    def has_vision_inputs(self) -> bool:
-        """Whether there are patches to encode."""
-        return self.pixel_values is not None
+    def has_images(self) -> bool:
+        """Whether the caller gives patches, features or their places."""
+        given = (
+            self.image_token_indices,
+            self.pixel_values,
+            self.precomputed_image_embeddings,
+        )
+        return any(part is not None for part in given)
 
 
 @dataclass

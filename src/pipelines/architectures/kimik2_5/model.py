@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,10 +28,11 @@ from unispec.sampling.acceptance import Matching
 from ..deepseekV3.config import DeepseekV3Config
 from ..deepseekV3.model import DeepseekV3Model
 from ..deepseekV3.stack import DeepseekV3
-from ..deepseekV3.weights import cast_stack, dense, target_state_dict
+from ..deepseekV3.weights import cast_stack, dequantised, target_state_dict
 from .config import KimiK2_5Config, VisionConfig
 from .context import MediaPrompt, media_items, widen_placeholders
 from .encoder import MediaEncoder
+from .given import given_features
 from .inputs import KIMI_ORDER, KimiK2_5ModelInputs, kimi_types
 from .preprocessing import patches_of
 from .target import SeeingTarget
@@ -103,8 +105,7 @@ class KimiK2_5Model(DeepseekV3Model):
                 missing, unknown, of another shape or not finite.
         """
         tensors, source = read_weights(self.pipeline_config.model)
-        stated: Any = self.huggingface_config
-        plain = dense(language_tensors(tensors), stated.get_text_config(), source=source)
+        plain = dequantised(language_tensors(tensors), config, source=source)
         return tensors, target_state_dict(plain, config, source=source)
 
     def load_vision(
@@ -141,7 +142,7 @@ class KimiK2_5Model(DeepseekV3Model):
                 that do not fit their grids or places.
         """
         assert isinstance(model_inputs, KimiK2_5ModelInputs)
-        if model_inputs.image_token_indices is not None:
+        if model_inputs.has_images:
             self._take_images(model_inputs)
         return super().execute(model_inputs)
 
@@ -206,37 +207,48 @@ class KimiK2_5Model(DeepseekV3Model):
             "language_image_token_indices": [Buffer.from_numpy(indices).to(device)],
         }
 
+    def prepare_next_token_inputs(
+        self, next_tokens: Buffer, prev_model_inputs: ModelInputs
+    ) -> KimiK2_5ModelInputs:
+        """Builds the inputs of a plain decode step, which has no images.
+
+        Args:
+            next_tokens: int64 `[B]`.
+            prev_model_inputs: the inputs of the step that produced them.
+
+        Raises:
+            InputError: the previous inputs have another number of rows.
+        """
+        inputs = super().prepare_next_token_inputs(next_tokens, prev_model_inputs)
+        assert isinstance(inputs, KimiK2_5ModelInputs)
+        images: dict[str, Any] = {**self._images([], [])}
+        return replace(inputs, **images)
+
     def _take_images(self, inputs: KimiK2_5ModelInputs) -> None:
         """Puts the caller's own patches or features into the language graph's inputs."""
-        assert inputs.image_token_indices is not None
-        places = inputs.image_token_indices[0].to_numpy()
-        if inputs.pixel_values is not None and inputs.grid_thws is not None:
-            patches, grids = inputs.pixel_values[0].to_numpy(), inputs.grid_thws[0].to_numpy()
-            ends = np.cumsum(grids.prod(axis=1))
-            if len(ends) == 0 or ends[-1] != len(patches):
-                raise InputError(
-                    f"grid_thws {grids.tolist()} do not make the {len(patches)} patches of"
-                    " pixel_values; give the grid of each item"
-                )
-            parts = np.split(patches, ends[:-1])
-            encoded = [
-                self.encoder.encode(part, grid) for part, grid in zip(parts, grids, strict=True)
-            ]
-            features = np.concatenate(encoded)
-        elif inputs.precomputed_image_embeddings is not None:
-            features = inputs.precomputed_image_embeddings[0].to_numpy()
-        else:
+        if inputs.image_token_indices is None:
             raise InputError(
-                "image_token_indices is set without pixel_values and grid_thws, or"
-                " precomputed_image_embeddings; set one of them"
+                "pixel_values or precomputed_image_embeddings is set without image_token_indices;"
+                " say where the features stand"
             )
-        if len(features) != len(places):
+        assert inputs.draft_tokens is not None
+        places = inputs.image_token_indices[0].to_numpy()
+        rows, drafts = inputs.draft_tokens.shape
+        merged = inputs.tokens.shape[0] + rows * drafts
+        if len(places) and places.max() >= merged:
             raise InputError(
-                f"image_token_indices names {len(places)} places for {len(features)} features;"
-                " give one for each"
+                f"image_token_indices has {int(places.max())}, but the step has {merged} tokens,"
+                " drafts included; give places among them"
+            )
+        features = given_features(inputs, self.encoder)
+        hf: Any = self.huggingface_config
+        expected = (len(places), hf.get_text_config().hidden_size)
+        if features.shape != expected:
+            raise InputError(
+                f"image_token_indices names {len(places)} places for features of shape"
+                f" {list(features.shape)}; {list(expected)} are needed"
             )
         kept = places >= 0
         images = self._images([features[kept]], [places[kept].astype(np.int64)])
         inputs.language_image_embeddings = images["language_image_embeddings"]
         inputs.language_image_token_indices = images["language_image_token_indices"]
-        inputs.image_token_indices = None

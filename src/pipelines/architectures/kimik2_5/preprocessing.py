@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from unispec.errors import InputError
 
@@ -54,18 +54,18 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     Raises:
         InputError: there is no such file, it is no image, or it is damaged.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    name = f"the {len(source)} bytes given" if isinstance(source, bytes) else str(source)
+    name = "the image given" if isinstance(source, bytes | Image.Image) else f"image {source}"
     try:
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise InputError(f"image {name} does not exist; check the path") from error
-    # Pillow raises what its decoders stumble over, and an error of its own for huge images.
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name} does not exist; check the path") from error
+    # Pillow raises what its decoders stumble over, SyntaxError for a broken PNG included.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"image {name} cannot be read ({error}); give a PNG or JPEG file that is whole"
+            f"{name} cannot be read ({error}); give a PNG or JPEG file that is whole"
         ) from error
 
 

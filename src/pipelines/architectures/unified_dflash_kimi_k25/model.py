@@ -10,7 +10,6 @@ from max.driver import Buffer
 from max.engine import InferenceSession, Model
 from max.nn.kv_cache import KVCacheInputs
 from max.pipelines.context import TextContext
-from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.weights import read_weights
@@ -18,7 +17,6 @@ from unispec.pipelines.runtime.weights import read_weights
 from ..deepseekV3.weights import cast_stack
 from ..dflash.weights import dflash_state_dict
 from ..drafts.weights import unified_state_dict
-from ..kimik2_5.inputs import KimiK2_5ModelInputs
 from ..kimik2_5.model import KimiK2_5Model
 from .config import UnifiedDflashKimiK25Config
 from .graph import UnifiedDflashKimiK25, build_graph
@@ -66,7 +64,7 @@ class UnifiedDflashKimiK25Model(KimiK2_5Model):
         tensors, source = read_weights(draft_model)
         draft = dflash_state_dict(
             tensors,
-            config.draft,
+            draft_model.huggingface_config,
             config.target,
             num_taps=len(config.target_layer_ids),
             source=source,
@@ -80,18 +78,6 @@ class UnifiedDflashKimiK25Model(KimiK2_5Model):
         state |= cast_stack({f"target.{name}": tensor for name, tensor in target.items()}, dtype)
         module.load_state_dict(state, weight_alignment=1)
         return vision, self.compile(session, build_graph(config, module), module.state_dict())
-
-    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
-        """As `KimiK2_5Model.execute`.
-
-        Args:
-            model_inputs: a `UnifiedDflashKimiK25Inputs` with all that the graph takes.
-
-        Raises:
-            InputError: an input is missing, set though the graph does not take it, or patches
-                that do not fit their grids or places.
-        """
-        return super().execute(model_inputs)
 
     def prepare_initial_token_inputs(
         self,
@@ -126,20 +112,3 @@ class UnifiedDflashKimiK25Model(KimiK2_5Model):
         )
         assert isinstance(inputs, UnifiedDflashKimiK25Inputs)
         return inputs
-
-    def prepare_next_token_inputs(
-        self, next_tokens: Buffer, prev_model_inputs: ModelInputs
-    ) -> KimiK2_5ModelInputs:
-        """Builds the inputs of a plain decode step, which has no images.
-
-        Args:
-            next_tokens: int64 `[B]`.
-            prev_model_inputs: the inputs of the step that produced them.
-
-        Raises:
-            InputError: the previous inputs have another number of rows.
-        """
-        inputs = super().prepare_next_token_inputs(next_tokens, prev_model_inputs)
-        assert isinstance(inputs, KimiK2_5ModelInputs)
-        images: dict[str, Any] = {**self._images([], [])}
-        return replace(inputs, **images)

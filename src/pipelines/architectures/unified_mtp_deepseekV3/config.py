@@ -89,8 +89,7 @@ class UnifiedMTPDeepseekV3Config(ArchConfigWithKVCache):
         if speculative is None:
             raise InputError("there is no speculative configuration; give --speculative-method mtp")
         target = DeepseekV3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
-        stated = getattr(model_config.huggingface_config, "num_nextn_predict_layers", None)
-        if stated == 0:
+        if target.num_nextn_predict_layers == 0:
             raise InputError(
                 f"{model_config.model_path} has no multi-token prediction layer"
                 f" {target.num_hidden_layers} (its num_nextn_predict_layers is 0); use a"

@@ -55,7 +55,7 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
                 MTP layer too.
         """
         config: UnifiedMTPDeepseekV3Config = self.arch_config
-        tensors, source = self.read_tensors()
+        tensors, source = self.read_tensors(config.target)
         target = target_state_dict(tensors, config.target, source=source)
         draft = mtp_state_dict(tensors, config.target, source=source)
         module = UnifiedMTPDeepseekV3(config)

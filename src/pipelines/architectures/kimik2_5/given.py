@@ -1,0 +1,63 @@
+"""Images that the caller of a step gives as buffers, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unispec.errors import InputError
+
+from .encoder import MediaEncoder
+from .inputs import ImageInputs
+from .positions import rotary_ids
+
+__all__ = ["given_features"]
+
+
+def given_features(inputs: ImageInputs, encoder: MediaEncoder) -> npt.NDArray[np.float32]:
+    """float32 `[n, H]`: the features given, or those of the patches given.
+
+    Args:
+        inputs: `precomputed_image_embeddings`, or `pixel_values` with `grid_thws`.
+        encoder: runs the vision graph.
+
+    Raises:
+        InputError: neither, or patches, grids, `cu_seqlens`, `max_seqlen` and
+            `vision_position_ids` that contradict each other.
+    """
+    if inputs.pixel_values is None:
+        if inputs.precomputed_image_embeddings is None:
+            raise InputError(
+                "image_token_indices is set without pixel_values and without"
+                " precomputed_image_embeddings; set one of them"
+            )
+        features: npt.NDArray[np.float32] = inputs.precomputed_image_embeddings[0].to_numpy()
+        return features
+    if inputs.grid_thws is None:
+        raise InputError("pixel_values is set without grid_thws; give the grid of each item")
+    patches, grids = inputs.pixel_values[0].to_numpy(), inputs.grid_thws[0].to_numpy()
+    if grids.ndim != 2 or grids.shape[1] != 3 or len(grids) == 0:
+        raise InputError(
+            f"grid_thws has shape {list(grids.shape)}; give [items, 3]: frames, rows, columns"
+        )
+    ends = np.cumsum(grids.prod(axis=1))
+    if ends[-1] != len(patches):
+        raise InputError(
+            f"grid_thws {grids.tolist()} do not make the {len(patches)} patches of pixel_values;"
+            " give the grid of each item"
+        )
+    _check("cu_seqlens", inputs.cu_seqlens, np.concatenate([[0], ends]))
+    _check("max_seqlen", inputs.max_seqlen, grids.prod(axis=1).max(keepdims=True))
+    ids = np.concatenate([rotary_ids(*map(int, grid)) for grid in grids])
+    _check("vision_position_ids", inputs.vision_position_ids, ids)
+    parts = np.split(patches, ends[:-1])
+    return np.concatenate(
+        [encoder.encode(part, grid) for part, grid in zip(parts, grids, strict=True)]
+    )
+
+
+def _check(name: str, given: Any, expected: npt.NDArray[Any]) -> None:
+    if given is not None and not np.array_equal(given[0].to_numpy().reshape(-1), expected):
+        raise InputError(f"{name} contradicts grid_thws; leave it out, it follows from the grids")
