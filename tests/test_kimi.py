@@ -185,7 +185,8 @@ def broken() -> bytes:
     """A PNG file with a chunk that cannot be."""
     file = io.BytesIO()
     image(200, 200, 1).save(file, "PNG")
-    return file.getvalue().replace(b"IEND", b"\x01END")
+    head, _, tail = file.getvalue().rpartition(b"IDAT")
+    return head + b"\x01DAT" + tail
 
 
 @pytest.mark.parametrize(

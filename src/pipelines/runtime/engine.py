@@ -90,7 +90,7 @@ class Engine:
         on_text: Callable[[int, str], None] | None = None,
         on_finish: Callable[[int], None] | None = None,
     ) -> Report:
-        """Answers the requests, batched as they fit.
+        """Answers the requests, batched as they fit; one that is refused refuses all of the call.
 
         Args:
             requests: in the order of the report's results.
