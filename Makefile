@@ -24,9 +24,8 @@ demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-In
 	  --speculative-method eagle --num-speculative-tokens 1 \
 	  --prompt "$$PROMPT" --max-new-tokens 128 --temperature 0
 
-# Two workers: a compile keeps one and a half cores busy.
 test: lint $(VENV)/.demo-model ## Run every check and every test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test .mypy/unispec ## Check style and types
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,37 +16,11 @@ from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensur
 from unispec.methods import Method
 from unispec.pipelines.runtime import Engine, EngineConfig
 
-# max 26.7 names another Python in the native environment; pytest's workers would run that.
-os.unsetenv("PYTHONEXECUTABLE")
-
 EXACT = "exact"
 """A property of tests: which answers of a model are identical to the target's."""
 
 MAX_LENGTH = 512
 """Of the tiny engines; short enough that requests reach it."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one compiled model go to one worker, the models before all else."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _group(item).startswith("test_"))
-
-
-def _group(item: pytest.Item) -> str:
-    """The model that a test runs, or else its file."""
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    fixtures = set(getattr(item, "fixturenames", ()))
-    if "engine" in params:
-        return str(params["engine"])
-    if fixtures & {"eagle_engine", "target_only_engine"}:
-        return "D"
-    if "tiny_engine" in fixtures:
-        return str(params["name"])
-    if "demo_engines" in fixtures:
-        return f"SmolLM2 {params.get('method', 'eagle')}"
-    own = sorted(name for name in fixtures - {"demo_model"} if name.endswith("_model"))
-    return own[0] if own else item.path.stem
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
