@@ -277,7 +277,7 @@ def test_patches_that_the_caller_gives_are_seen(kimi_model: Kimi) -> None:
     widened = kimi_model.show(request)
     item = item_of(request.images[0])
     places = np.flatnonzero(np.array(widened) == PLACEHOLDER)
-    expected = kimi_model.reference.greedy(widened, 1).token_ids
+    expected = kimi_model.reference.greedy(widened, 2).token_ids
     given = {
         "pixel_values": [Buffer.from_numpy(item.patches)],
         "grid_thws": [Buffer.from_numpy(np.array([item.grid], np.int64))],
@@ -294,7 +294,15 @@ def test_patches_that_the_caller_gives_are_seen(kimi_model: Kimi) -> None:
         inputs.image_token_indices = [Buffer.from_numpy(places.astype(np.int64))]
         for name, value in images.items():
             setattr(inputs, name, value)
-        assert model.execute(inputs).next_tokens.to_numpy().tolist() == expected
+        outputs = model.execute(inputs)
+        assert outputs.next_tokens.to_numpy().tolist() == expected[:1]
+        following = model.prepare_next_token_inputs(outputs.next_tokens, inputs)
+        context.advance_token_buffer(expected[0])
+        manager.step(context)
+        manager.alloc(context)
+        following.kv_cache_inputs = manager.runtime_inputs([[context]])
+        assert model.execute(following).next_tokens.to_numpy().tolist() == expected[1:]
+        assert following.batch_context_lengths[0].to_numpy().tolist() == [len(widened)]
         manager.release(context)
         engine.pipeline.release(context.request_id)
     inputs.image_token_indices = [Buffer.from_numpy(places[:1].astype(np.int64))]

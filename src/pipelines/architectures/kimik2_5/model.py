@@ -143,7 +143,7 @@ class KimiK2_5Model(DeepseekV3Model):
         """
         assert isinstance(model_inputs, KimiK2_5ModelInputs)
         if model_inputs.has_images:
-            self._take_images(model_inputs)
+            model_inputs = self._with_features(model_inputs)
         return super().execute(model_inputs)
 
     @classmethod
@@ -221,11 +221,20 @@ class KimiK2_5Model(DeepseekV3Model):
         """
         inputs = super().prepare_next_token_inputs(next_tokens, prev_model_inputs)
         assert isinstance(inputs, KimiK2_5ModelInputs)
-        images: dict[str, Any] = {**self._images([], [])}
-        return replace(inputs, **images)
+        given = (
+            "image_token_indices",
+            "precomputed_image_embeddings",
+            "pixel_values",
+            "grid_thws",
+            "cu_seqlens",
+            "max_seqlen",
+            "vision_position_ids",
+        )
+        fields: dict[str, Any] = {**dict.fromkeys(given), **self._images([], [])}
+        return replace(inputs, **fields)
 
-    def _take_images(self, inputs: KimiK2_5ModelInputs) -> None:
-        """Puts the caller's own patches or features into the language graph's inputs."""
+    def _with_features(self, inputs: KimiK2_5ModelInputs) -> KimiK2_5ModelInputs:
+        """The inputs with the caller's own patches or features where the graph takes them."""
         if inputs.image_token_indices is None:
             raise InputError(
                 "pixel_values or precomputed_image_embeddings is set without image_token_indices;"
@@ -249,6 +258,5 @@ class KimiK2_5Model(DeepseekV3Model):
                 f" {list(features.shape)}; {list(expected)} are needed"
             )
         kept = places >= 0
-        images = self._images([features[kept]], [places[kept].astype(np.int64)])
-        inputs.language_image_embeddings = images["language_image_embeddings"]
-        inputs.language_image_token_indices = images["language_image_token_indices"]
+        images: dict[str, Any] = {**self._images([features[kept]], [places[kept].astype(np.int64)])}
+        return replace(inputs, **images)

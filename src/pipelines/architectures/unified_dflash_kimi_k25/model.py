@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from max.driver import Buffer
 from max.engine import InferenceSession, Model
-from max.nn.kv_cache import KVCacheInputs
-from max.pipelines.context import TextContext
 
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.weights import read_weights
@@ -78,37 +74,3 @@ class UnifiedDflashKimiK25Model(KimiK2_5Model):
         state |= cast_stack({f"target.{name}": tensor for name, tensor in target.items()}, dtype)
         module.load_state_dict(state, weight_alignment=1)
         return vision, self.compile(session, build_graph(config, module), module.state_dict())
-
-    def prepare_initial_token_inputs(
-        self,
-        replica_batches: Sequence[Sequence[TextContext]],
-        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
-        return_n_logits: int = 1,
-        draft_tokens: Buffer | None = None,
-        draft_kv_cache_buffers: list[Buffer] | None = None,
-        **kwargs: Any,
-    ) -> UnifiedDflashKimiK25Inputs:
-        """As `DeepseekV3Model.prepare_initial_token_inputs`, with the images of the step.
-
-        Args:
-            replica_batches: one batch, the requests in row order.
-            kv_cache_inputs: pages of the same requests in the same order.
-            return_n_logits: 1; the number of logit rows follows from the drafts.
-            draft_tokens: int64 `[B, K]` to verify in place of what the last step proposed.
-            draft_kv_cache_buffers: not taken, the draft's pages are in `kv_cache_inputs`.
-            **kwargs: none is known.
-
-        Raises:
-            InputError: more than one replica, another `return_n_logits`, drafts of another
-                shape than the last step's, or an argument that is not taken.
-        """
-        inputs = super().prepare_initial_token_inputs(
-            replica_batches,
-            kv_cache_inputs,
-            return_n_logits,
-            draft_tokens,
-            draft_kv_cache_buffers,
-            **kwargs,
-        )
-        assert isinstance(inputs, UnifiedDflashKimiK25Inputs)
-        return inputs

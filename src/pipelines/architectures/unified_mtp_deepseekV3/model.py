@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from max.driver import Buffer
 from max.engine import InferenceSession, Model
-from max.nn.kv_cache import KVCacheInputs
-from max.pipelines.context import TextContext
 from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
 from unispec.errors import InputError
@@ -79,43 +77,9 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
         """
         assert isinstance(model_inputs, UnifiedMTPDeepseekV3Inputs)
         if model_inputs.pinned_bitmask is not None:
-            model_inputs.token_bitmask = self._packed(model_inputs)
-            model_inputs.pinned_bitmask = None
+            packed = self._packed(model_inputs)
+            model_inputs = replace(model_inputs, token_bitmask=packed, pinned_bitmask=None)
         return super().execute(model_inputs)
-
-    def prepare_initial_token_inputs(
-        self,
-        replica_batches: Sequence[Sequence[TextContext]],
-        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
-        return_n_logits: int = 1,
-        draft_tokens: Buffer | None = None,
-        draft_kv_cache_buffers: list[Buffer] | None = None,
-        **kwargs: Any,
-    ) -> UnifiedMTPDeepseekV3Inputs:
-        """As `DeepseekV3Model.prepare_initial_token_inputs`.
-
-        Args:
-            replica_batches: one batch, the requests in row order.
-            kv_cache_inputs: pages of the same requests in the same order.
-            return_n_logits: 1; the number of logit rows follows from the drafts.
-            draft_tokens: int64 `[B, K]` to verify in place of what the last step proposed.
-            draft_kv_cache_buffers: not taken, the draft's pages are in `kv_cache_inputs`.
-            **kwargs: none is known.
-
-        Raises:
-            InputError: more than one replica, another `return_n_logits`, drafts of another
-                shape than the last step's, or an argument that is not taken.
-        """
-        inputs = super().prepare_initial_token_inputs(
-            replica_batches,
-            kv_cache_inputs,
-            return_n_logits,
-            draft_tokens,
-            draft_kv_cache_buffers,
-            **kwargs,
-        )
-        assert isinstance(inputs, UnifiedMTPDeepseekV3Inputs)
-        return inputs
 
     def _packed(self, inputs: UnifiedMTPDeepseekV3Inputs) -> Buffer:
         """`pinned_bitmask` as int32 `[B, K + 1, ceil(V / 32)]` on the graph's device."""
