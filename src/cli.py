@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from unispec.allocator import restart_with_jemalloc
 from unispec.commands.generate import generate
 from unispec.errors import InputError
 
@@ -69,6 +70,7 @@ unispec.add_command(generate)
 
 def main() -> None:
     """Entry point of the `unispec` script."""
+    restart_with_jemalloc()
     unispec(prog_name="unispec")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,11 +17,42 @@ from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensur
 from unispec.methods import Method
 from unispec.pipelines.runtime import Engine, EngineConfig
 
+# max 26.7 names another Python in the native environment; pytest's workers would run that.
+os.unsetenv("PYTHONEXECUTABLE")
+
 EXACT = "exact"
 """A property of tests: which answers of a model are identical to the target's."""
 
 MAX_LENGTH = 512
 """Of the tiny engines; short enough that requests reach it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one compiled model go to one worker; those come first, compiling takes longest."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: not _compiles(item))
+
+
+def _compiles(item: pytest.Item) -> bool:
+    names = getattr(item, "fixturenames", ())
+    return any(name.endswith(("model", "engine", "engines", "graph")) for name in names)
+
+
+def _group(item: pytest.Item) -> str:
+    """The model that a test runs, or else its file."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if "engine" in params:
+        return str(params["engine"])
+    if fixtures & {"eagle_engine", "target_only_engine"}:
+        return "D"
+    if "tiny_engine" in fixtures:
+        return str(params["name"])
+    if "demo_engines" in fixtures:
+        return f"SmolLM2 {params.get('method', 'eagle')}"
+    own = sorted(name for name in fixtures - {"demo_model"} if name.endswith("_model"))
+    return own[0] if own else item.path.stem
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -78,7 +110,7 @@ def demo_engine(demo_engines: Callable[[Method], Engine]) -> Engine:
 
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyPair]:
-    """Builds a tiny target and its draft by preset name, A to I, once each."""
+    """Builds a tiny target and its draft by preset name, once each."""
     pairs: dict[str, TinyPair] = {}
 
     def pair(name: str) -> TinyPair:

@@ -17,7 +17,7 @@ from unispec.errors import InputError
 from unispec.pipelines.runtime import Engine
 
 VOCAB = 256
-NAMES = pytest.mark.parametrize("name", ["I"])
+NAMES = pytest.mark.parametrize("name", ["G"])
 
 
 class Step:

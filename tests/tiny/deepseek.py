@@ -140,14 +140,14 @@ def agreeing_deepseek(folder: Path, *, seed: int = 0) -> Path:
     As ``agreeing_llama``; its MTP layer hands on the embedding, from which the head finds the
     embedded token's successor.
     """
-    layers = 2
+    layers = 3
     tiny_deepseek(
         folder,
-        q_lora_rank=24,
-        n_routed_experts=8,
-        n_group=2,
-        topk_group=1,
-        num_experts_per_tok=2,
+        q_lora_rank=None,
+        n_routed_experts=16,
+        n_group=4,
+        topk_group=2,
+        num_experts_per_tok=4,
         layers=layers,
         first_k_dense_replace=1,
         rope="yarn",

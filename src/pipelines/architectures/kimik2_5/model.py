@@ -11,6 +11,7 @@ import numpy.typing as npt
 from max.driver import Buffer
 from max.engine import InferenceSession, Model
 from max.graph import Graph
+from max.graph import Module as CompilationUnit
 from max.nn import Module
 from max.pipelines.context import TextContext
 from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
@@ -77,7 +78,7 @@ class KimiK2_5Model(DeepseekV3Model):
         """
         config: KimiK2_5Config = self.arch_config
         tensors, target = self.read_language(config)
-        vision = self.load_vision(session, tensors, config.vision)
+        vision = self.read_vision(tensors, config.vision)
         module = _TargetOnly(config)
         state = {f"target.{name}": tensor for name, tensor in target.items()}
         module.load_state_dict(cast_stack(state, config.dtype), weight_alignment=1)
@@ -88,9 +89,10 @@ class KimiK2_5Model(DeepseekV3Model):
             order=KIMI_ORDER,
             more=kimi_types(config.hidden_size, config.dtype, self.device_ref),
         )
-        with Graph("kimik2_5_target", input_types=inputs.types()) as graph:
+        unit = CompilationUnit()
+        with Graph("kimik2_5_target", input_types=inputs.types(), module=unit) as graph:
             graph.output(*module(inputs.take(graph.inputs)).values())
-        return vision, self.compile(session, graph, module.state_dict())
+        return self.compile_with_vision(session, unit, module, vision)
 
     def read_language(
         self, config: DeepseekV3Config
@@ -108,13 +110,10 @@ class KimiK2_5Model(DeepseekV3Model):
         plain = dequantised(language_tensors(tensors), config, source=source)
         return tensors, target_state_dict(plain, config, source=source)
 
-    def load_vision(
-        self, session: InferenceSession, tensors: Mapping[str, Tensor], config: VisionConfig
-    ) -> Model:
-        """Builds and compiles the vision graph.
+    def read_vision(self, tensors: Mapping[str, Tensor], config: VisionConfig) -> VisionModel:
+        """The tower and the projector with their weights.
 
         Args:
-            session: compiles and runs the graph.
             tensors: the whole checkpoint's, by name.
             config: the tower's shapes.
 
@@ -123,13 +122,37 @@ class KimiK2_5Model(DeepseekV3Model):
         """
         source = str(self.pipeline_config.model.model_path)
         state = vision_state_dict(tensors, config, source=source)
-        positions = state.pop("positions")
+        self._positions = state.pop("positions")
         module = VisionModel(config)
         module.load_state_dict(cast_weights(state, config.dtype), weight_alignment=1)
-        self.vision_weights = module.state_dict()
-        model = session.load(build_vision_graph(module), weights_registry=self.vision_weights)
-        self.encoder = MediaEncoder(model, config, positions, self.devices[0])
-        return model
+        return module
+
+    def compile_with_vision(
+        self,
+        session: InferenceSession,
+        unit: CompilationUnit,
+        language: Module,
+        vision: VisionModel,
+    ) -> tuple[Model, Model]:
+        """Adds the vision graph to the language graph's unit and compiles both at once.
+
+        Args:
+            session: compiles and runs the graphs.
+            unit: has the language graph.
+            language: its weights.
+            vision: tower and projector.
+
+        Returns:
+            The vision graph, then the language graph.
+        """
+        graph = build_vision_graph(vision, unit)
+        # On a CPU the compiled graphs read the weights where they lie and do not own them.
+        self.weights_registry = language.state_dict() | vision.state_dict()
+        models = session.load_all(unit, weights_registry=self.weights_registry)
+        vision_model = models.pop(graph.name)
+        (language_model,) = models.values()
+        self.encoder = MediaEncoder(vision_model, vision.config, self._positions, self.devices[0])
+        return vision_model, language_model
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step, after encoding the patches that it was given, if any.

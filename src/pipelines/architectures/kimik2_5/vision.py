@@ -10,6 +10,7 @@ import math
 
 from max.dtype import DType
 from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
+from max.graph import Module as CompilationUnit
 from max.nn import LayerList, LayerNorm, Linear, Module
 
 from .config import VisionConfig
@@ -127,11 +128,12 @@ class VisionModel(Module):
         return ops.cos(angles), ops.sin(angles)
 
 
-def build_vision_graph(module: VisionModel) -> Graph:
+def build_vision_graph(module: VisionModel, unit: CompilationUnit) -> Graph:
     """Builds the graph of `VisionModel`; nothing is compiled.
 
     Args:
         module: tower and projector.
+        unit: what the graph is compiled with.
     """
     config = module.config
     device: DeviceRef = config.device
@@ -141,7 +143,7 @@ def build_vision_graph(module: VisionModel) -> Graph:
         TensorType(DType.int64, ["num_patches"], device=device),
         TensorType(DType.int64, ["num_features", _MERGED, "num_frames"], device=device),
     ]
-    with Graph("kimik2_5_vision", input_types=types) as graph:
+    with Graph("kimik2_5_vision", input_types=types, module=unit) as graph:
         graph.output(module(*(value.tensor for value in graph.inputs)))
     return graph
 

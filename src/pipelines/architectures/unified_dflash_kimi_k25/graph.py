@@ -6,6 +6,7 @@ from typing import Any
 
 from max import tree
 from max.graph import BufferType, Graph, TensorType
+from max.graph import Module as CompilationUnit
 from max.nn import Module
 from max.nn.kv_cache import KVCacheParams
 
@@ -91,15 +92,18 @@ class UnifiedDflashKimiK25(Module):
         return block_step(SeeingTarget(self.target, step), self.draft, self.rule, step)
 
 
-def build_graph(config: UnifiedDflashKimiK25Config, module: UnifiedDflashKimiK25) -> Graph:
+def build_graph(
+    config: UnifiedDflashKimiK25Config, module: UnifiedDflashKimiK25, unit: CompilationUnit
+) -> Graph:
     """Builds the graph of one step; nothing is compiled.
 
     Args:
         config: the configuration that the module was made from.
         module: target and draft.
+        unit: what the graph is compiled with.
     """
     params: Any = config.get_kv_params()
     inputs = module.signature(params.children["target"], params.children["draft"])
-    with Graph("unified_dflash_kimi_k25", input_types=inputs.types()) as graph:
+    with Graph("unified_dflash_kimi_k25", input_types=inputs.types(), module=unit) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())
     return graph

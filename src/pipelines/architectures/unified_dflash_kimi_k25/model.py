@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from max.engine import InferenceSession, Model
+from max.graph import Module as CompilationUnit
 
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.weights import read_weights
@@ -56,7 +57,7 @@ class UnifiedDflashKimiK25Model(KimiK2_5Model):
         assert config.vision is not None
         assert draft_model is not None
         tensors, target = self.read_language(config.target)
-        vision = self.load_vision(session, tensors, config.vision)
+        vision = self.read_vision(tensors, config.vision)
         tensors, source = read_weights(draft_model)
         draft = dflash_state_dict(
             tensors,
@@ -73,4 +74,6 @@ class UnifiedDflashKimiK25Model(KimiK2_5Model):
         # Again for the target, whose routers keep float32.
         state |= cast_stack({f"target.{name}": tensor for name, tensor in target.items()}, dtype)
         module.load_state_dict(state, weight_alignment=1)
-        return vision, self.compile(session, build_graph(config, module), module.state_dict())
+        unit = CompilationUnit()
+        build_graph(config, module, unit)
+        return self.compile_with_vision(session, unit, module, vision)

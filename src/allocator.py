@@ -1,0 +1,56 @@
+"""The allocator of a command's process.
+
+MAX compiles inside the process that asks for it and allocates much: on a machine with two cores
+a graph takes a third less time with jemalloc, which MAX ships, than with glibc. Its own command
+line therefore starts itself anew with jemalloc; so does this one, under the same switch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["jemalloc", "restart_with_jemalloc"]
+
+_SWITCH = "MODULAR_MAX_ALLOCATOR"
+_RESTARTED = "MODULAR_MAX_ALLOCATOR_REEXEC"
+
+
+def jemalloc() -> Path | None:
+    """The library of jemalloc that MAX has installed, if it has."""
+    modular = find_spec("modular")
+    folders = modular.submodule_search_locations if modular else None
+    for folder in folders or ():
+        library = Path(folder) / "lib" / "libjemalloc_preload.so"
+        if library.is_file():
+            return library
+    return None
+
+
+def restart_with_jemalloc() -> None:
+    """Replaces this process by one that allocates with jemalloc; call it first of all.
+
+    Returns where nothing is to be done: not on Linux, `MODULAR_MAX_ALLOCATOR` is `system`, a
+    library of that name is preloaded already, a sanitizer is preloaded, or MAX ships none.
+    """
+    library = jemalloc()
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if (
+        sys.platform != "linux"
+        or library is None
+        or _RESTARTED in os.environ
+        or os.environ.get(_SWITCH) == "system"
+        or library.name in preloaded
+        or "libclang_rt" in preloaded
+    ):
+        return
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": f"{library}:{preloaded}" if preloaded else str(library),
+        _RESTARTED: "1",
+    }
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, sys.orig_argv, environment)
