@@ -408,6 +408,19 @@ def test_inputs_that_no_graph_takes_are_refused(name: str) -> None:
 
 PROMPT = "Name three rivers in Europe."
 ANSWER = 24
+LOADED = "unispec's model is loaded"
+WATCHED = f"""
+import runpy, sys
+from unispec.pipelines.architectures.llama3_modulev3 import Llama3Model
+load = Llama3Model.load_model
+def load_and_say(self):
+    print({LOADED!r}, file=sys.stderr)
+    return load(self)
+Llama3Model.load_model = load_and_say
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script, and says so when it loads the model."""
 
 
 def test_max_generate_writes_what_the_target_does(demo_model: Path) -> None:
@@ -425,7 +438,7 @@ def test_max_generate_writes_what_the_target_does(demo_model: Path) -> None:
     max_command = Path(sys.executable).parent / "max"
     arguments = [text for option in options.items() for text in option]
     done = subprocess.run(
-        [max_command, "generate", "--prefer-module-v3", *arguments],
+        [sys.executable, "-c", WATCHED, max_command, "generate", "--prefer-module-v3", *arguments],
         # Importing MAX changes what a child inherits where it is not given.
         env=dict(os.environ),
         capture_output=True,
@@ -433,6 +446,7 @@ def test_max_generate_writes_what_the_target_does(demo_model: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert LOADED in done.stderr  # MAX has a model for such a checkpoint too
     target = TargetReference(demo_model)
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     ids = tokenizer.apply_chat_template(
