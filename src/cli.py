@@ -11,6 +11,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from unispec.allocator import restart_with_jemalloc
 from unispec.commands.generate import generate
+from unispec.commands.train import train
 from unispec.errors import InputError
 
 __all__ = ["main", "unispec"]
@@ -66,6 +67,7 @@ def unispec() -> None:
 
 
 unispec.add_command(generate)
+unispec.add_command(train)
 
 
 def main() -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import ExitStack, redirect_stdout
-from typing import TYPE_CHECKING
 
 import click
 
 from unispec.commands.constraint import ConstraintOptions, constraint_options
+from unispec.commands.libraries import quieten_libraries
 from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, checkpoint_defaults, sampling_options
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["generate"]
 
@@ -43,7 +39,7 @@ def generate(
     from unispec.commands.console import Answers, progress, summary
     from unispec.commands.report import to_json
 
-    _quieten_libraries()
+    quieten_libraries()
     texts = prompts.texts
     terminal = Console(stderr=True)
     answers = Answers(texts, sys.stdout)
@@ -80,10 +76,3 @@ def generate(
         click.echo(to_json(texts, report))
     else:
         terminal.print("", summary(report), sep="\n")
-
-
-def _quieten_libraries() -> None:
-    """Keeps warnings and download bars of libraries off the terminal, unless the user set them."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

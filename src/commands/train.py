@@ -1,0 +1,255 @@
+"""`unispec train`: makes a draft for a model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unispec.commands.options import FiniteRange
+from unispec.commands.prompts import PromptFile
+from unispec.errors import InputError
+from unispec.methods import DRAFT_METHODS, Method
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from unispec.training import Collection, CollectSettings
+    from unispec.training.fitting import History
+
+__all__ = ["train"]
+
+DEFAULT_TOKENS = 400_000
+COLLECTING = 0.4
+"""Share of `--minutes` that collecting gets."""
+
+NEEDED = ("torch", "matplotlib")
+
+
+@click.command()
+@click.option(
+    "--model",
+    "--model-path",
+    "model",
+    required=True,
+    help="The target: a folder with config.json, safetensors and tokenizer, or a Hugging Face "
+    "repository id.",
+)
+@click.option(
+    "--speculative-method",
+    "method",
+    type=click.Choice(DRAFT_METHODS),
+    required=True,
+    help="What kind of draft.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the draft.",
+)
+@click.option(
+    "--prompts",
+    type=PromptFile(),
+    help="A file with one prompt a line.  [default: a built-in set of 1,680]",
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the target's answers and features; what is there already is used.  "
+    "[default: OUTPUT/data]",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    help=f"Collect at least so many tokens of answers.  [default: {DEFAULT_TOKENS:,}]",
+)
+@click.option(
+    "--minutes",
+    type=FiniteRange(min=0, min_open=True),
+    help="Take so long for everything, instead of --tokens and --epochs.",
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where."
+)
+@click.option("--resume", is_flag=True, help="Go on where an earlier run was stopped.")
+@click.option(
+    "--draft-vocab-size",
+    type=click.IntRange(min=1),
+    help="Propose only so many tokens, the most frequent ones.  [default: all]",
+)
+@click.option(
+    "--draft-layers", type=click.IntRange(min=1), help="[default: 1 for eagle, 3 for dflash]"
+)
+@click.option(
+    "--block-size",
+    type=click.IntRange(min=2, max=16),
+    default=6,
+    show_default=True,
+    help="Slots of a dflash block, one more than it proposes tokens.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Times that every answer is learnt from.",
+)
+@click.option(
+    "--learning-rate",
+    type=FiniteRange(min=0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="AdamW's, at its highest.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=8),
+    default=200,
+    show_default=True,
+    help="Longest answer that is collected.",
+)
+@click.option(
+    "--chat-template/--no-chat-template",
+    default=True,
+    help="Whether prompts are posed as a user's messages.  [default: chat-template]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def train(
+    model: str,
+    method: Method,
+    output: Path,
+    prompts: tuple[str, ...] | None,
+    data: Path | None,
+    tokens: int | None,
+    minutes: float | None,
+    device: str,
+    resume: bool,
+    draft_vocab_size: int | None,
+    draft_layers: int | None,
+    block_size: int,
+    epochs: int,
+    learning_rate: float,
+    max_new_tokens: int,
+    chat_template: bool,
+    seed: int,
+) -> None:
+    """Train a draft for your own model.
+
+    The target answers prompts, then a draft learns to foresee such answers. Both stages can be
+    killed at any moment and resumed. Needs the `train` extra: pip install 'unispec[train]'.
+    """
+    if tokens is not None and minutes is not None:
+        raise click.UsageError("--tokens and --minutes exclude each other; give one")
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} is not installed; pip install 'unispec[train]'")
+    if not resume and output.is_dir() and any(output.iterdir()):
+        raise InputError(f"{output} is not empty; give --resume, or another --output")
+    working = output / "training"
+    state = working / "state.pt"
+
+    from rich.console import Console
+
+    from unispec.commands.bar import bar
+    from unispec.commands.libraries import quieten_libraries
+    from unispec.training import (
+        CollectSettings,
+        DraftShape,
+        FitSettings,
+        TorchTarget,
+        collect,
+        fit,
+        make_draft,
+        publish,
+    )
+    from unispec.training.prompts import built_in_prompts
+
+    quieten_libraries()
+    import transformers
+
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    console = Console(stderr=True)
+    target = TorchTarget(model, device)
+    shape = DraftShape(
+        method=method, layers=draft_layers, vocab_size=draft_vocab_size, block_size=block_size
+    )
+    seconds = None if minutes is None else 60 * minutes
+    collecting = CollectSettings(
+        layers=shape.tapped_layers(target.config),
+        # A fit that has begun is not given more to learn from.
+        tokens=0 if state.exists() else tokens or (None if minutes else DEFAULT_TOKENS),
+        seconds=None if seconds is None else COLLECTING * seconds,
+        max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
+        seed=seed,
+    )
+    fitting = FitSettings(
+        epochs=epochs,
+        seconds=None if seconds is None else (1 - COLLECTING) * seconds,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    texts = list(prompts) if prompts else built_in_prompts()
+    with bar(console, "collecting", "{tokens:,} tokens") as show:
+        collection = collect(
+            target,
+            texts,
+            collecting,
+            data or output / "data",
+            lambda found: show(_share(found, collecting), tokens=found.num_answer_tokens),
+        )
+    draft = make_draft(target, collection, shape, seed).to(target.device)
+    working.mkdir(parents=True, exist_ok=True)
+    with bar(console, "fitting", "{state}") as show:
+        history = fit(
+            draft,
+            collection,
+            fitting,
+            state,
+            lambda so_far, done: show(done, state=_describe(so_far)),
+        )
+    settings: dict[str, Any] = {
+        "model": model,
+        "method": method,
+        "answer tokens": collection.num_answer_tokens,
+        "sequences": len(collection.training),
+        "held-out sequences": len(collection.held_out),
+        "steps": history.step,
+        "learning rate": learning_rate,
+        "draft vocabulary": draft_vocab_size or target.config.vocab_size,
+        "seed": seed,
+    }
+    publish(draft, history, settings, output)
+    _report(console, history, output, model, method)
+
+
+def _share(found: Collection, settings: CollectSettings) -> float | None:
+    """How much is collected, 0 to 1; None where only time decides."""
+    if settings.tokens is None:
+        return None
+    return min(found.num_answer_tokens / max(settings.tokens, 1), 1.0)
+
+
+def _describe(history: History) -> str:
+    last = history.measures[-1]
+    shares = " ".join(f"{share:.2f}" for share in last.acceptance)
+    return f"loss {history.losses[-1]:.3f}  accepted {shares}  length {last.length:.2f}"
+
+
+def _report(console: Console, history: History, output: Path, model: str, method: str) -> None:
+    first, last = history.measures[0], history.measures[-1]
+    console.print(
+        f"\nHeld-out length {first.length:.2f} untrained, [bold]{last.length:.2f}[/bold] now"
+        f" ({last.step:,} steps). Written to {output}\n",
+        highlight=False,
+    )
+    console.print(
+        f"unispec generate --model {model} --draft-model-path {output}"
+        f" --speculative-method {method} --prompt ...",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,176 @@
+"""Collected answers on disk: shards of tokens and features, read where they lie.
+
+A shard is one safetensors file: `tokens` int32 `[T]` and `features` float16 `[T, F]` of all its
+sequences one after the other, `lengths` and `prompt_lengths` int32 `[S]`, `held_out` uint8 `[S]`.
+A file appears under its name only when it is complete, so a kill leaves whole shards.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unispec.errors import InputError
+
+__all__ = ["Collected", "Collection", "write_whole"]
+
+_SETTINGS = "collection.json"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A prompt with its answer, and the target's features of it."""
+
+    tokens: Tensor
+    """int64 `[T]`."""
+    features: Tensor
+    """float32 `[T, F]`."""
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: Path
+    start: int
+    length: int
+    prompt_length: int
+
+
+class Collection:
+    """A folder of shards.
+
+    Args:
+        folder: created if it does not exist.
+        settings: what the shards are made with.
+
+    Attributes:
+        training: sequences to learn from.
+        held_out: greedy answers to other prompts, to measure with.
+        num_answer_tokens: tokens of all answers.
+        num_shards: complete shards.
+
+    Raises:
+        InputError: the folder holds shards made with other settings, or a damaged shard.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _SETTINGS
+        if path.is_file():
+            found = json.loads(path.read_text())
+            for name, value in settings.items():
+                if found.get(name) != value:
+                    raise InputError(
+                        f"{folder} was collected with {name} {found.get(name)!r}, not"
+                        f" {value!r}: give the same again, or another folder"
+                    )
+        else:
+            write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=2)))
+        self.training: list[_Place] = []
+        self.held_out: list[_Place] = []
+        self.num_answer_tokens = 0
+        self.num_shards = 0
+        while (shard := self._shard(self.num_shards)).is_file():
+            self._index(shard)
+
+    def add(
+        self,
+        tokens: Sequence[Sequence[int]],
+        features: Sequence[Tensor],
+        prompt_lengths: Sequence[int],
+        held_out: Sequence[bool],
+    ) -> None:
+        """Writes the next shard.
+
+        Args:
+            tokens: ids of each sequence.
+            features: float16 `[T, F]` of each.
+            prompt_lengths: tokens of each that are its prompt.
+            held_out: which sequences are not to be learnt from.
+
+        Raises:
+            InputError: there is no room on the disk.
+        """
+        tensors = {
+            "tokens": torch.tensor([token for ids in tokens for token in ids], dtype=torch.int32),
+            "features": torch.cat(list(features)),
+            "lengths": torch.tensor([len(ids) for ids in tokens], dtype=torch.int32),
+            "prompt_lengths": torch.tensor(list(prompt_lengths), dtype=torch.int32),
+            "held_out": torch.tensor(list(held_out), dtype=torch.uint8),
+        }
+        shard = self._shard(self.num_shards)
+        write_whole(shard, lambda part: save_file(tensors, part))
+        self._index(shard)
+
+    def read(self, place: _Place) -> Collected:
+        """One sequence of `training` or `held_out`, from where it lies on the disk."""
+        end = place.start + place.length
+        with safe_open(place.shard, framework="pt") as tensors:
+            return Collected(
+                tokens=tensors.get_slice("tokens")[place.start : end].long(),
+                features=tensors.get_slice("features")[place.start : end].float(),
+                prompt_length=place.prompt_length,
+            )
+
+    def count_tokens(self, vocab_size: int) -> Tensor:
+        """How often each token stands in the answers to learn from, int64 `[V]`."""
+        counts = torch.zeros(vocab_size, dtype=torch.long)
+        for place in self.training:
+            with safe_open(place.shard, framework="pt") as tensors:
+                begin, end = place.start + place.prompt_length, place.start + place.length
+                answer = tensors.get_slice("tokens")[begin:end].long()
+            counts += torch.bincount(answer, minlength=vocab_size)
+        return counts
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def _index(self, shard: Path) -> None:
+        try:
+            with safe_open(shard, framework="pt") as tensors:
+                names = ("lengths", "prompt_lengths", "held_out")
+                columns = [tensors.get_tensor(name).tolist() for name in names]
+        except SafetensorError as error:
+            raise InputError(f"{shard} is damaged ({error}): delete it and resume") from error
+        start = 0
+        for length, prompt_length, held_out in zip(*columns, strict=True):
+            place = _Place(shard, start, length, prompt_length)
+            (self.held_out if held_out else self.training).append(place)
+            self.num_answer_tokens += length - prompt_length
+            start += length
+        self.num_shards += 1
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Writes a file that is either complete under its name or not there.
+
+    Args:
+        path: the file.
+        write: writes to the path that it is given.
+
+    Raises:
+        InputError: there is no room on the disk.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        part.unlink(missing_ok=True)
+        if full:
+            raise InputError(
+                f"no space is left for {path}: make room, or give another folder; then resume"
+            ) from error
+        raise

@@ -1,0 +1,151 @@
+"""An EAGLE draft under training.
+
+Row i reads the embedding of token i + 1 and the target's feature of token i; its output speaks
+for token i + 2 and stands in for the feature of token i + 1 (EAGLE, arXiv 2401.15077). In use,
+later rows of a step read the draft's own outputs; so the fit runs the rows again on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from .collection import Collected
+from .draft import Draft, padded
+
+__all__ = ["EagleDraft"]
+
+PASSES = 2
+"""Of the fit: on the target's features, then on the draft's own."""
+
+FEATURE_WEIGHT = 0.1
+"""Of the distance to the target's features, in units of their spread."""
+
+
+class EagleDraft(Draft):
+    """`fc` and decoder layers, the first without input norm.
+
+    Args:
+        target: the target's configuration, whose shape the layers take.
+        layers: decoder layers.
+        **borrowed: see `Draft`.
+    """
+
+    num_proposals = 5
+
+    def __init__(self, target: LlamaConfig, layers: int, **borrowed: Tensor | None) -> None:
+        super().__init__(**borrowed)  # type: ignore[arg-type]
+        hidden = target.hidden_size
+        changed: dict[str, Any] = target.to_dict() | {
+            "num_hidden_layers": layers,
+            "attention_dropout": 0.0,
+        }
+        changed["attn_implementation"] = "sdpa"
+        self._config = LlamaConfig(**changed)
+        self.fc = nn.Linear(2 * hidden, hidden)
+        self.layers = nn.ModuleList(LlamaDecoderLayer(self._config, i) for i in range(layers))
+        self.layers[0].input_layernorm = nn.Identity()
+        self.rotary = LlamaRotaryEmbedding(self._config)
+        # At first the draft hands the feature on, of which its layers change little.
+        nn.init.normal_(self.fc.weight, std=hidden**-0.5 / 10)
+        nn.init.zeros_(self.fc.bias)
+        with torch.no_grad():
+            self.fc.weight[:, hidden:] += torch.eye(hidden)
+            for name, parameter in self.layers.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    parameter.mul_(0.1)
+
+    def outputs(self, tokens: Tensor, features: Tensor, passes: int) -> list[Tensor]:
+        """Runs all rows, each pass but the first on the outputs of the one before.
+
+        Args:
+            tokens: int64 `[S, T]`.
+            features: the target's, `[S, T, H]`.
+            passes: how many.
+
+        Returns:
+            For each pass `[S, T - 1, H]`; the first rows of pass p, p - 1 of them, are void.
+        """
+        embedded = self.embedding[tokens[:, 1:]]  # [S, R, H]
+        rows = embedded.shape[1]
+        own, entered, found = features[:, :-1], [], []
+        for number in range(1, passes + 1):
+            entered.append(self.fc(torch.cat([embedded, own], dim=-1)))
+            hidden = torch.cat(entered, dim=1)  # [S, p * R, H]
+            places = torch.arange(rows, device=tokens.device).repeat(number)[None]
+            rotation = self.rotary(hidden, places)
+            mask = _visible(rows, number, hidden)
+            for layer in self.layers:
+                hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation)
+            found.append(hidden[:, -rows:])
+            own = F.pad(found[-1][:, :-1], (0, 0, 1, 0))  # row j reads the output of row j - 1
+        return found
+
+    def loss(self, batch: Sequence[Collected], generator: torch.Generator) -> Tensor:
+        """Cross entropy to the target's distributions, and distance to its features."""
+        tokens, features = padded(batch, self.head.device)
+        rows = tokens.shape[1] - 1
+        place = torch.arange(rows)
+        # Row i speaks for token i + 2, which must be part of the answer.
+        counts = torch.stack(
+            [(place + 2 >= one.prompt_length) & (place + 2 < len(one.tokens)) for one in batch]
+        ).to(tokens.device)  # [S, R]
+        spread = features.std()
+        total = features.new_zeros(())
+        for number, output in enumerate(self.outputs(tokens, features, PASSES)):
+            chosen = counts & (place >= number).to(tokens.device)
+            truth = features[:, 1:][chosen]  # [M, H]
+            ours = output[chosen]  # [M, H]
+            soft = (truth @ self.head.T).softmax(dim=-1)  # [M, N]
+            total = total + F.cross_entropy(ours @ self.head.T, soft)
+            total = total + FEATURE_WEIGHT * F.smooth_l1_loss(ours / spread, truth / spread)
+        return total / PASSES
+
+    @torch.inference_mode()
+    def matches(self, one: Collected) -> Tensor:
+        """See `Draft`."""
+        k = self.num_proposals
+        tokens, features = padded([one], self.head.device)
+        first, last = one.prompt_length - 1, tokens.shape[1] - k - 1
+        if last <= first:
+            return torch.zeros(0, k, dtype=torch.bool)
+        outputs = self.outputs(tokens, features, k)
+        found = [self.proposed(row[0, first + i : last + i]) for i, row in enumerate(outputs)]
+        truth = [tokens[0, first + i + 2 : last + i + 2] for i in range(k)]
+        return (torch.stack(found, dim=-1) == torch.stack(truth, dim=-1)).cpu()
+
+    def config(self) -> dict[str, Any]:
+        """See `Draft`."""
+        return self._config.to_dict() | {"architectures": ["LlamaForCausalLMEagle"]}
+
+
+def _visible(rows: int, passes: int, like: Tensor) -> Tensor:
+    """What the rows of all passes see, as a mask `[1, 1, p * R, p * R]` to add.
+
+    Row j of pass p continues what row j - p + 1 of the first pass began: it sees the first
+    pass up to there, and of each pass between the one row on the way.
+    """
+    place = torch.arange(rows, device=like.device)
+    distance = place[:, None] - place  # [R, R]
+    blocks = [
+        [
+            distance >= query
+            if key == 0
+            else distance == query - key
+            if key <= query
+            else torch.zeros_like(distance, dtype=torch.bool)
+            for key in range(passes)
+        ]
+        for query in range(passes)
+    ]
+    seen = torch.cat([torch.cat(row, dim=1) for row in blocks])  # [p * R, p * R]
+    # A void row sees itself, or its softmax would be over nothing.
+    seen |= torch.eye(len(seen), dtype=torch.bool, device=like.device)
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill(~seen, float("-inf"))[None, None]

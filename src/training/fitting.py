@@ -1,0 +1,219 @@
+"""The second stage: a draft learns from what was collected."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unispec.errors import InputError
+
+from .collection import Collection, write_whole
+from .draft import Draft
+
+__all__ = ["FitSettings", "History", "Measure", "acceptance", "fit"]
+
+MEASURED = 48
+"""Held-out answers that acceptance is measured on."""
+
+SAVE_SECONDS = 60.0
+WARM_UP = 0.05
+CLIP = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How a draft is fitted.
+
+    Attributes:
+        epochs: times that every sequence is seen; the end, if there is no `seconds`.
+        seconds: stop after so much time instead.
+        batch_size: sequences of a step.
+        learning_rate: AdamW's, at its highest.
+        seed: of the order and of what the draft draws.
+    """
+
+    epochs: int = 10
+    seconds: float | None = None
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Held-out acceptance at one moment."""
+
+    step: int
+    loss: float
+    """Mean over the steps since the last measure; not a number before the first step."""
+    acceptance: list[float]
+    """Share of places where proposal 1, 1 and 2, ... are right."""
+
+    @property
+    def length(self) -> float:
+        """Tokens that a step of speculative decoding is expected to yield."""
+        return 1 + sum(self.acceptance)
+
+
+@dataclass
+class History:
+    """What has been done so far."""
+
+    step: int = 0
+    elapsed: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
+
+
+def fit(
+    draft: Draft,
+    collection: Collection,
+    settings: FitSettings,
+    state: Path,
+    on_step: Callable[[History, float], None] = lambda history, progress: None,
+) -> History:
+    """Fits a draft, and goes on where a fit with the same state file was stopped.
+
+    A resumed fit of so many epochs ends with the same draft as one that ran through.
+
+    Args:
+        draft: on the device that it is to be fitted on.
+        collection: what to learn from, and what to measure on.
+        settings: how.
+        state: the file that survives a kill.
+        on_step: called after each step with the share that is done, 0 to 1.
+
+    Raises:
+        InputError: the state is another draft's or damaged, there is no room on the disk, or the
+            loss is not finite.
+    """
+    device = draft.head.device
+    optimizer = torch.optim.AdamW(
+        draft.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
+    history = _restore(draft, optimizer, state)
+    per_epoch = math.ceil(len(collection.training) / settings.batch_size)
+    total = per_epoch * settings.epochs
+    started = saved = time.monotonic()
+    before = history.elapsed
+    if not history.measures:
+        history.measures.append(Measure(0, math.nan, acceptance(draft, collection)))
+
+    def progress() -> float:
+        if settings.seconds is not None:
+            return min(history.elapsed / settings.seconds, 1.0)
+        return min(history.step / total, 1.0)
+
+    while (done := progress()) < 1:
+        epoch, turn = divmod(history.step, per_epoch)
+        order = torch.randperm(
+            len(collection.training), generator=_generator(settings.seed, 0, epoch)
+        )
+        chosen = order[turn * settings.batch_size : (turn + 1) * settings.batch_size].tolist()
+        batch = [collection.read(collection.training[index]) for index in chosen]
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(done)
+        loss = draft.loss(batch, _generator(settings.seed, 1, history.step))
+        if not loss.isfinite():
+            raise InputError(
+                f"the loss is {loss.item()} after {history.step} steps: choose a lower"
+                f" --learning-rate than {settings.learning_rate}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(draft.parameters(), CLIP)
+        optimizer.step()
+        history.losses.append(loss.item())
+        history.step += 1
+        history.elapsed = before + time.monotonic() - started
+        finished = progress() >= 1
+        if history.step % per_epoch == 0 or finished:
+            since = history.losses[history.measures[-1].step :]
+            mean = sum(since) / len(since)
+            found = acceptance(draft, collection)
+            history.measures.append(Measure(history.step, mean, found))
+        on_step(history, progress())
+        if finished or time.monotonic() - saved > SAVE_SECONDS:
+            _save(draft, optimizer, history, state)
+            saved = time.monotonic()
+    draft.to(device)
+    return history
+
+
+@torch.inference_mode()
+def acceptance(draft: Draft, collection: Collection) -> list[float]:
+    """Share of places in held-out greedy answers where proposal 1, 1 and 2, ... are right.
+
+    An estimate of what decoding will accept: it weighs all places alike, also those at which no
+    step would begin.
+    """
+    draft.eval()
+    places = collection.held_out[:MEASURED]
+    right = torch.cat([draft.matches(collection.read(place)) for place in places])  # [A, K]
+    draft.train()
+    if not len(right):
+        return [0.0] * draft.num_proposals
+    shares: list[float] = right.cumprod(dim=-1).float().mean(dim=0).tolist()
+    return shares
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """Of one step alone, so that a resumed fit draws what it would have drawn."""
+    generator = torch.Generator()
+    seed = 0
+    for number in numbers:
+        seed = seed * 1_000_003 + number + 1
+    generator.manual_seed(seed % 2**63)
+    return generator
+
+
+def _schedule(done: float) -> float:
+    """Linear warm-up, then half a cosine down to a tenth."""
+    if done < WARM_UP:
+        return (done + 0.01) / (WARM_UP + 0.01)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def _save(draft: Draft, optimizer: Any, history: History, state: Path) -> None:
+    content = {
+        "draft": draft.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "target_ids": draft.target_ids,
+        "step": history.step,
+        "elapsed": history.elapsed,
+        "losses": history.losses,
+        "measures": [(one.step, one.loss, one.acceptance) for one in history.measures],
+    }
+    write_whole(state, lambda part: torch.save(content, part))
+
+
+def _restore(draft: Draft, optimizer: Any, state: Path) -> History:
+    if not state.is_file():
+        return History()
+    try:
+        content = torch.load(state, map_location=draft.head.device, weights_only=True)
+        draft.load_state_dict(content["draft"])
+        optimizer.load_state_dict(content["optimizer"])
+        same = torch.equal(content["target_ids"], draft.target_ids)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise InputError(
+            f"{state} is not of this draft ({' '.join(str(error).split())[:200]}): give the"
+            " same options again, or another --output"
+        ) from error
+    if not same:
+        raise InputError(
+            f"{state} is of a draft with other tokens: give the same options, or another --output"
+        )
+    measures: Sequence[Any] = content["measures"]
+    return History(
+        content["step"],
+        content["elapsed"],
+        content["losses"],
+        [Measure(*measure) for measure in measures],
+    )

@@ -1,0 +1,99 @@
+"""Which draft is trained, and of what shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unispec.errors import InputError
+from unispec.methods import Method
+
+from .collection import Collection
+from .dflash import DFlashDraft
+from .draft import Draft
+from .eagle import EagleDraft
+from .target import TorchTarget
+
+__all__ = ["DraftShape", "make_draft"]
+
+_LAYERS = {"eagle": 1, "dflash": 3}
+_TAPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftShape:
+    """What is to be trained.
+
+    Attributes:
+        method: `eagle` or `dflash`.
+        layers: decoder layers; None: 1 for EAGLE, 3 for DFlash.
+        vocab_size: how many tokens it proposes, the most frequent ones; None: all.
+        block_size: slots of a DFlash block.
+    """
+
+    method: Method
+    layers: int | None = None
+    vocab_size: int | None = None
+    block_size: int = 6
+
+    def tapped_layers(self, config: Any) -> tuple[int, ...]:
+        """The target's layers that the draft reads; none for EAGLE, which reads the final norm.
+
+        For DFlash up to three, spread from the second to the third from the end.
+        """
+        if self.method == "eagle":
+            return ()
+        count = config.num_hidden_layers
+        first = 1 if count > 3 else 0
+        last = max(count - 3, first)
+        spread = {round(first + (last - first) * i / (_TAPS - 1)) for i in range(_TAPS)}
+        return tuple(sorted(spread))
+
+
+def make_draft(target: TorchTarget, collection: Collection, shape: DraftShape, seed: int) -> Draft:
+    """An untrained draft.
+
+    Args:
+        target: whose embedding and head it borrows.
+        collection: says which tokens are frequent.
+        shape: of the draft.
+        seed: of its weights.
+
+    Raises:
+        InputError: more tokens to propose than the target has.
+    """
+    counts = collection.count_tokens(target.config.vocab_size)
+    torch.manual_seed(seed)
+    config: Any = target.config
+    layers = shape.layers or _LAYERS[shape.method]
+    borrowed: dict[str, Tensor | None] = {
+        "embedding": target.embedding.cpu(),
+        "head": target.head.cpu(),
+        "target_ids": _frequent(counts, shape.vocab_size, target),
+    }
+    if shape.method == "eagle":
+        return EagleDraft(config, layers, **borrowed)
+    return DFlashDraft(
+        config,
+        layers,
+        block_size=shape.block_size,
+        target_layer_ids=shape.tapped_layers(config),
+        # One that the target never writes; its embedding is as good a mark as any.
+        mask_token_id=int(counts.flip(0).argmin().neg() + len(counts) - 1),
+        **borrowed,
+    )
+
+
+def _frequent(counts: Tensor, size: int | None, target: TorchTarget) -> Tensor | None:
+    if size is None or size == len(counts):
+        return None
+    if size > len(counts):
+        raise InputError(
+            f"--draft-vocab-size {size} is beyond the target's {len(counts)} tokens: choose less"
+        )
+    ranked = counts.clone()
+    ranked[target.eos] = counts.max() + 1  # what ends an answer must be foreseen
+    return ranked.argsort(descending=True, stable=True)[:size].sort().values

@@ -1,0 +1,108 @@
+"""Prompts for those who have none: many kinds of tasks on many subjects."""
+
+from __future__ import annotations
+
+__all__ = ["built_in_prompts"]
+
+_TASKS = (
+    "Explain {} to a curious ten-year-old.",
+    "Explain {} to an expert in another field.",
+    "Write a short story that has to do with {}.",
+    "Write a poem about {} in four stanzas.",
+    "Give me five surprising facts about {}.",
+    "What are the most common misunderstandings about {}?",
+    "Write a polite email that asks a colleague for help with {}.",
+    "List the pros and cons of {}.",
+    "Summarise the history of {} in three paragraphs.",
+    "Write a dialogue between two friends who disagree about {}.",
+    "Draft a lesson plan about {} for a class of beginners.",
+    "What questions should I ask before I decide anything about {}?",
+    "Write a Python function that has to do with {} and explain it.",
+    "Make a table that compares three kinds of {}.",
+    "Give step-by-step advice to someone who starts with {}.",
+    "Write a product description for something that helps with {}.",
+    "What could go wrong with {}, and how can it be prevented?",
+    "Write the opening paragraph of a newspaper article about {}.",
+    "Invent a riddle whose answer is related to {}.",
+    "Compare {} as it was a hundred years ago with today.",
+    "Write a letter to a younger self about {}.",
+    "Name ten words that one needs when talking about {}, with their meaning.",
+    "Which arithmetic problems come up with {}? Solve one of them.",
+    "Write a quiz with four questions about {}, with the answers at the end.",
+    "Translate a simple sentence about {} into French and explain the grammar.",
+    "What would happen if there were no {}?",
+    "Write a checklist for {}.",
+    "Argue for and against the statement that {} matters to everyone.",
+)
+
+_SUBJECTS = (
+    "the tides",
+    "baking bread",
+    "public libraries",
+    "electric cars",
+    "volcanoes",
+    "personal budgets",
+    "sorting algorithms",
+    "the Roman Empire",
+    "beekeeping",
+    "learning to swim",
+    "black holes",
+    "job interviews",
+    "houseplants",
+    "the water cycle",
+    "chess openings",
+    "vaccines",
+    "train travel",
+    "time zones",
+    "probability",
+    "coffee",
+    "dreams",
+    "database indexes",
+    "urban gardens",
+    "the human heart",
+    "learning a language",
+    "wind turbines",
+    "folk music",
+    "earthquakes",
+    "recycling",
+    "raising a puppy",
+    "regular expressions",
+    "the printing press",
+    "camping",
+    "antibiotics",
+    "renting a flat",
+    "bridges",
+    "the night sky",
+    "knitting",
+    "photosynthesis",
+    "marathon training",
+    "computer networks",
+    "cheese",
+    "the Silk Road",
+    "insomnia",
+    "fractions",
+    "lighthouses",
+    "opera",
+    "passwords",
+    "migrating birds",
+    "time management",
+    "glass",
+    "elections",
+    "spreadsheets",
+    "coral reefs",
+    "public speaking",
+    "maps",
+    "unit tests",
+    "tea ceremonies",
+    "friendship",
+    "the seasons",
+)
+
+
+def built_in_prompts() -> list[str]:
+    """Every task on every subject; neighbours differ in both."""
+    prompts = []
+    for turn in range(len(_SUBJECTS)):
+        for number, task in enumerate(_TASKS):
+            prompts.append(task.format(_SUBJECTS[(turn + 7 * number) % len(_SUBJECTS)]))
+    return prompts

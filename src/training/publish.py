@@ -1,0 +1,112 @@
+"""The trained draft as a checkpoint that `unispec generate` loads, with a card and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .collection import write_whole
+from .draft import Draft
+from .fitting import History
+from .plot import plot
+
+__all__ = ["publish"]
+
+_CARD = """---
+base_model: {model}
+library_name: unispec
+tags: [speculative-decoding, {method}]
+---
+
+# A draft for {model}
+
+A {method} draft. It makes `{model}` answer faster and changes no word of what it says:
+
+    unispec generate --model {model} --draft-model-path {folder} \\
+      --speculative-method {method} --prompt "..."
+
+## Held-out acceptance
+
+On greedy answers of the target to prompts that the draft did not learn from; a proposal counts if
+it and those before it are right. All places of an answer weigh alike.
+
+| after | {positions} | length |
+| --- | {rule} | --- |
+{rows}
+
+![Loss and acceptance](training.png)
+
+## How it was made
+
+| setting | value |
+| --- | --- |
+{settings}
+"""
+
+
+def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder: Path) -> None:
+    """Writes config.json, model.safetensors (float16), README.md, training.json, training.png.
+
+    Args:
+        draft: the trained draft.
+        history: of its fit.
+        settings: for the card; with `model` and `method`.
+        folder: where to.
+
+    Raises:
+        InputError: there is no room on the disk.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float16).contiguous()
+        for name, tensor in draft.state_dict().items()
+    }
+    config = draft.config() | {"dtype": "float16"}
+    if draft.reduced:
+        ids = draft.target_ids.cpu()
+        tensors["d2t"] = ids - torch.arange(len(ids))
+        config["draft_vocab_size"] = len(ids)
+    write_whole(folder / "model.safetensors", lambda part: save_file(tensors, part))
+    measures: list[dict[str, Any]] = [
+        {"step": one.step, "loss": one.loss, "acceptance": one.acceptance, "length": one.length}
+        for one in history.measures
+    ]
+    measures[0]["loss"] = None  # strict JSON has no word for "not a number"
+    record = {"settings": dict(settings), "seconds": history.elapsed, "measures": measures}
+    texts = {
+        "training.json": json.dumps(record, indent=2),
+        "README.md": _card(history, settings, folder),
+        "config.json": json.dumps(config, indent=2),
+    }
+    for name, text in texts.items():
+        write_whole(folder / name, lambda part, text=text: part.write_text(text + "\n"))
+    plot(history, folder / "training.png")
+
+
+def _card(history: History, settings: Mapping[str, Any], folder: Path) -> str:
+    width = len(history.measures[0].acceptance)
+    rows = [
+        " | ".join(
+            [
+                "",
+                f"{one.step} steps",
+                *(f"{share:.2f}" for share in one.acceptance),
+                f"{one.length:.2f}",
+                "",
+            ]
+        ).strip()
+        for one in (history.measures[0], history.measures[-1])
+    ]
+    return _CARD.format(
+        model=settings["model"],
+        method=settings["method"],
+        folder=folder.name,
+        positions=" | ".join(str(i + 1) for i in range(width)),
+        rule=" | ".join("---" for _ in range(width)),
+        rows="\n".join(rows),
+        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
+    ).rstrip()

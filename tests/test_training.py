@@ -1,0 +1,478 @@
+"""Training drafts: they learn, survive kills, and are what the graph runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from prompts import random_prompt, real_prompts
+from reference.dflash import DFlashReference
+from reference.eagle import EagleReference
+from reference.target import TargetReference
+from runs import greedy_requests
+from safetensors.torch import load_file
+from test_draft_proposals import recording
+from tiny import TinyPair, tiny_deepseek
+from torch import Tensor
+
+from unispec.cli import unispec
+from unispec.errors import InputError
+from unispec.methods import DRAFT_METHODS, Method
+from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.training import (
+    Collection,
+    CollectSettings,
+    DraftShape,
+    FitSettings,
+    TorchTarget,
+    collect,
+    fit,
+    make_draft,
+    publish,
+)
+from unispec.training.draft import Draft
+from unispec.training.fitting import History, Measure
+from unispec.training.prompts import built_in_prompts
+
+METHODS = pytest.mark.parametrize("method", DRAFT_METHODS)
+PROMPTS = [f"{a} {b} and {a}" for a in "abcdefgh" for b in "stuvwx"]
+SETTINGS: dict[str, Any] = {"max_new_tokens": 48, "chat_template": False}
+SHAPES = {
+    "eagle": DraftShape(method="eagle"),
+    "dflash": DraftShape(method="dflash", layers=2, block_size=4),
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def target(tiny_pair: Callable[[str], TinyPair]) -> TorchTarget:
+    """Its next token is mostly a function of the current one, which can be learnt."""
+    return TorchTarget(str(tiny_pair("D").target))
+
+
+@pytest.fixture(scope="module")
+def collected(
+    target: TorchTarget, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Method], Collection]:
+    """6,000 tokens of answers with a method's features, collected once each."""
+    done: dict[Method, Collection] = {}
+
+    def of(method: Method) -> Collection:
+        if method not in done:
+            layers = SHAPES[method].tapped_layers(target.config)
+            settings = CollectSettings(layers=layers, tokens=6000, **SETTINGS)
+            folder = tmp_path_factory.mktemp(f"data_{method}")
+            done[method] = collect(target, PROMPTS, settings, folder)
+        return done[method]
+
+    return of
+
+
+def untrained(target: TorchTarget, collection: Collection, method: Method) -> Draft:
+    return make_draft(target, collection, SHAPES[method], seed=1)
+
+
+# What is collected
+
+
+@METHODS
+def test_features_are_the_targets(
+    target: TorchTarget,
+    collected: Callable[[Method], Collection],
+    tiny_target: Callable[[str], TargetReference],
+    method: Method,
+) -> None:
+    """Of what was stored, against hidden states that transformers gives for the same tokens."""
+    collection, reference = collected(method), tiny_target("D")
+    layers = SHAPES[method].tapped_layers(target.config)
+    for place in [*collection.training[:3], *collection.held_out[:2]]:
+        one = collection.read(place)
+        with torch.inference_mode():
+            output = reference.model(one.tokens[None], output_hidden_states=True)
+        states = output.hidden_states
+        expected = torch.cat([states[i + 1][0] for i in layers] or [states[-1][0]], dim=-1)
+        torch.testing.assert_close(one.features, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_held_out_answers_are_greedy_and_to_prompts_of_their_own(
+    target: TorchTarget,
+    collected: Callable[[Method], Collection],
+    tiny_target: Callable[[str], TargetReference],
+) -> None:
+    collection = collected("eagle")
+
+    def prompts(places: Sequence[Any]) -> set[tuple[int, ...]]:
+        read = map(collection.read, places)
+        return {tuple(one.tokens[: one.prompt_length].tolist()) for one in read}
+
+    assert len(collection.held_out) == -(-len(PROMPTS) // 10)
+    assert not prompts(collection.held_out) & prompts(collection.training)
+    for place in collection.held_out:
+        one = collection.read(place)
+        ids = one.tokens.tolist()
+        trace = tiny_target("D").greedy(ids[: one.prompt_length], 48, target.eos)
+        assert trace.token_ids == ids[one.prompt_length :]
+
+
+def test_answers_differ_by_temperature(target: TorchTarget) -> None:
+    ids = random_prompt(256, 12, seed=1)
+    greedy, same = target.answers([ids, ids], 0, 24, seed=1)
+    warm, other = target.answers([ids, ids], 1.0, 24, seed=1)
+    assert greedy == same
+    assert warm != other
+    assert target.answers([ids, ids], 1.0, 24, seed=1) == [warm, other]
+
+
+def test_a_killed_collection_goes_on(target: TorchTarget, tmp_path: Path) -> None:
+    settings = CollectSettings(tokens=3500, **SETTINGS)
+
+    def kill(collection: Collection) -> None:
+        if collection.num_shards == 1:
+            (collection.folder / "shard-00001.safetensors.part").write_bytes(b"half of it")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(target, PROMPTS, settings, tmp_path / "killed", kill)
+    resumed = collect(target, PROMPTS, settings, tmp_path / "killed")
+    whole = collect(target, PROMPTS, settings, tmp_path / "whole")
+    assert resumed.num_shards == whole.num_shards >= 2
+    for number in range(whole.num_shards):
+        name = f"shard-{number:05d}.safetensors"
+        ours, theirs = (load_file(tmp_path / run / name) for run in ("killed", "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+# The fit
+
+
+@METHODS
+def test_a_little_training_lifts_acceptance(
+    target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path, method: Method
+) -> None:
+    collection = collected(method)
+    draft = untrained(target, collection, method)
+    settings = FitSettings(epochs=12, learning_rate=3e-3)
+    history = fit(draft, collection, settings, tmp_path / "state.pt")
+    before, after = history.measures[0], history.measures[-1]
+    assert before.acceptance[0] < 0.1
+    assert after.acceptance[0] > 0.4
+    assert after.length > before.length + 0.4
+    assert after.loss < 0.6 * history.losses[0]
+
+
+@METHODS
+def test_a_killed_fit_ends_as_one_that_ran_through(
+    target: TorchTarget,
+    collected: Callable[[Method], Collection],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Method,
+) -> None:
+    monkeypatch.setattr("unispec.training.fitting.SAVE_SECONDS", 0.0)
+    collection, settings = collected(method), FitSettings(epochs=1)
+
+    def kill(history: History, done: float) -> None:
+        if history.step == 6:
+            raise KeyboardInterrupt
+
+    whole = untrained(target, collection, method)
+    through = fit(whole, collection, settings, tmp_path / "whole.pt")
+    killed = untrained(target, collection, method)
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, collection, settings, tmp_path / "killed.pt", kill)
+    resumed = untrained(target, collection, method)
+    history = fit(resumed, collection, settings, tmp_path / "killed.pt")
+    assert history.losses == through.losses
+    assert history.measures[1:] == through.measures[1:]
+    ours, theirs = resumed.state_dict(), whole.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@METHODS
+def test_measured_matches_are_what_decoding_accepts(
+    target: TorchTarget,
+    collected: Callable[[Method], Collection],
+    tiny_target: Callable[[str], TargetReference],
+    tmp_path: Path,
+    method: Method,
+) -> None:
+    """The first proposals at every measured place, and runs of several, by the reference."""
+    collection = collected(method)
+    draft = untrained(target, collection, method)
+    fit(draft, collection, FitSettings(epochs=2, learning_rate=3e-3), tmp_path / "state.pt")
+    publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)
+    rounded(draft)
+    references: dict[Method, Any] = {"eagle": EagleReference, "dflash": DFlashReference}
+    reference = references[method](tmp_path, tiny_target("D"))
+    one = collection.read(collection.held_out[0])
+    one = replace(one, features=exact_features(target, one.tokens.tolist(), method))
+    k, ids = draft.num_proposals, one.tokens.tolist()
+    found = draft.matches(one)
+    every = 1 if method == "eagle" else 3
+    assert len(found) >= 8
+    for row, right in enumerate(found):
+        known = ids[: one.prompt_length + 1 + every * row]  # the last is the target's next token
+        proposals = (
+            reference.propose(known, tiny_target("D").features_and_logits(known[:-1])[0], k)
+            if method == "eagle"
+            else reference.propose(known, k)
+        )
+        follow = ids[len(known) : len(known) + k]
+        expected = [a == b for a, b in zip(proposals, follow, strict=True)]
+        agreed = next((i for i, ok in enumerate(expected) if not ok), k)
+        assert right[: agreed + 1].tolist() == expected[: agreed + 1]
+
+
+def card() -> dict[str, str]:
+    return {"model": "a tiny model", "method": "eagle"}
+
+
+def rounded(draft: Draft) -> None:
+    """Gives the module the weights that its checkpoint has."""
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.copy_(parameter.half().float())
+
+
+def exact_features(target: TorchTarget, ids: list[int], method: Method) -> Tensor:
+    """Not rounded to float16, as in decoding."""
+    taps: list[Tensor] = []
+    decoder = target.model.get_decoder()
+    layers = SHAPES[method].tapped_layers(target.config)
+    hooks = [
+        decoder.layers[i].register_forward_hook(
+            lambda _, __, output: taps.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for i in layers
+    ]
+    with torch.inference_mode():
+        normed = decoder(torch.tensor([ids]), use_cache=False)[0]
+    for hook in hooks:
+        hook.remove()
+    return torch.cat([tap.reshape(1, len(ids), -1) for tap in taps] or [normed], dim=-1)[0].clone()
+
+
+@METHODS
+def test_the_graph_runs_what_was_fitted(
+    demo_model: Path, demo_engines: Callable[[Method], Engine], tmp_path: Path, method: Method
+) -> None:
+    """The module's own proposals for SmolLM2, at every step of some answers.
+
+    The draft has the shape of the packaged one, whose graph is compiled already.
+    """
+    assert demo_engines(method).pipeline
+    target = TorchTarget(str(demo_model))
+    shape = DraftShape(method=method, vocab_size=8192)
+    settings = CollectSettings(
+        layers=shape.tapped_layers(target.config), tokens=1, max_new_tokens=8
+    )
+    collection = collect(target, built_in_prompts()[:12], settings, tmp_path / "data")
+    draft: Any = make_draft(target, collection, shape, seed=3)
+    rounded(draft)
+    publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)
+    engine = Engine(
+        EngineConfig(
+            model=str(demo_model),
+            draft_model=str(tmp_path),
+            speculative_method=method,
+            num_speculative_tokens=5,
+            max_batch_size=8,
+            max_length=2048,
+        )
+    )
+    prompts = [ids[:100] for ids in real_prompts(engine.tokenizer)[:4]]
+    with recording(engine) as recorded:
+        engine.generate(greedy_requests(prompts, 8))
+    same = []
+    for steps in recorded.values():
+        for step in steps:
+            ids = step.token_ids
+            features = target.features([ids], settings.layers)[0].float()
+            with torch.inference_mode():
+                if method == "eagle":
+                    tokens = torch.tensor([[*ids, *step.drafts]])
+                    features = torch.cat([features, features.new_zeros(5, features.shape[1])])
+                    rows = [
+                        output[0, len(ids) - 2 + number]
+                        for number, output in enumerate(draft.outputs(tokens, features[None], 5))
+                    ]
+                    outputs = torch.stack(rows)
+                else:
+                    anchors = torch.tensor([[len(ids) - 1]])
+                    outputs = draft.outputs(torch.tensor([ids]), features[None], anchors)[0, 0]
+                same += (draft.proposed(outputs) == torch.tensor(step.drafts)).tolist()
+    assert len(same) >= 100
+    # The features were rounded to float16, as in training.
+    assert sum(same) >= 0.97 * len(same)
+
+
+# The command
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(unispec, ["train", *map(str, arguments)])
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts"
+    path.write_text("\n".join(PROMPTS))
+    return path
+
+
+@METHODS
+def test_the_command_makes_a_draft_that_generate_loads(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, prompt_file: Path, method: Method
+) -> None:
+    model, output = tiny_pair("D").target, tmp_path / "draft"
+    given: list[object] = ["--model", model, "--speculative-method", method, "--output", output]
+    given += ["--prompts", prompt_file, "--tokens", 1500, "--epochs", 1, "--no-chat-template"]
+    given += ["--max-new-tokens", 32, "--draft-vocab-size", 100]
+    done = run(*given)
+    assert done.exit_code == 0, done.output
+    assert "Held-out length" in done.stderr
+    record = json.loads((output / "training.json").read_text())
+    assert record["settings"]["sequences"] > record["settings"]["held-out sequences"] > 0
+    assert record["measures"][-1]["length"] == 1 + sum(record["measures"][-1]["acceptance"])
+    assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "Held-out acceptance" in (output / "README.md").read_text()
+    assert load_file(output / "model.safetensors")["d2t"].shape == (100,)
+    # Reads the configurations of both and refuses what does not fit.
+    Engine(EngineConfig(model=str(model), draft_model=str(output), speculative_method=method))
+
+    again = run(*given)
+    assert again.exit_code == 2
+    assert f"{output} is not empty; give --resume" in again.stderr.replace("\n", "")
+    weights = (output / "model.safetensors").read_bytes()
+    assert run(*given, "--resume").exit_code == 0
+    assert (output / "model.safetensors").read_bytes() == weights
+    other = run(*given, "--resume", "--max-new-tokens", 16)
+    assert other.exit_code == 2
+    assert "was collected with max_new_tokens 32, not 16" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"--no-chat-template": None}, "no chat template", id="no-chat-template"),
+        pytest.param({"--tokens": 5, "--minutes": 1}, "exclude each other", id="two-ends"),
+        pytest.param({"--device": "cuda"}, "torch finds no GPU", id="cuda"),
+        pytest.param({"--draft-vocab-size": 300}, "300 is beyond the target's 256", id="vocab"),
+        pytest.param({"--model": "/nowhere"}, "/nowhere", id="no-model"),
+        pytest.param({"--minutes": 0}, "0", id="no-time"),
+    ],
+)
+def test_options_that_are_refused(
+    tiny_pair: Callable[[str], TinyPair],
+    tmp_path: Path,
+    prompt_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options: dict[str, object] = {
+        "--model": tiny_pair("D").target,
+        "--speculative-method": "eagle",
+        "--output": tmp_path / "draft",
+        "--prompts": prompt_file,
+        "--tokens": 10,
+        "--max-new-tokens": 8,
+        "--no-chat-template": True,
+    } | changes
+    if "--minutes" in changes and "--tokens" not in changes:
+        del options["--tokens"]
+    given: list[object] = []
+    for name, value in options.items():
+        given += [name] if value is True else [] if value is None else [name, value]
+    done = run(*given)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "holds no prompt"), ("one\n\ntwo", "line 2"), ("only one", "give at least two")],
+)
+def test_prompt_files_that_are_refused(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "prompts"
+    path.write_text(text)
+    given = ["--model", tiny_pair("D").target, "--speculative-method", "eagle", "--prompts", path]
+    done = run(*given, "--output", tmp_path / "draft", "--no-chat-template")
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_a_target_that_is_no_llama(tmp_path: Path) -> None:
+    folder = tiny_deepseek(
+        tmp_path / "deepseek",
+        q_lora_rank=24,
+        n_routed_experts=8,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        layers=1,
+        first_k_dense_replace=1,
+    )
+    with pytest.raises(InputError, match="DeepseekV3ForCausalLM: choose a Llama"):
+        TorchTarget(str(folder))
+
+
+def test_a_full_disk(target: TorchTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("unispec.training.collection.save_file", full)
+    settings = CollectSettings(tokens=10, **SETTINGS)
+    with pytest.raises(InputError, match=r"no space is left for .*shard-00000.*make room"):
+        collect(target, PROMPTS, settings, tmp_path)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_damaged_shard(target: TorchTarget, tmp_path: Path) -> None:
+    settings = CollectSettings(tokens=10, **SETTINGS)
+    collect(target, PROMPTS, settings, tmp_path)
+    shard = tmp_path / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"shard-00000\.safetensors is damaged"):
+        collect(target, PROMPTS, settings, tmp_path)
+
+
+def test_a_state_of_another_draft(
+    target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path
+) -> None:
+    collection, state = collected("eagle"), tmp_path / "state.pt"
+    fit(untrained(target, collection, "eagle"), collection, FitSettings(seconds=0.1), state)
+    other = make_draft(target, collection, DraftShape(method="eagle", layers=2), seed=1)
+    with pytest.raises(InputError, match="is not of this draft"):
+        fit(other, collection, FitSettings(), state)
+    fewer = make_draft(target, collection, DraftShape(method="eagle", vocab_size=50), seed=1)
+    with pytest.raises(InputError, match="of a draft with other tokens"):
+        fit(fewer, collection, FitSettings(), state)
+
+
+def test_a_loss_that_is_not_finite(
+    target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path
+) -> None:
+    collection = collected("eagle")
+    draft = untrained(target, collection, "eagle")
+    with torch.no_grad():
+        next(draft.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="the loss is nan after 0 steps: choose a lower"):
+        fit(draft, collection, FitSettings(), tmp_path / "state.pt")
+
+
+def test_the_built_in_prompts_are_many_and_differ() -> None:
+    prompts = built_in_prompts()
+    assert len(set(prompts)) == len(prompts) == 1680
