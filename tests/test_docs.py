@@ -66,8 +66,8 @@ def bases(cls: ast.ClassDef) -> Iterator[ast.ClassDef]:
 
 
 def is_layer(base: ast.expr) -> bool:
-    """Whether this is the base of MAX's layers, of either API."""
-    return ast.unparse(base).partition("[")[0] == "Module"
+    """Whether this is the base of layers, of either API of MAX or of torch."""
+    return ast.unparse(base).partition("[")[0] in ("Module", "nn.Module")
 
 
 def fields(cls: ast.ClassDef) -> set[str]:

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MODULES = sorted(SOURCE.rglob("*.py"))
+TRAINING = SOURCE / "training"
+"""Needs the extra `train`; nothing else may."""
 
 
 def run_python(*arguments: str, cwd: Path, **environment: str) -> str:
@@ -113,18 +115,24 @@ def imported_packages(module: Path) -> Iterator[str]:
 
 def test_every_imported_package_is_a_runtime_requirement() -> None:
     """Declared by us, not merely pulled in by somebody else; so torch cannot slip in either."""
-    declared = {
-        canonicalize_name(requirement.name)
-        for requirement in map(Requirement, distribution("unispec").requires or ())
-        if requirement.marker is None
-    }
+    requirements = [Requirement(line) for line in distribution("unispec").requires or ()]
+    declared, trains = (
+        {
+            canonicalize_name(requirement.name)
+            for requirement in requirements
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+        }
+        for extra in ("", "train")
+    )
     distributions = packages_distributions()
     own = {"unispec", *sys.stdlib_module_names}
     undeclared = {
         f"{module.relative_to(ROOT)}: {name}"
         for module in MODULES
         for name in set(imported_packages(module)) - own
-        if declared.isdisjoint(canonicalize_name(found) for found in distributions.get(name, ()))
+        if (trains if TRAINING in module.parents else declared).isdisjoint(
+            canonicalize_name(found) for found in distributions.get(name, ())
+        )
     }
     assert undeclared == set()
 
@@ -134,9 +142,14 @@ def test_every_module_imports_where_torch_is_not_installed(tmp_path: Path) -> No
 import importlib, pkgutil, sys
 sys.modules["torch"] = None
 import unispec
-for module in pkgutil.walk_packages(unispec.__path__, "unispec."):
-    importlib.import_module(module.name)
-    print(module.name)
+for package in pkgutil.iter_modules(unispec.__path__, "unispec."):
+    if package.name == "unispec.training":
+        continue
+    path = importlib.import_module(package.name).__path__ if package.ispkg else ()
+    print(package.name)
+    for module in pkgutil.walk_packages(path, package.name + "."):
+        importlib.import_module(module.name)
+        print(module.name)
 """
     imported = set(run_python("-c", code, cwd=tmp_path).split())
     expected = {
@@ -144,8 +157,25 @@ for module in pkgutil.walk_packages(unispec.__path__, "unispec."):
             ".__init__"
         )
         for module in MODULES
+        if TRAINING not in module.parents
     }
     assert imported == expected - {"unispec"}
+
+
+def test_training_without_its_extra_is_refused(tmp_path: Path) -> None:
+    code = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "torch" else find(name, *more)
+from unispec.cli import unispec
+sys.argv[1:] = ["train", "--model", "m", "--speculative-method", "eagle", "--output", "o"]
+unispec()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: torch is not installed; pip install 'unispec[train]'\n"
 
 
 def installed_closure(name: str, extras: frozenset[str]) -> Iterator[str]:

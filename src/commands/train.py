@@ -81,7 +81,9 @@ NEEDED = ("torch", "matplotlib")
     help="Propose only so many tokens, the most frequent ones.  [default: all]",
 )
 @click.option(
-    "--draft-layers", type=click.IntRange(min=1), help="[default: 1 for eagle, 3 for dflash]"
+    "--draft-layers",
+    type=click.IntRange(min=1),
+    help="Decoder layers of the draft.  [default: 1 for eagle, 3 for dflash]",
 )
 @click.option(
     "--block-size",
@@ -116,7 +118,13 @@ NEEDED = ("torch", "matplotlib")
     default=True,
     help="Whether prompts are posed as a user's messages.  [default: chat-template]",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Makes a run repeat.",
+)
 def train(
     model: str,
     method: Method,
@@ -143,11 +151,9 @@ def train(
     """
     if tokens is not None and minutes is not None:
         raise click.UsageError("--tokens and --minutes exclude each other; give one")
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise InputError(f"{', '.join(missing)} is not installed; pip install 'unispec[train]'")
-    if not resume and output.is_dir() and any(output.iterdir()):
-        raise InputError(f"{output} is not empty; give --resume, or another --output")
+    _check_installed()
+    if not resume:
+        _check_empty(output)
     working = output / "training"
     state = working / "state.pt"
 
@@ -224,6 +230,17 @@ def train(
     }
     publish(draft, history, settings, output)
     _report(console, history, output, model, method)
+
+
+def _check_installed() -> None:
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} is not installed; pip install 'unispec[train]'")
+
+
+def _check_empty(output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"{output} is not empty; give --resume, or another --output")
 
 
 def _share(found: Collection, settings: CollectSettings) -> float | None:

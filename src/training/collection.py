@@ -36,6 +36,7 @@ class Collected:
     features: Tensor
     """float32 `[T, F]`."""
     prompt_length: int
+    """Tokens before the answer."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Collection:
         settings: what the shards are made with.
 
     Attributes:
+        folder: where the shards are.
         training: sequences to learn from.
         held_out: greedy answers to other prompts, to measure with.
         num_answer_tokens: tokens of all answers.

@@ -50,6 +50,7 @@ class Measure:
     """Held-out acceptance at one moment."""
 
     step: int
+    """Steps of the fit before it."""
     loss: float
     """Mean over the steps since the last measure; not a number before the first step."""
     acceptance: list[float]
@@ -66,9 +67,13 @@ class History:
     """What has been done so far."""
 
     step: int = 0
+    """Steps that are done."""
     elapsed: float = 0.0
+    """Seconds that they took."""
     losses: list[float] = field(default_factory=list)
+    """Of each step."""
     measures: list[Measure] = field(default_factory=list)
+    """Before the first step, after each epoch, and at the end."""
 
 
 def fit(

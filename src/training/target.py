@@ -26,6 +26,9 @@ class TorchTarget:
         device: `cpu` or `cuda`.
 
     Attributes:
+        name: as it was given.
+        device: where it runs.
+        model: of transformers.
         config: its configuration.
         tokenizer: its tokenizer.
         eos: tokens that end an answer.
