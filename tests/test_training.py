@@ -270,7 +270,7 @@ def test_the_graph_runs_what_was_fitted(
     """
     assert demo_engines(method).pipeline
     target = TorchTarget(str(demo_model))
-    shape = DraftShape(method=method, vocab_size=8192)
+    shape = DraftShape(method=method, vocab_size=8192, mask_token_id=16)
     settings = CollectSettings(
         layers=shape.tapped_layers(target.config), tokens=1, max_new_tokens=8
     )

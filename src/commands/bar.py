@@ -30,8 +30,8 @@ def bar(console: Console, name: str, shown: str) -> Iterator[Callable[..., None]
         A function that takes the share that is done, None if it is unknown, and the fields.
     """
     progress = Progress(
-        TextColumn("{task.description:<11}", markup=False),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(bar_width=8),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[line]}", markup=False),

@@ -252,8 +252,8 @@ def _share(found: Collection, settings: CollectSettings) -> float | None:
 
 def _describe(history: History) -> str:
     last = history.measures[-1]
-    shares = " ".join(f"{share:.2f}" for share in last.acceptance)
-    return f"loss {history.losses[-1]:.3f}  accepted {shares}  length {last.length:.2f}"
+    shares = " ".join(f"{100 * share:.0f}" for share in last.acceptance)
+    return f"loss {history.losses[-1]:.3f}  accepted {shares} %  length {last.length:.2f}"
 
 
 def _report(console: Console, history: History, output: Path, model: str, method: str) -> None:

@@ -32,12 +32,15 @@ class DraftShape:
         layers: decoder layers; None: 1 for EAGLE, 3 for DFlash.
         vocab_size: how many tokens it proposes, the most frequent ones; None: all.
         block_size: slots of a DFlash block.
+        mask_token_id: the token of a DFlash block's slots to be filled; None: one that the
+            target never writes, or seldom.
     """
 
     method: Method
     layers: int | None = None
     vocab_size: int | None = None
     block_size: int = 6
+    mask_token_id: int | None = None
 
     def tapped_layers(self, config: Any) -> tuple[int, ...]:
         """The target's layers that the draft reads; none for EAGLE, which reads the final norm.
@@ -76,13 +79,13 @@ def make_draft(target: TorchTarget, collection: Collection, shape: DraftShape, s
     }
     if shape.method == "eagle":
         return EagleDraft(config, layers, **borrowed)
+    seldom = int(counts.flip(0).argmin().neg() + len(counts) - 1)
     return DFlashDraft(
         config,
         layers,
         block_size=shape.block_size,
         target_layer_ids=shape.tapped_layers(config),
-        # One that the target never writes; its embedding is as good a mark as any.
-        mask_token_id=int(counts.flip(0).argmin().neg() + len(counts) - 1),
+        mask_token_id=seldom if shape.mask_token_id is None else shape.mask_token_id,
         **borrowed,
     )
 

@@ -17,6 +17,8 @@ from .plot import plot
 
 __all__ = ["publish"]
 
+_KINDS = {"eagle": "An EAGLE", "dflash": "A DFlash"}
+
 _CARD = """---
 base_model: {model}
 library_name: unispec
@@ -25,7 +27,7 @@ tags: [speculative-decoding, {method}]
 
 # A draft for {model}
 
-A {method} draft. It makes `{model}` answer faster and changes no word of what it says:
+{kind} draft. It makes `{model}` answer faster and changes no word of what it says:
 
     unispec generate --model {model} --draft-model-path {folder} \\
       --speculative-method {method} --prompt "..."
@@ -104,6 +106,7 @@ def _card(history: History, settings: Mapping[str, Any], folder: Path) -> str:
     return _CARD.format(
         model=settings["model"],
         method=settings["method"],
+        kind=_KINDS[settings["method"]],
         folder=folder.name,
         positions=" | ".join(str(i + 1) for i in range(width)),
         rule=" | ".join("---" for _ in range(width)),
