@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack, redirect_stdout
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,7 @@ from unispec.commands.constraint import ConstraintOptions, constraint_options
 from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, checkpoint_defaults, sampling_options
-
-if TYPE_CHECKING:
-    pass
+from unispec.errors import InputError
 
 __all__ = ["generate"]
 
@@ -59,6 +56,8 @@ def generate(
         from unispec.pipelines.runtime import Engine, Request
 
         engine = Engine(model.engine_config(len(texts)), on_progress=phase)
+        if prompts.image and not engine.reads_images:
+            raise InputError(f"--image is given, but {model.model} reads no images; leave it out")
         defaults = checkpoint_defaults(model.model)
         grammar = constraint.grammar()
         requests = [
@@ -66,6 +65,7 @@ def generate(
                 token_ids=prompts.encode(text, engine.tokenizer),
                 sampling=sampling.params(defaults),
                 grammar=grammar,
+                images=prompts.image,
             )
             for text in texts
         ]

@@ -45,6 +45,7 @@ class Engine:
     Attributes:
         tokenizer: The target's tokenizer.
         max_length: Longest sequence, prompt and output, in tokens.
+        reads_images: Whether a request may have images.
         eos_token_ids: Tokens that end an answer, unless its request ignores them.
         num_pages: Cache pages in all.
 
@@ -60,6 +61,7 @@ class Engine:
         self._progress("reading configuration")
         self._pipeline_config = config.pipeline_config()
         self._model_class = pipeline_model(self._pipeline_config)
+        self.reads_images = self._model_class.reads_images
         hf: Any = self._pipeline_config.model.huggingface_config
         self.max_length = self._model_class.calculate_max_seq_len(self._pipeline_config, hf)
         # Reading both configurations here reports their errors before anything slow starts.
