@@ -12,7 +12,6 @@ from unispec.commands.constraint import ConstraintOptions, constraint_options
 from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, checkpoint_defaults, sampling_options
-from unispec.errors import InputError
 
 __all__ = ["generate"]
 
@@ -57,7 +56,9 @@ def generate(
 
         engine = Engine(model.engine_config(len(texts)), on_progress=phase)
         if prompts.image and not engine.reads_images:
-            raise InputError(f"--image is given, but {model.model} reads no images; leave it out")
+            raise click.UsageError(
+                f"--image is given, but {model.model} reads no images; leave it out"
+            )
         defaults = checkpoint_defaults(model.model)
         grammar = constraint.grammar()
         requests = [
