@@ -404,6 +404,14 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         content("target", "generation_config.json", "{"),
         ["{target}/generation_config.json", "line 1", "correct or remove"],
     ),
+    "generation_config.json with an EOS token beyond the vocabulary": (
+        content("target", "generation_config.json", '{"eos_token_id": [2, 256]}'),
+        ["eos_token_id [2, 256]", "generation_config.json", "{target}", "vocabulary of 256"],
+    ),
+    "generation_config.json with an EOS token by its name": (
+        content("target", "generation_config.json", '{"eos_token_id": "</s>"}'),
+        ["eos_token_id '</s>'", "generation_config.json", "{target}", "correct the file"],
+    ),
     "generation_config.json out of range": (
         content("target", "generation_config.json", '{"top_p": 2}'),
         ["generation_config.json", "top_p", "2", "give the option"],

@@ -13,6 +13,7 @@ from max.graph.weights import SafetensorWeights
 from max.pipelines.context import EOSTracker, TextContext
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, pages_per_row
 from unispec.pipelines.architectures.registry import pipeline_model
@@ -68,11 +69,8 @@ class Engine:
         arch_config: Any = self._model_class.model_config_cls
         arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
         self._kv_params = arch.get_kv_params()
-        text = hf.get_text_config()
-        self._vocab_size = int(text.vocab_size)
-        stated = getattr(hf, "eos_token_id", None)
-        eos = text.eos_token_id if stated is None else stated
-        self.eos_token_ids = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self._vocab_size = int(hf.get_text_config().vocab_size)
+        self.eos_token_ids = read_eos_token_ids(config.model, hf)
         self.tokenizer: PreTrainedTokenizerFast = _load_tokenizer(config.model)
         self._grammars: GrammarCompiler | None = None
         self._pipeline: SpeculativePipeline | None = None
