@@ -92,6 +92,9 @@ class Engine:
     ) -> Report:
         """Answers the requests, batched as they fit; one that is refused refuses all of the call.
 
+        All are checked before any begins, images included, so a refused call leaves those that
+        run alone.
+
         Args:
             requests: in the order of the report's results.
             on_text: gets a request's index and its new text as soon as it is certain.
@@ -99,7 +102,8 @@ class Engine:
 
         Raises:
             InputError: an empty prompt, one that leaves no room for an answer, a token
-                outside the vocabulary, or a grammar that cannot be compiled.
+                outside the vocabulary, an image that cannot be read or has no placeholder, a
+                placeholder without an image, or a grammar that cannot be compiled.
         """
         contexts = [self._context(index, request) for index, request in enumerate(requests)]
         grammars = [self._compile_grammar(request.grammar) for request in requests]
