@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -257,6 +258,26 @@ def test_one_answer_is_the_whole_output(engine: type[FakeEngine], model: Path) -
     result = run("--model", model, "--prompt", "hello")
     assert result.exit_code == 0
     assert result.stdout == "one two\n"
+
+
+def test_warnings_of_libraries_are_kept_off_the_terminal(
+    engine: type[FakeEngine], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Pillow's for an image of 100 million pixels, which it reads; `python -W` shows them."""
+    heard: list[int] = []
+
+    def warn() -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.warn("a library warns", stacklevel=1)
+        heard.append(len(caught))
+
+    engine.during_generate = staticmethod(warn)
+    for options in ([], ["always"]):
+        monkeypatch.setattr(sys, "warnoptions", options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert run("--model", model, "--prompt", "hello").exit_code == 0
+    assert heard == [0, 1]
 
 
 def test_progress_comes_in_order_without_a_terminal(engine: type[FakeEngine], model: Path) -> None:
