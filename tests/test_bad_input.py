@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -21,8 +21,10 @@ from click.testing import CliRunner, Result
 from huggingface_hub.errors import RepositoryNotFoundError
 from max.engine import InferenceSession
 from max.pipelines.context import SamplingParams
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import TinyPair
+from tiny.kimi import MEDIA_PAD, tiny_kimi
 
 from unispec.cli import unispec
 from unispec.errors import InputError
@@ -45,6 +47,7 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         raise CompileReachedError
 
     monkeypatch.setattr(InferenceSession, "load", load)
+    monkeypatch.setattr(InferenceSession, "load_all", load)
 
 
 @pytest.fixture
@@ -401,6 +404,14 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         content("target", "generation_config.json", "{"),
         ["{target}/generation_config.json", "line 1", "correct or remove"],
     ),
+    "generation_config.json with an EOS token beyond the vocabulary": (
+        content("target", "generation_config.json", '{"eos_token_id": [2, 256]}'),
+        ["eos_token_id [2, 256]", "generation_config.json", "{target}", "vocabulary of 256"],
+    ),
+    "generation_config.json with an EOS token by its name": (
+        content("target", "generation_config.json", '{"eos_token_id": "</s>"}'),
+        ["eos_token_id '</s>'", "generation_config.json", "{target}", "correct the file"],
+    ),
     "generation_config.json out of range": (
         content("target", "generation_config.json", '{"top_p": 2}'),
         ["generation_config.json", "top_p", "2", "give the option"],
@@ -657,6 +668,86 @@ def test_links_into_a_cache_keep_their_names(pair: TinyPair) -> None:
     (pair.target / WEIGHTS).symlink_to("blob")
     config = EngineConfig(model=str(pair.target)).pipeline_config()
     assert config.model.weight_path == [pair.target / WEIGHTS]
+
+
+# Images
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound Kimi K2.5 with a chat template."""
+    return tiny_kimi(tmp_path_factory.mktemp("seeing"))
+
+
+def png(path: Path, size: tuple[int, int] = (30, 30), mode: str = "RGB") -> Path:
+    Image.new(mode, size).save(path, "PNG")
+    return path
+
+
+def look(model: Path, prompt: str, *images: Path, flags: Sequence[str] = ()) -> Result:
+    """Runs `unispec generate` with images."""
+    given = [flag for image in images for flag in ("--image", str(image))]
+    arguments = ["generate", "--model", str(model), "--prompt", prompt, *given, *flags]
+    return CliRunner().invoke(unispec, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_with_their_placeholders_reach_the_compile(
+    seeing: Path, tmp_path: Path, count: int
+) -> None:
+    files = [png(tmp_path / f"{index}.png") for index in range(count)]
+    with pytest.raises(CompileReachedError):
+        look(seeing, "what is it?", *files)
+    with pytest.raises(CompileReachedError):
+        look(seeing, "what" + MEDIA_PAD * count, *files, flags=["--no-chat-template"])
+
+
+def test_images_that_cannot_be_read(seeing: Path, tmp_path: Path) -> None:
+    whole = png(tmp_path / "whole.png", (300, 300))
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    text = tmp_path / "text.png"
+    text.write_text("hello")
+    (tmp_path / "empty.png").touch()
+    for file in (cut, text, tmp_path / "empty.png"):
+        result = look(seeing, "what is it?", whole, file)
+        words = ["image 2 of prompt 1", str(file), "cannot be read", "that is whole"]
+        assert_refused(result.exit_code, result.stdout, result.stderr, *words)
+
+
+def test_a_huge_image(seeing: Path, tmp_path: Path) -> None:
+    """Pillow refuses to decode 2 * 89,478,485 pixels or more, before it does."""
+    huge = png(tmp_path / "huge.png", (20000, 9000), "1")
+    result = look(seeing, "what is it?", huge)
+    words = ["image 1 of prompt 1", str(huge), "too large", "180000000", "make it smaller"]
+    assert_refused(result.exit_code, result.stdout, result.stderr, *words)
+
+
+def test_an_image_that_leaves_no_room_for_an_answer(seeing: Path, tmp_path: Path) -> None:
+    large = png(tmp_path / "large.png", (560, 560))  # 20 * 20 features
+    result = look(seeing, "x", large, flags=["--max-length", "256"])
+    words = ["prompt 1 has", "max_length is 256", "shorten"]
+    assert_refused(result.exit_code, result.stdout, result.stderr, *words)
+
+
+@pytest.mark.parametrize(("given", "placeholders"), [(1, 0), (0, 1), (1, 2), (2, 1)])
+def test_more_or_fewer_images_than_placeholders(
+    seeing: Path, tmp_path: Path, given: int, placeholders: int
+) -> None:
+    files = [png(tmp_path / f"{index}.png") for index in range(given)]
+    result = look(seeing, "see " + MEDIA_PAD * placeholders, *files, flags=["--no-chat-template"])
+    words = [
+        f"prompt 1 has {placeholders} image placeholders",
+        f"{given} images",
+        "one image for each",
+    ]
+    assert_refused(result.exit_code, result.stdout, result.stderr, *words)
+
+
+def test_an_image_for_a_model_that_reads_none(pair: TinyPair, tmp_path: Path) -> None:
+    result = run(pair, "--image", str(png(tmp_path / "cat.png")))
+    words = ["--image", str(pair.target), "reads no images"]
+    assert_refused(result.exit_code, result.stdout, result.stderr, *words)
 
 
 # What only a program can ask for

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -28,10 +29,14 @@ from unispec.commands.console import Answers, progress, summary
 from unispec.errors import InputError
 from unispec.pipelines import runtime
 
-VOCABULARY = {"<unk>": 0, "<bos>": 1, "<user>": 2, "<bot>": 3, "hello": 4, "world": 5}
+VOCABULARY = {"<unk>": 0, "<bos>": 1, "<user>": 2, "<bot>": 3, "hello": 4, "world": 5, "<image>": 6}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<user> {{ message.content }} {% endfor %}"
     "{% if add_generation_prompt %}<bot>{% endif %}"
+)
+SEEING_TEMPLATE = (
+    "{% for part in messages[0].content %}"
+    "{% if part.type == 'image' %}<image> {% else %}{{ part.text }} {% endif %}{% endfor %}<bot>"
 )
 
 
@@ -53,6 +58,7 @@ class FakeEngine:
     chat_template: str | None = CHAT_TEMPLATE
     pieces: Sequence[str] = ("one", " two")
     finish_reason = "length"
+    reads_images = False
     step_time_s = 0.0125
     during_generate: Callable[[], None] = staticmethod(lambda: None)
     made: ClassVar[list[FakeEngine]]
@@ -172,7 +178,7 @@ def test_help_as_a_module() -> None:
         --temperature --top-k --top-p --min-p --presence-penalty --frequency-penalty
         --repetition-penalty --seed --stop --ignore-eos --prompt --quantization-encoding
         --enable-prefix-caching --no-enable-prefix-caching --prompt-file --no-chat-template
-        --json-schema --regex --json --no-speculation"""
+        --json-schema --regex --json --no-speculation --image"""
     assert set(flags.split()) <= set(re.findall(r"--[a-z-]+", shown.stdout))
 
 
@@ -252,6 +258,26 @@ def test_one_answer_is_the_whole_output(engine: type[FakeEngine], model: Path) -
     result = run("--model", model, "--prompt", "hello")
     assert result.exit_code == 0
     assert result.stdout == "one two\n"
+
+
+def test_warnings_of_libraries_are_kept_off_the_terminal(
+    engine: type[FakeEngine], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Pillow's for an image of 100 million pixels, which it reads; `python -W` shows them."""
+    heard: list[int] = []
+
+    def warn() -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.warn("a library warns", stacklevel=1)
+        heard.append(len(caught))
+
+    engine.during_generate = staticmethod(warn)
+    for options in ([], ["always"]):
+        monkeypatch.setattr(sys, "warnoptions", options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert run("--model", model, "--prompt", "hello").exit_code == 0
+    assert heard == [0, 1]
 
 
 def test_progress_comes_in_order_without_a_terminal(engine: type[FakeEngine], model: Path) -> None:
@@ -415,6 +441,52 @@ def test_prompt_is_encoded_as_the_tokenizer_wants(
     assert list(engine.made[0].requests[0].token_ids) == token_ids
 
 
+@pytest.mark.parametrize(
+    ("chat_template", "text", "token_ids"),
+    [(SEEING_TEMPLATE, "hello", [6, 6, 4, 3]), (None, "hello <image> <image>", [1, 4, 6, 6])],
+)
+def test_images_reach_the_request_in_order(
+    engine: type[FakeEngine],
+    model: Path,
+    tmp_path: Path,
+    chat_template: str | None,
+    text: str,
+    token_ids: list[int],
+) -> None:
+    """The chat template writes their placeholders; without one the prompt has them itself."""
+    engine.chat_template, engine.reads_images = chat_template, True
+    files = [tmp_path / "b.png", tmp_path / "a.png"]
+    for file in files:
+        file.touch()
+    flags = ["--image", str(files[0]), "--image", str(files[1])]
+    result = run("--model", model, "--prompt", text, "--json", *flags)
+    (request,) = engine.made[0].requests
+    assert list(request.token_ids) == token_ids
+    assert list(request.images) == files
+    assert json.loads(result.stdout)["results"][0]["prompt"] == text
+
+
+def test_a_text_prompt_stays_text_for_a_model_that_reads_images(
+    engine: type[FakeEngine], model: Path
+) -> None:
+    engine.reads_images = True
+    assert run("--model", model, "--prompt", "hello world").exit_code == 0
+    (request,) = engine.made[0].requests
+    assert list(request.token_ids) == [2, 4, 5, 3]
+    assert list(request.images) == []
+
+
+def test_an_image_for_a_model_that_reads_none_is_refused(
+    engine: type[FakeEngine], model: Path, tmp_path: Path
+) -> None:
+    """By its own error, whatever its chat template makes of content in parts."""
+    engine.chat_template = "{{ raise_exception('content is no text') }}"
+    file = tmp_path / "cat.png"
+    file.touch()
+    result = run("--model", model, "--prompt", "hello", "--image", file)
+    assert_refused(result, "--image", str(model), "reads no images")
+
+
 def test_sampling_options_reach_the_request(engine: type[FakeEngine], model: Path) -> None:
     arguments = """--max-new-tokens 7 --temperature 0.5 --top-k 40 --top-p 0.9 --min-p 0.05
         --presence-penalty 0.1 --frequency-penalty -0.2 --repetition-penalty 1.3 --seed 11
@@ -496,6 +568,12 @@ def test_a_grammar_reaches_every_request(
         ("--model m --prompt-file {empty}", ["--prompt-file", "{empty}", "no prompt"]),
         ("--model m --prompt-file {gap}", ["--prompt-file", "{gap}", "line 2"]),
         ("--model m --prompt-file {binary}", ["--prompt-file", "{binary}", "UTF-8"]),
+        ("--model m --prompt a --image nowhere.png", ["--image", "nowhere.png", "not exist"]),
+        ("--model m --prompt a --image {folder}", ["--image", "{folder}", "is a directory"]),
+        (
+            "--model m --prompt-file {file} --image {empty}",
+            ["--image {empty}", "--prompt", "--prompt-file"],
+        ),
         ("--model m --prompt a --json-schema nowhere", ["--json-schema", "nowhere"]),
         ("--model m --prompt a --json-schema {file}", ["--json-schema", "{file}", "line 1"]),
         ("--model m --prompt a --json-schema {number}", ["--json-schema", "no JSON schema"]),
@@ -551,6 +629,7 @@ def test_wrong_options_are_one_line_before_anything_is_loaded(
     files = {name: tmp_path / name for name in contents}
     for name, content in contents.items():
         files[name].write_bytes(content)
+    files["folder"] = tmp_path
     result = run(*arguments.format(**files).split())
     assert_refused(result, *(word.format(**files) for word in words))
     assert len(result.stderr.splitlines()) == 1

@@ -21,6 +21,7 @@ from reference.target import assert_same_greedy
 from test_draft_proposals import DFlashJudge, recording
 from tiny.kimi import PLACEHOLDER, tiny_kimi, tiny_kimi_draft
 
+from unispec.commands.prompts import PromptOptions
 from unispec.errors import InputError
 from unispec.pipelines.architectures.kimik2_5.preprocessing import MediaItem, patches_of
 from unispec.pipelines.architectures.unified_dflash_kimi_k25 import UnifiedDflashKimiK25Config
@@ -172,6 +173,21 @@ def test_an_image_is_encoded_once_and_not_taken_for_another(kimi_model: Kimi) ->
             answer, kimi_model.reference.greedy(kimi_model.show(request), NEW_TOKENS)
         )
     assert answers[0] != answers[1]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_prompt_of_the_command_line_sees_its_images(kimi_model: Kimi, tmp_path: Path) -> None:
+    """`--prompt` and two `--image`: the chat template writes two placeholders before the text."""
+    files = (tmp_path / "one.png", tmp_path / "two.png")
+    for index, file in enumerate(files):
+        image(56, 84, 60 + index).save(file)
+    options = PromptOptions(
+        prompt="what changed?", prompt_file=None, image=files, chat_template=True
+    )
+    tokens = options.encode("what changed?", kimi_model.engine.tokenizer)
+    assert [token for token in tokens if token == PLACEHOLDER] == [PLACEHOLDER] * 2
+    assert kimi_model.engine.tokenizer.decode(tokens).startswith("user: [<|media_pad|>][")
+    kimi_model.assert_right([replace(prompt(5), token_ids=tokens, images=files)])
 
 
 def damaged() -> bytes:

@@ -55,6 +55,10 @@ def generate(
         from unispec.pipelines.runtime import Engine, Request
 
         engine = Engine(model.engine_config(len(texts)), on_progress=phase)
+        if prompts.image and not engine.reads_images:
+            raise click.UsageError(
+                f"--image is given, but {model.model} reads no images; leave it out"
+            )
         defaults = checkpoint_defaults(model.model)
         grammar = constraint.grammar()
         requests = [
@@ -62,6 +66,7 @@ def generate(
                 token_ids=prompts.encode(text, engine.tokenizer),
                 sampling=sampling.params(defaults),
                 grammar=grammar,
+                images=prompts.image,
             )
             for text in texts
         ]

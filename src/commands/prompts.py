@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,14 +38,19 @@ class PromptOptions:
 
     prompt: str | None
     prompt_file: tuple[str, ...] | None
+    image: tuple[Path, ...]
     chat_template: bool
 
     def __post_init__(self) -> None:
-        """Raises `click.UsageError` unless there is exactly one source of prompts."""
+        """Raises `click.UsageError` for no source of prompts, two, or images of a whole file."""
         if self.prompt is None and self.prompt_file is None:
             raise click.UsageError("no prompt; give --prompt TEXT or --prompt-file FILE")
         if self.prompt is not None and self.prompt_file is not None:
             raise click.UsageError("--prompt and --prompt-file exclude each other; give one")
+        if self.image and self.prompt is None:
+            raise click.UsageError(
+                f"--image {self.image[0]} belongs to one prompt; give --prompt, not --prompt-file"
+            )
         if self.prompt == "":
             raise click.UsageError("--prompt is empty; give at least one character")
         if self.prompt is not None and any("\ud800" <= char <= "\udfff" for char in self.prompt):
@@ -63,8 +69,9 @@ class PromptOptions:
         Args:
             text: The prompt.
             tokenizer: The target's tokenizer. If it has a chat template, the prompt becomes
-                one user message and the answer is opened, unless `chat_template` is false;
-                then, or without a template, the tokenizer adds its own special tokens.
+                one user message, its images before its text, and the answer is opened, unless
+                `chat_template` is false; then, or without a template, the tokenizer adds its
+                own special tokens, and placeholders of images are the text's own.
 
         Returns:
             Token ids.
@@ -74,9 +81,12 @@ class PromptOptions:
         """
         if not (self.chat_template and tokenizer.chat_template):
             return list(tokenizer.encode(text))
+        # Templates of models that read text only know no parts.
+        content = [{"type": "image"} for _ in self.image] + [{"type": "text", "text": text}]
+        message: dict[str, Any] = {"role": "user", "content": content if self.image else text}
         try:
             token_ids = tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+                [message], add_generation_prompt=True, return_dict=False
             )
         # A template is a program that the checkpoint brings along: it can raise anything.
         except Exception as error:
@@ -94,6 +104,13 @@ prompt_options = option_group(
         "--prompt-file",
         type=PromptFile(),
         help="A batch of prompts, one a line.",
+    ),
+    click.option(
+        "--image",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        multiple=True,
+        help="An image that the prompt is about, for models that see. Can be given several times; "
+        "the images come before the prompt's text, in order.",
     ),
     click.option(
         "--chat-template/--no-chat-template",

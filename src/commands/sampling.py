@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SamplingOptions", "checkpoint_defaults", "sampling_options"]
 
-GENERATION_CONFIG = "generation_config.json"
 MAX_TOP_K = 2**31 - 1
 
 
@@ -68,7 +65,7 @@ class SamplingOptions:
             return SamplingParams.from_input_and_generation_config(given, defaults)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"the model's {GENERATION_CONFIG} cannot be used ({error}); correct the file or "
+                f"the model's generation_config.json cannot be used ({error}); correct the file or "
                 "give the option"
             ) from error
 
@@ -84,33 +81,12 @@ def checkpoint_defaults(model: str) -> SamplingParamsGenerationConfigDefaults:
     """
     from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
 
-    file = _generation_config(model)
-    if file is None:
-        return SamplingParamsGenerationConfigDefaults()
-    try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"'{file}' is not valid JSON ({error}); correct or remove it") from error
-    if not isinstance(stated, dict):
-        raise InputError(f"'{file}' is no JSON object; correct or remove it")
+    from unispec.checkpoints.generation_config import read_generation_config
+
     names = SamplingParamsGenerationConfigDefaults.__dataclass_fields__
     return SamplingParamsGenerationConfigDefaults(
-        **{name: value for name, value in stated.items() if name in names}
+        **{name: value for name, value in read_generation_config(model).items() if name in names}
     )
-
-
-def _generation_config(model: str) -> Path | None:
-    """Returns the checkpoint's generation_config.json, if it has one."""
-    if Path(model).is_dir():
-        file = Path(model, GENERATION_CONFIG)
-        return file if file.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(model, GENERATION_CONFIG))
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return None
 
 
 sampling_options = option_group(

@@ -12,10 +12,23 @@ from .checkpoint import Array, linear, norm, read, write
 from .deepseek import tiny_deepseek
 from .dflash import tiny_dflash
 
-__all__ = ["PLACEHOLDER", "tiny_kimi", "tiny_kimi_draft"]
+__all__ = ["MEDIA_PAD", "PLACEHOLDER", "tiny_kimi", "tiny_kimi_draft"]
 
 PLACEHOLDER = 250
 """The token in whose place an image stands."""
+
+MEDIA_PAD = "<|media_pad|>"
+"""Its text."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}user: "
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}[" + MEDIA_PAD + "]{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} bot:{% endif %}"
+)
+"""Content may be text, or parts of which some are images, as in Kimi K2.5's own."""
 
 VISION: dict[str, Any] = {
     "patch_size": 14,
@@ -70,6 +83,7 @@ def tiny_kimi(folder: Path, *, seed: int = 0) -> Path:
         "tie_word_embeddings": False,
         "dtype": "float32",
     }
+    _name_placeholder(folder)
     return write(folder, config, tensors)
 
 
@@ -107,6 +121,22 @@ def tiny_kimi_draft(folder: Path, target: Path, scratch: Path, *, seed: int = 0)
     scales = {"mscale": 1.0, "mscale_all_dim": 1.0}
     config["rope_parameters"] = text["rope_parameters"] | scales
     return write(folder, config, tensors)
+
+
+def _name_placeholder(folder: Path) -> None:
+    """Gives the placeholder, a byte of no UTF-8 text until now, its text, and adds the template."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    (byte,) = (token for token, index in vocabulary.items() if index == PLACEHOLDER)
+    del vocabulary[byte]
+    vocabulary[MEDIA_PAD] = PLACEHOLDER
+    named = {"id": PLACEHOLDER, "content": MEDIA_PAD}
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | named)
+    path.write_text(json.dumps(tokenizer))
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"chat_template": CHAT_TEMPLATE}))
 
 
 def _vision(rng: np.random.Generator, text_hidden: int) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from max.graph.weights import SafetensorWeights
 from max.pipelines.context import EOSTracker, TextContext
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, pages_per_row
 from unispec.pipelines.architectures.registry import pipeline_model
@@ -45,6 +46,7 @@ class Engine:
     Attributes:
         tokenizer: The target's tokenizer.
         max_length: Longest sequence, prompt and output, in tokens.
+        reads_images: Whether a request may have images.
         eos_token_ids: Tokens that end an answer, unless its request ignores them.
         num_pages: Cache pages in all.
 
@@ -60,17 +62,15 @@ class Engine:
         self._progress("reading configuration")
         self._pipeline_config = config.pipeline_config()
         self._model_class = pipeline_model(self._pipeline_config)
+        self.reads_images = self._model_class.reads_images
         hf: Any = self._pipeline_config.model.huggingface_config
         self.max_length = self._model_class.calculate_max_seq_len(self._pipeline_config, hf)
         # Reading both configurations here reports their errors before anything slow starts.
         arch_config: Any = self._model_class.model_config_cls
         arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
         self._kv_params = arch.get_kv_params()
-        text = hf.get_text_config()
-        self._vocab_size = int(text.vocab_size)
-        stated = getattr(hf, "eos_token_id", None)
-        eos = text.eos_token_id if stated is None else stated
-        self.eos_token_ids = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self._vocab_size = int(hf.get_text_config().vocab_size)
+        self.eos_token_ids = read_eos_token_ids(config.model, hf)
         self.tokenizer: PreTrainedTokenizerFast = _load_tokenizer(config.model)
         self._grammars: GrammarCompiler | None = None
         self._pipeline: SpeculativePipeline | None = None
@@ -92,6 +92,9 @@ class Engine:
     ) -> Report:
         """Answers the requests, batched as they fit; one that is refused refuses all of the call.
 
+        All are checked before any begins, images included, so a refused call leaves those that
+        run alone.
+
         Args:
             requests: in the order of the report's results.
             on_text: gets a request's index and its new text as soon as it is certain.
@@ -99,7 +102,8 @@ class Engine:
 
         Raises:
             InputError: an empty prompt, one that leaves no room for an answer, a token
-                outside the vocabulary, or a grammar that cannot be compiled.
+                outside the vocabulary, an image that cannot be read or has no placeholder, a
+                placeholder without an image, or a grammar that cannot be compiled.
         """
         contexts = [self._context(index, request) for index, request in enumerate(requests)]
         grammars = [self._compile_grammar(request.grammar) for request in requests]

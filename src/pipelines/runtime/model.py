@@ -65,6 +65,8 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
     """The class of a step's inputs."""
     draft_reads_next_token: ClassVar[bool] = False
     """Whether the draft's cache entry of a position depends on the token after it."""
+    reads_images: ClassVar[bool] = False
+    """Whether requests may have images; see `read_prompt`."""
     model: Model
     """The compiled graph."""
 

@@ -9,7 +9,7 @@ from max.graph import DeviceRef
 
 from unispec.errors import InputError
 
-__all__ = ["check_devices", "check_routing", "check_stack", "read_fp8_block"]
+__all__ = ["check_devices", "check_routing", "check_stack"]
 
 _SIZES: Final = (
     "kv_lora_rank",
@@ -107,30 +107,6 @@ def check_devices(devices: Sequence[DeviceRef]) -> None:
             f"DeepSeek-V3 and Kimi K2.5 do not run on {named} here; use one CPU, or MAX's own"
             " architectures"
         )
-
-
-def read_fp8_block(hf: Any, source: str) -> tuple[int, int] | None:
-    """Rows and columns of an FP8 checkpoint's blocks; None if it is not quantised.
-
-    Args:
-        hf: a Hugging Face config, for `quantization_config`.
-        source: the file or folder, for the errors.
-
-    Raises:
-        InputError: another quantisation.
-    """
-    stated: Any = getattr(hf, "quantization_config", None)
-    if not stated:
-        return None
-    stated = stated if isinstance(stated, dict) else stated.to_dict()
-    method, block = stated.get("quant_method"), stated.get("weight_block_size")
-    is_pair = isinstance(block, list | tuple) and len(block) == 2
-    if method != "fp8" or not is_pair or not all(isinstance(n, int) and n > 0 for n in block):
-        raise InputError(
-            f"quantization_config of {source} has quant_method {method!r} and weight_block_size"
-            f" {block!r}; use a checkpoint in fp8 blocks, or one that is not quantised"
-        )
-    return int(block[0]), int(block[1])
 
 
 def _size(name: str, value: Any, least: int, source: str) -> None:

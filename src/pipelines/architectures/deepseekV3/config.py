@@ -22,7 +22,8 @@ from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 from ..llama3.checks import check_cache_format, check_sizes, positive
 from ..llama3.config import encoding_of
-from .checks import check_devices, check_routing, check_stack, read_fp8_block
+from .checks import check_devices, check_routing, check_stack
+from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
 
 __all__ = ["LATENT_NORM_EPS", "DeepseekV3Config"]
@@ -41,7 +42,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
     """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16"}
-    """What weights and activations can be; FP8 files are dequantised."""
+    """What weights and activations can be; FP8 and int4 files are dequantised."""
 
     hidden_size: int
     """H, width of the residual stream."""
@@ -104,7 +105,9 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     num_nextn_predict_layers: int = 1
     """Layers of multi-token prediction that the checkpoint has behind the last layer."""
     fp8_block: tuple[int, int] | None = None
-    """Rows and columns of the blocks of FP8 matrices; None: the checkpoint is not quantised."""
+    """Rows and columns of the blocks of FP8 matrices; None: the checkpoint is not in FP8."""
+    int4_group_size: int | None = None
+    """Columns of the groups of packed int4 matrices; None: the checkpoint is not packed."""
 
     @property
     def cache_width(self) -> int:
@@ -218,6 +221,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         check_devices(devices)
         # A model that sees images may state it beside the part for the text.
         fp8_block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
+        group_size = read_int4_group_size(hf, source) or read_int4_group_size(stated, source)
         predicted = getattr(hf, "num_nextn_predict_layers", None)
         dtype = supported_encoding_dtype(encoding_of(model_config))
         rope = read_deepseek_rope(hf, source)
@@ -257,4 +261,5 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             devices=devices,
             num_nextn_predict_layers=1 if predicted is None else int(predicted),
             fp8_block=fp8_block,
+            int4_group_size=group_size,
         )

@@ -12,6 +12,7 @@ from max.graph.weights import WeightData
 from unispec.checkpoints import Tensor
 from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.checkpoints.cast import cast_weights
+from unispec.checkpoints.packed_int4 import dequantise_packed
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from .config import DeepseekV3Config
@@ -35,19 +36,21 @@ _ROUTER: Final = (".gate.weight", ".e_score_correction_bias")
 def dequantised(
     tensors: Mapping[str, Tensor], config: DeepseekV3Config, *, source: str
 ) -> Mapping[str, Tensor]:
-    """The tensors as they are, or multiplied by their scales if the checkpoint is in FP8 blocks.
+    """The tensors as they are, or multiplied by their scales if the checkpoint is quantised.
 
     Args:
         tensors: the checkpoint's, by name.
-        config: the stack, for the size of the blocks.
+        config: the stack, for the size of blocks or groups.
         source: the file or folder, for the errors.
 
     Raises:
         InputError: scales that do not fit.
     """
-    if config.fp8_block is None:
-        return tensors
-    return dequantise_blocks(tensors, config.fp8_block, source=source)
+    if config.fp8_block is not None:
+        return dequantise_blocks(tensors, config.fp8_block, source=source)
+    if config.int4_group_size is not None:
+        return dequantise_packed(tensors, config.int4_group_size, source=source)
+    return tensors
 
 
 def target_state_dict(

@@ -62,6 +62,7 @@ class KimiK2_5Model(DeepseekV3Model):
     model_config_cls: ClassVar[type[Any]] = KimiK2_5Config
     """The class that reads `PipelineConfig`."""
     inputs_cls: ClassVar[type[StepModelInputs]] = KimiK2_5ModelInputs
+    reads_images: ClassVar[bool] = True
     encoder: MediaEncoder
 
     def load_model(self, session: InferenceSession) -> Any:
@@ -185,10 +186,16 @@ class KimiK2_5Model(DeepseekV3Model):
             InputError: an image that cannot be read, or another number of placeholders.
         """
         vision = huggingface_config.vision_config
-        items = [
-            patches_of(image, patch_size=vision.patch_size, max_frames=vision.init_pos_emb_time)
-            for image in images
-        ]
+        items = []
+        for index, image in enumerate(images):
+            try:
+                items.append(
+                    patches_of(
+                        image, patch_size=vision.patch_size, max_frames=vision.init_pos_emb_time
+                    )
+                )
+            except InputError as error:
+                raise InputError(f"image {index + 1} of {name}: {error}") from error
         placeholder = huggingface_config.media_placeholder_token_id
         widened = widen_placeholders(tokens, items, placeholder, prompt=name)
         return MediaPrompt(widened, items, placeholder)

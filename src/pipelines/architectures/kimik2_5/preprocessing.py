@@ -52,9 +52,9 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         source: a path, a file's bytes, or an image that is decoded already.
 
     Raises:
-        InputError: there is no such file, it is no image, or it is damaged.
+        InputError: there is no such file, it is no image, or it is damaged or huge.
     """
-    name = "the image given" if isinstance(source, bytes | Image.Image) else f"image {source}"
+    name = str(source) if isinstance(source, str | Path) else "it"
     try:
         if isinstance(source, Image.Image):
             return source.convert("RGB")
@@ -62,8 +62,10 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist; check the path") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large ({error}); make it smaller") from error
     # Pillow raises what its decoders stumble over, SyntaxError for a broken PNG included.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise InputError(
             f"{name} cannot be read ({error}); give a PNG or JPEG file that is whole"
         ) from error

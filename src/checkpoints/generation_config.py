@@ -1,0 +1,80 @@
+"""A checkpoint's generation_config.json: sampling defaults, and what ends an answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+from unispec.errors import InputError
+
+__all__ = ["read_eos_token_ids", "read_generation_config"]
+
+_FILE: Final = "generation_config.json"
+_EOS: Final = "eos_token_id"
+
+
+def read_generation_config(model: str) -> dict[str, Any]:
+    """What a checkpoint states of how to generate; empty if it states nothing.
+
+    Args:
+        model: Folder or Hugging Face repository id of an existing checkpoint.
+
+    Raises:
+        InputError: The checkpoint's generation_config.json is no JSON object.
+    """
+    file = _find(model)
+    if file is None:
+        return {}
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{file}' is not valid JSON ({error}); correct or remove it") from error
+    if not isinstance(stated, dict):
+        raise InputError(f"'{file}' is no JSON object; correct or remove it")
+    return stated
+
+
+def read_eos_token_ids(model: str, config: Any) -> set[int]:
+    """The tokens that end an answer, of config.json and of generation_config.json.
+
+    A chat model often states only in the second file what ends a turn.
+
+    Args:
+        model: Folder or Hugging Face repository id of an existing checkpoint.
+        config: Its Hugging Face config; a part for the text is read where the whole says nothing.
+
+    Raises:
+        InputError: generation_config.json is no JSON object, or an id is no token of the model.
+    """
+    text = config.get_text_config()
+    whole = getattr(config, _EOS, None)
+    stated = {
+        "config.json": getattr(text, _EOS, None) if whole is None else whole,
+        _FILE: read_generation_config(model).get(_EOS),
+    }
+    found: set[int] = set()
+    for file, value in stated.items():
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        for token in ids:
+            if type(token) is not int or not 0 <= token < text.vocab_size:
+                raise InputError(
+                    f"{_EOS} {value!r} in {file} of {model} is no token of the model's vocabulary"
+                    f" of {text.vocab_size}; correct the file"
+                )
+        found.update(ids)
+    return found
+
+
+def _find(model: str) -> Path | None:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        file = folder / _FILE
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(model, _FILE))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None

@@ -1,0 +1,101 @@
+"""How a checkpoint is quantised, as its config.json states it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from unispec.errors import InputError
+
+__all__ = ["read_fp8_block", "read_int4_group_size"]
+
+_PACKED: Final = "compressed-tensors"
+_PACKED_ONLY: Final = {
+    "format": "pack-quantized",
+    "input_activations": None,
+    "num_bits": 4,
+    "type": "int",
+    "symmetric": True,
+    "strategy": "group",
+}
+_USE: Final = "use a checkpoint in fp8 blocks or packed int4, or one that is not quantised"
+
+
+def read_fp8_block(hf: Any, source: str) -> tuple[int, int] | None:
+    """Rows and columns of an FP8 checkpoint's blocks; None if it is packed or not quantised.
+
+    Args:
+        hf: a Hugging Face config, for `quantization_config`.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: another quantisation.
+    """
+    stated = _stated(hf)
+    if not stated or stated.get("quant_method") == _PACKED:
+        return None
+    method: Any = stated.get("quant_method")
+    block: Any = stated.get("weight_block_size")
+    is_pair = isinstance(block, list | tuple) and len(block) == 2
+    if method != "fp8" or not is_pair or not all(isinstance(n, int) and n > 0 for n in block):
+        raise InputError(
+            f"quantization_config of {source} has quant_method {method!r} and weight_block_size"
+            f" {block!r}; {_USE}"
+        )
+    return int(block[0]), int(block[1])
+
+
+def read_int4_group_size(hf: Any, source: str) -> int | None:
+    """Columns of a packed int4 checkpoint's groups; None if it is in FP8 or not quantised.
+
+    `ignore` is not read: which matrices are packed is told by the names of the tensors.
+
+    Args:
+        hf: a Hugging Face config, for `quantization_config`.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: more than one scheme, or one that is not symmetric int4 in groups.
+    """
+    stated = _stated(hf)
+    if stated.get("quant_method") != _PACKED:
+        return None
+    groups = stated.get("config_groups")
+    schemes = list(groups.values()) if isinstance(groups, dict) else []
+    if len(schemes) != 1 or not isinstance(schemes[0], dict):
+        raise InputError(
+            f"config_groups {groups!r} in quantization_config of {source} is not one scheme for"
+            f" all packed matrices; {_USE}"
+        )
+    (scheme,) = schemes
+    weights = scheme.get("weights")
+    if not isinstance(weights, dict):
+        raise InputError(
+            f"weights {weights!r} in quantization_config of {source} is no scheme; {_USE}"
+        )
+    found = {
+        "format": scheme.get("format") or stated.get("format"),
+        "input_activations": scheme.get("input_activations"),
+        # What compressed-tensors assumes of a scheme with groups.
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        **weights,
+    }
+    for name, supported in _PACKED_ONLY.items():
+        if found.get(name) != supported:
+            raise InputError(
+                f"{name} {found.get(name)!r} in quantization_config of {source} is not"
+                f" {supported!r}; {_USE}"
+            )
+    size = weights.get("group_size")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise InputError(
+            f"group_size {size!r} in quantization_config of {source} is no positive integer;"
+            " correct its config.json"
+        )
+    return size
+
+
+def _stated(hf: Any) -> dict[str, Any]:
+    stated: Any = getattr(hf, "quantization_config", None) or {}
+    return stated if isinstance(stated, dict) else dict(stated.to_dict())
