@@ -77,9 +77,7 @@ class DecoderLayer(Module):
             )
         ]
         xs = _added(xs, mesh.sum(attended))
-        inner = [
-            mlp(norm(x)) for mlp, norm, x in zip(self._mlps, self._mlp_norms, xs, strict=True)
-        ]
+        inner = [mlp(norm(x)) for mlp, norm, x in zip(self._mlps, self._mlp_norms, xs, strict=True)]
         return _added(xs, mesh.sum(inner))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 from max.graph import BufferValue, TensorValue, ops
 from max.nn import ColumnParallelLinear, Embedding, Linear, VocabParallelEmbedding
 from max.nn.kv_cache import PagedCacheValues
+from typing_extensions import Self
 
 from unispec.kv_cache.views import on_device_of
 from unispec.pipelines.speculative.step import StepInputs
@@ -80,10 +81,7 @@ class Mesh:
         _, *lengths = self.spread(view.cache_lengths)
         return [
             view,
-            *(
-                on_device_of(copy, view, own)
-                for copy, own in zip(others, lengths, strict=True)
-            ),
+            *(on_device_of(copy, view, own) for copy, own in zip(others, lengths, strict=True)),
         ]
 
     def embed(
