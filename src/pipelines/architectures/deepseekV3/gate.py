@@ -22,6 +22,11 @@ class GroupLimitedGate(MoEGate):
         config: the stack.
         devices: where it runs; its weights are on the first.
         **sizes: as `MoEGate` takes them.
+
+    Attributes:
+        config: The stack.
+        weight: float32 `[E, H]`.
+        e_score_correction_bias: float32 `[E]`.
     """
 
     def __init__(
@@ -66,6 +71,11 @@ class GroupLimitedGate(MoEGate):
 
     @sharding_strategy.setter
     def sharding_strategy(self, strategy: ShardingStrategy) -> None:
+        """Sets that of its weights.
+
+        Args:
+            strategy: replication.
+        """
         self.weight.sharding_strategy = strategy
         self.e_score_correction_bias.sharding_strategy = strategy
 

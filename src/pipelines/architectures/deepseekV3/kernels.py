@@ -93,16 +93,17 @@ def experts(config: DeepseekV3Config) -> Module:
     """
     if not config.on_gpus:
         return TiledExperts(config)
+    inner = config.moe_intermediate_size
     return MoE(
-        devices=config.devices,
-        hidden_dim=config.hidden_size,
-        num_experts=config.n_routed_experts,
-        num_experts_per_token=config.num_experts_per_tok,
-        moe_dim=config.moe_intermediate_size,
+        config.devices,
+        config.hidden_size,
+        config.n_routed_experts,
+        config.num_experts_per_tok,
+        inner,
         gate_cls=partial(GroupLimitedGate, config),
-        has_shared_experts=True,
-        shared_experts_dim=config.moe_intermediate_size * config.n_shared_experts,
         dtype=config.dtype,
+        shared_experts_dim=inner * config.n_shared_experts,
+        has_shared_experts=True,
     )
 
 
