@@ -18,38 +18,35 @@ from max.driver import (
     set_virtual_device_count,
     set_virtual_device_target_arch,
 )
+from max.dtype import DType
+from max.graph import Graph, TensorValue, Type, Weight
 
-COUNT, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
-set_virtual_device_api("cuda")
-set_virtual_device_target_arch("sm_90a")
-set_virtual_device_count(COUNT)
-
-from max.dtype import DType  # noqa: E402
-from max.graph import Graph, TensorValue, Type, Weight  # noqa: E402
-
-from unispec.checkpoints import read_tensors  # noqa: E402
-from unispec.pipelines.architectures.deepseekV3 import graph as target_graph  # noqa: E402
-from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config  # noqa: E402
-from unispec.pipelines.architectures.deepseekV3.weights import (  # noqa: E402
+from unispec.checkpoints import read_tensors
+from unispec.pipelines.architectures.deepseekV3 import graph as target_graph
+from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
+from unispec.pipelines.architectures.deepseekV3.weights import (
     cast_stack,
     target_state_dict,
 )
-from unispec.pipelines.architectures.mtp.weights import mtp_state_dict  # noqa: E402
-from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (  # noqa: E402
+from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
+from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
     UnifiedMTPDeepseekV3Config,
     graph,
 )
-from unispec.pipelines.runtime import EngineConfig  # noqa: E402
+from unispec.pipelines.runtime import EngineConfig
 
 
-def main() -> None:
+def main(count: int, folder: Path) -> None:
+    set_virtual_device_api("cuda")
+    set_virtual_device_target_arch("sm_90a")
+    set_virtual_device_count(count)
     engine = EngineConfig(
-        model=str(FOLDER), max_length=64, speculative_method="mtp", devices="gpu"
+        model=str(folder), max_length=64, speculative_method="mtp", devices="gpu"
     ).pipeline_config()
-    gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(COUNT)]
+    gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
     model = engine.model.model_copy(update={"device_specs": gpus})
     config = UnifiedMTPDeepseekV3Config.initialize(engine, model)
-    tensors = read_tensors([FOLDER / "model.safetensors"])
+    tensors = read_tensors([folder / "model.safetensors"])
     target = target_state_dict(tensors, config.target, source="tiny")
     draft = mtp_state_dict(tensors, config.target, source="tiny")
     state = {f"target.{name}": tensor for name, tensor in target.items()}
@@ -59,7 +56,7 @@ def main() -> None:
     unified = graph.UnifiedMTPDeepseekV3(config)
     unified.load_state_dict(cast_stack(state, DType.bfloat16), weight_alignment=1)
     plain = DeepseekV3Config.initialize(
-        EngineConfig(model=str(FOLDER), max_length=64, devices="gpu").pipeline_config(), model
+        EngineConfig(model=str(folder), max_length=64, devices="gpu").pipeline_config(), model
     )
     # What a graph puts out is verified with all that it is made of.
     print(
@@ -110,7 +107,7 @@ def shards(layer: Any) -> dict[str, Any]:
 
 
 def weights_by_device(layer: Any) -> dict[str, Sequence[Weight]]:
-    attention, mlps = layer.attention, layer._mlps
+    attention, mlps = layer.attention, layer.mlps
     return {
         "q_b_proj": [one.q_b_proj for one in attention],
         "kv_b_proj": [one.kv_b_proj for one in attention],
@@ -123,4 +120,4 @@ def weights_by_device(layer: Any) -> dict[str, Sequence[Weight]]:
     }
 
 
-main()
+main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -24,6 +24,7 @@ class DecoderLayer(Module):
 
     Attributes:
         attention: `self_attn` as each device runs it.
+        mlps: `mlp` likewise.
     """
 
     def __init__(self, config: DeepseekV3Config, *, experts: bool) -> None:
@@ -34,7 +35,7 @@ class DecoderLayer(Module):
         self.input_layernorm = RMSNorm(hidden, dtype, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(hidden, dtype, config.rms_norm_eps)
         self.attention = kernels.shards(self.self_attn, config)
-        self._mlps = kernels.shards(self.mlp, config)
+        self.mlps = kernels.shards(self.mlp, config)
         self._input_norms = kernels.shards(self.input_layernorm, config)
         self._mlp_norms = kernels.shards(self.post_attention_layernorm, config)
 
@@ -77,7 +78,7 @@ class DecoderLayer(Module):
             )
         ]
         xs = _added(xs, mesh.sum(attended))
-        inner = [mlp(norm(x)) for mlp, norm, x in zip(self._mlps, self._mlp_norms, xs, strict=True)]
+        inner = [mlp(norm(x)) for mlp, norm, x in zip(self.mlps, self._mlp_norms, xs, strict=True)]
         return _added(xs, mesh.sum(inner))
 
 
