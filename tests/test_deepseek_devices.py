@@ -62,15 +62,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=[1, 2, 8])
 def built(request: pytest.FixtureRequest, folder: Path) -> tuple[int, dict[str, Any]]:
     """How many GPUs, and what `virtual_gpus.py` says of their graphs."""
+    return request.param, build(request.param, folder)
+
+
+def build(count: int, folder: Path) -> dict[str, Any]:
     script = Path(__file__).parent / "virtual_gpus.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(request.param), str(folder)],
+        [sys.executable, str(script), str(count), str(folder)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return request.param, json.loads(done.stdout.splitlines()[-1])
+    described: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return described
 
 
 def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool) -> list[Any]:
@@ -172,7 +177,7 @@ def test_every_device_has_its_part(built: tuple[int, dict[str, Any]]) -> None:
     assert graphs["shards"] == {
         name: [shape] * count
         for name, shape in {
-            "q_b_proj": [heads * 192, 24],
+            "query": [heads * 192, 24],
             "kv_b_proj": [heads * 256, 512],
             "kv_a_proj_with_mqa": [576, hidden],
             "o_proj": [hidden, heads * 128],
@@ -190,6 +195,18 @@ def test_scores_are_scaled_as_the_configuration_says(
     """MAX's own rope would scale by `mscale`, the checkpoint means `mscale_all_dim`."""
     _, graphs = built
     assert graphs["scale"] == pytest.approx(on_gpus(folder).softmax_scale, rel=1e-12)
+
+
+def test_a_tied_head_and_queries_without_latent(tmp_path: Path) -> None:
+    """On two GPUs, with one group of experts and a plain rope."""
+    other = {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "rope": "default"}
+    folder = tiny_deepseek(tmp_path, **{**SHAPE, **other})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    graphs = build(2, folder)
+    assert not any("lm_head" in name for name in graphs["weights"])
+    assert graphs["shards"]["query"] == [[4 * 192, 64]] * 2
+    assert graphs["scale"] == pytest.approx(192**-0.5, rel=1e-12)
 
 
 def on_gpus(folder: Path, count: int = 1, **changes: Any) -> DeepseekV3Config:

@@ -109,7 +109,7 @@ def shards(layer: Any) -> dict[str, Any]:
 def weights_by_device(layer: Any) -> dict[str, Sequence[Weight]]:
     attention, mlps = layer.attention, layer.mlps
     return {
-        "q_b_proj": [one.q_b_proj for one in attention],
+        "query": [one.q_b_proj if one.q_lora_rank else one.q_proj for one in attention],
         "kv_b_proj": [one.kv_b_proj for one in attention],
         "kv_a_proj_with_mqa": [one.kv_a_proj_with_mqa for one in attention],
         "o_proj": [one.o_proj.weight for one in attention],

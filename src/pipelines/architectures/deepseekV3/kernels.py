@@ -120,17 +120,21 @@ def embedding(config: DeepseekV3Config) -> Embedding | VocabParallelEmbedding:
     return Embedding(config.vocab_size, config.hidden_size, config.dtype, config.devices[0])
 
 
-def head(config: DeepseekV3Config) -> Linear:
+def head(config: DeepseekV3Config, embedding: Embedding | VocabParallelEmbedding) -> Linear:
     """The head; several devices have a part of its rows each.
 
     Args:
         config: the stack.
+        embedding: the stack's, whose weight a tied head has.
     """
+    hidden, vocab, dtype = config.hidden_size, config.vocab_size, config.dtype
+    tied = embedding.weight if config.tie_word_embeddings else None
     if len(config.devices) > 1:
-        return ColumnParallelLinear(
-            config.hidden_size, config.vocab_size, config.dtype, config.devices
-        )
-    return Linear(config.hidden_size, config.vocab_size, config.dtype, config.devices[0])
+        return ColumnParallelLinear(hidden, vocab, dtype, config.devices, tied)
+    linear = Linear(hidden, vocab, dtype, config.devices[0])
+    if tied is not None:
+        linear.set_shared_weight("weight", tied)
+    return linear
 
 
 def shards(module: Any, config: DeepseekV3Config) -> list[Any]:

@@ -44,9 +44,7 @@ class DeepseekV3(Module):
             for kind in sorted(set(kinds))
         ]
         self.norm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
-        self.lm_head = kernels.head(config)
-        if config.tie_word_embeddings:
-            self.lm_head.set_shared_weight("weight", self.embed_tokens.weight)
+        self.lm_head = kernels.head(config, self.embed_tokens)
 
     def __call__(
         self,
