@@ -127,5 +127,5 @@ def test_the_graph_takes_its_inputs_in_the_documented_order(step: Step) -> None:
     assert inputs.signal_buffers == []
     assert inputs.host_input_row_offsets.to_numpy().tolist() == [0, 9]
     assert inputs.data_parallel_splits.to_numpy().tolist() == [0, 1]
-    assert [b.to_numpy().tolist() for b in inputs.batch_context_lengths] == [[0]]
+    assert [b.to_numpy().tolist() for b in inputs.batch_context_lengths] == [[128]]
     assert len(inputs.buffers) == len(step.model.model.input_metadata)

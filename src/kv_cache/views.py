@@ -17,20 +17,35 @@ from max.nn.kv_cache import (
 )
 from max.pipelines.speculative.block_driver import block_dispatch_metadata
 
-__all__ = ["grown_view", "take_caches"]
+__all__ = ["grown_view", "on_device_of", "take_caches", "take_copies"]
 
 
 def take_caches(
     params: KVCacheParamInterface, inputs: Iterator[Value[Any]]
 ) -> list[PagedCacheValues]:
-    """Takes the graph inputs of one device's caches: the target's, then the draft's if any.
+    """Takes the graph inputs of the caches: the target's, then the draft's if any.
 
     Args:
         params: the cache, or a tree of caches with the children `target` and `draft`.
         inputs: graph inputs, in the order of `params.get_symbolic_inputs()`.
 
     Returns:
-        Paged caches whose batch dimension is named `batch`.
+        Paged caches on the first device, whose batch dimension is named `batch`.
+    """
+    return [copies[0] for copies in take_copies(params, inputs)]
+
+
+def take_copies(
+    params: KVCacheParamInterface, inputs: Iterator[Value[Any]]
+) -> list[list[PagedCacheValues]]:
+    """As `take_caches`, but each cache as every device has it.
+
+    Args:
+        params: the cache, or a tree of caches with the children `target` and `draft`.
+        inputs: graph inputs, in the order of `params.get_symbolic_inputs()`.
+
+    Returns:
+        For each cache one paged cache a device, the first device's first.
     """
     values: Any = params.unflatten_kv_inputs(inputs)
     branches = (
@@ -38,7 +53,10 @@ def take_caches(
         if isinstance(params, MultiKVCacheParams)
         else [values]
     )
-    return [_bind_batch(*tree.leaves(branch, leaf=KVCacheInputsPerDevice)) for branch in branches]
+    return [
+        [_bind_batch(copy) for copy in tree.leaves(branch, leaf=KVCacheInputsPerDevice)]
+        for branch in branches
+    ]
 
 
 def grown_view(
@@ -59,6 +77,29 @@ def grown_view(
         cache_lengths=cache_lengths,
         max_prompt_length=ops.constant([width], DType.uint32, device=DeviceRef.CPU()),
         attention_dispatch_metadata=metadata,
+        mla_num_partitions=cache.draft_mla_num_partitions,
+    )
+
+
+def on_device_of(
+    copy: PagedCacheValues, view: PagedCacheValues, cache_lengths: TensorValue
+) -> PagedCacheValues:
+    """A view of the first device's cache, made of another device's copy.
+
+    Args:
+        copy: the cache as the other device has it.
+        view: the cache as the first device sees it.
+        cache_lengths: uint32 `[B]`, the view's, on the other device.
+    """
+    grown = view.attention_dispatch_metadata is view.draft_attention_dispatch_metadata
+    return replace(
+        copy,
+        cache_lengths=cache_lengths,
+        max_prompt_length=view.max_prompt_length,
+        attention_dispatch_metadata=copy.draft_attention_dispatch_metadata
+        if grown
+        else copy.attention_dispatch_metadata,
+        mla_num_partitions=view.mla_num_partitions,
     )
 
 

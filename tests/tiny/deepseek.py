@@ -51,6 +51,10 @@ def tiny_deepseek(
     norm_topk_prob: bool = True,
     hidden_size: int = 64,
     heads: int = 4,
+    kv_lora_rank: int = 32,
+    qk_nope_head_dim: int = 16,
+    qk_rope_head_dim: int = 8,
+    v_head_dim: int = 24,
     vocab_size: int = 256,
     seed: int = 0,
 ) -> Path:
@@ -71,6 +75,10 @@ def tiny_deepseek(
         norm_topk_prob: Whether the chosen experts' weights are normalised.
         hidden_size: Width of the residual stream.
         heads: Number of heads.
+        kv_lora_rank: Width of the latent of keys and values.
+        qk_nope_head_dim: Width of the part of a query head that is not rotated.
+        qk_rope_head_dim: Width of the part that is rotated.
+        v_head_dim: Width of a value head.
         vocab_size: Number of tokens, 248 to 935.
         seed: Equal seeds and shapes give equal weights.
     """
@@ -95,10 +103,10 @@ def tiny_deepseek(
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
         "q_lora_rank": q_lora_rank,
-        "kv_lora_rank": 32,
-        "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 24,
+        "kv_lora_rank": kv_lora_rank,
+        "qk_nope_head_dim": qk_nope_head_dim,
+        "qk_rope_head_dim": qk_rope_head_dim,
+        "v_head_dim": v_head_dim,
         "vocab_size": vocab_size,
         "max_position_embeddings": 512,
         "rope_parameters": ROPE[rope],

@@ -43,7 +43,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
     Args:
         pipeline_config: target, draft and speculative configuration.
         session: compiles and runs the graph.
-        devices: one CPU or one GPU.
+        devices: one CPU or one GPU, or several where `several_devices` says so.
         kv_cache_config: page size and prefix caching.
         weights: the target's weights; their files are read as `pipeline_config` names them.
         adapter: not used, the checkpoint's names are known.
@@ -58,7 +58,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         weights_registry: The graph's weights by name, kept alive as long as this model.
 
     Raises:
-        InputError: more than one device, or a checkpoint that does not fit.
+        InputError: more devices than the graph is built for, or a checkpoint that does not fit.
     """
 
     inputs_cls: ClassVar[type[StepModelInputs]] = StepModelInputs
@@ -67,6 +67,8 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
     """Whether the draft's cache entry of a position depends on the token after it."""
     reads_images: ClassVar[bool] = False
     """Whether requests may have images; see `read_prompt`."""
+    several_devices: ClassVar[bool] = False
+    """Whether the graph may be built for several devices; the batch's inputs are on the first."""
     model: Model
     """The compiled graph."""
 
@@ -84,7 +86,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         memory_plan: MemoryPlan | None = None,
         max_batch_size: int = 1,
     ) -> None:
-        if len(devices) != 1:
+        if len(devices) != 1 and not self.several_devices:
             raise InputError(f"{len(devices)} devices were given; a unified graph runs on one")
         super().__init__(
             pipeline_config,

@@ -12,7 +12,7 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, DimLike, TensorType, TensorValue, Value
 from max.nn.kv_cache import KVCacheParamInterface, PagedCacheValues
 
-from unispec.kv_cache.views import take_caches
+from unispec.kv_cache.views import take_copies
 from unispec.methods import LARGEST_DRAFT_TOKENS
 from unispec.sampling.inputs import SamplingInputs
 
@@ -55,13 +55,15 @@ class StepInputs:
     sampling: SamplingInputs
     """The sampling parameters of each row."""
     caches: Sequence[PagedCacheValues]
-    """The target's cache, then the draft's if there is one."""
+    """The target's cache, then the draft's if there is one, on the first device."""
     draft_probs: TensorValue | None
     """float32 `[B, K, V]`: what `draft_tokens` were sampled from, for sampled drafts."""
     in_thinking_phase: TensorValue | None
     """bool `[B]`: rows inside a thinking block, for relaxed acceptance."""
     more: Mapping[str, Sequence[Value[Any]]] = field(default_factory=dict)
     """The inputs that only some architectures have, see `StepSignature`."""
+    copies: Sequence[Sequence[PagedCacheValues]] = ()
+    """Each of `caches` as every device has it, the first device's first."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,9 @@ class StepSignature:
             (value,) = taken[name]
             return value.tensor
 
+        copies = take_copies(
+            self.kv_params, chain.from_iterable(taken[name] for name in self.caches)
+        )
         return StepInputs(
             tokens=one("tokens"),
             row_offsets=one("input_row_offsets"),
@@ -156,13 +161,12 @@ class StepSignature:
             draft_tokens=one("draft_tokens"),
             known_next_tokens=one("known_next_tokens"),
             num_speculative_tokens=one("num_speculative_tokens"),
-            caches=take_caches(
-                self.kv_params, chain.from_iterable(taken[name] for name in self.caches)
-            ),
+            caches=[cache for cache, *_ in copies],
             sampling=SamplingInputs(**{f.name: one(f.name) for f in fields(SamplingInputs)}),
             draft_probs=one("draft_probs_full") if self.sampled_drafts else None,
             in_thinking_phase=one("in_thinking_phase") if self.thinking_phase else None,
             more={name: taken[name] for name in self.more},
+            copies=copies,
         )
 
     def _names(self) -> list[str]:

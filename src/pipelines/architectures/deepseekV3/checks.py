@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
-
-from max.graph import DeviceRef
 
 from unispec.errors import InputError
 
-__all__ = ["check_devices", "check_routing", "check_stack"]
+__all__ = ["check_routing", "check_stack"]
 
 _SIZES: Final = (
     "kv_lora_rank",
@@ -89,23 +86,6 @@ def check_routing(hf: Any, source: str) -> None:
         raise InputError(
             f"num_experts_per_tok {hf.num_experts_per_tok} of {source} is beyond the {reachable}"
             f" experts of topk_group {hf.topk_group} groups; correct its config.json"
-        )
-
-
-def check_devices(devices: Sequence[DeviceRef]) -> None:
-    """Refuses devices that the stack has no kernels for.
-
-    Args:
-        devices: where it is to run.
-
-    Raises:
-        InputError: anything but one CPU.
-    """
-    if len(devices) != 1 or not devices[0].is_cpu():
-        named = ", ".join(str(device) for device in devices)
-        raise InputError(
-            f"DeepSeek-V3 and Kimi K2.5 do not run on {named} here; use one CPU, or MAX's own"
-            " architectures"
         )
 
 

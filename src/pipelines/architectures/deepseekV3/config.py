@@ -22,7 +22,8 @@ from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 from ..llama3.checks import check_cache_format, check_sizes, positive
 from ..llama3.config import encoding_of
-from .checks import check_devices, check_routing, check_stack
+from .checks import check_routing, check_stack
+from .placement import check_gpus, check_parallelism, check_placement
 from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
 
@@ -110,6 +111,11 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """Columns of the groups of packed int4 matrices; None: the checkpoint is not packed."""
 
     @property
+    def on_gpus(self) -> bool:
+        """Whether the stack runs on GPUs, all of whose layers are MAX's."""
+        return not self.devices[0].is_cpu()
+
+    @property
     def cache_width(self) -> int:
         """Columns of a cached row: the latent, then the rotated part of the key."""
         return self.kv_lora_rank + self.qk_rope_head_dim
@@ -164,8 +170,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     ) -> KVCacheParams:
         """Cache parameters of the stack, with room for the configured drafts.
 
-        max 26.7 reads its latent cache on a GPU only; here the row is the one key head, and the
-        one value head, of ordinary attention.
+        max 26.7 reads its latent cache on GPUs only, each of which has all of it; on a CPU the
+        row is the one key head, and the one value head, of ordinary attention.
 
         Args:
             huggingface_config: the stack's, for widths and layers.
@@ -182,6 +188,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             head_dim=huggingface_config.kv_lora_rank + huggingface_config.qk_rope_head_dim,
             num_layers=huggingface_config.num_hidden_layers,
             devices=devices,
+            is_mla=not devices[0].is_cpu(),
+            num_q_heads=huggingface_config.num_attention_heads,
             speculative_method=method,
             num_draft_tokens=(speculative.num_speculative_tokens or 0)
             if speculative and method
@@ -205,7 +213,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
 
         Raises:
             InputError: no config.json, a size or constant out of range, a rope type, routing
-                or activation that the stack has no code for.
+                or activation that the stack has no code for, or devices that it does not
+                run on.
         """
         model_config = model_config or pipeline_config.model
         stated: Any = model_config.huggingface_config
@@ -218,12 +227,14 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         check_routing(hf, source)
         check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
-        check_devices(devices)
+        check_placement(devices)
+        check_parallelism(pipeline_config, model_config)
         # A model that sees images may state it beside the part for the text.
         fp8_block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
         group_size = read_int4_group_size(hf, source) or read_int4_group_size(stated, source)
         predicted = getattr(hf, "num_nextn_predict_layers", None)
         dtype = supported_encoding_dtype(encoding_of(model_config))
+        check_gpus(hf, dtype, devices, source)
         rope = read_deepseek_rope(hf, source)
         return cls(
             hidden_size=hf.hidden_size,

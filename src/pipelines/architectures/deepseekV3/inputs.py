@@ -9,6 +9,7 @@ from typing import ClassVar
 from max.driver import Buffer
 from max.dtype import DType
 from max.graph import BufferType, DeviceRef, TensorType
+from max.nn.comm import Signals
 from max.pipelines.lib import ModelInputs
 
 from unispec.pipelines.runtime.inputs import StepModelInputs
@@ -47,14 +48,20 @@ DEEPSEEK_ORDER = (
 """The graph's inputs: the documented ones in their order, then those that unispec adds."""
 
 
-def distributed_types() -> dict[str, Sequence[TensorType | BufferType]]:
-    """Graph input types of `DistributedInputs` on one device, which has no use for them."""
+def distributed_types(
+    devices: Sequence[DeviceRef],
+) -> dict[str, Sequence[TensorType | BufferType]]:
+    """Graph input types of `DistributedInputs`.
+
+    Args:
+        devices: where the graph runs; their attention shares one batch.
+    """
     cpu = DeviceRef.CPU()
     return {
         "host_input_row_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=cpu)],
         "data_parallel_splits": [TensorType(DType.int64, [2], device=cpu)],
-        "signal_buffers": [],
-        "batch_context_lengths": [TensorType(DType.int32, [1], device=cpu)],
+        "signal_buffers": Signals(devices).input_types() if len(devices) > 1 else [],
+        "batch_context_lengths": [TensorType(DType.int32, [1], device=cpu) for _ in devices],
         "ep_inputs": [],
     }
 
@@ -72,11 +79,12 @@ class DistributedInputs(ModelInputs):
     host_input_row_offsets: Buffer
     """uint32 `[B + 1]` on the host: `input_row_offsets` once more."""
     batch_context_lengths: list[Buffer]
-    """int32 `[1]` on the host, one a device: tokens of its rows that are in the cache."""
+    """int32 `[1]` on the host, one a device: tokens of its rows when the step has run, drafts
+    included, each row's rounded up to whole pages. What a prefill on a GPU expands."""
     data_parallel_splits: Buffer
     """int64 `[replicas + 1]` on the host: where each replica's rows start."""
     ep_inputs: tuple[Buffer, ...] = ()
-    """Buffers of expert parallelism; empty on a single device."""
+    """Buffers of expert parallelism; empty, for experts are shared by tensor parallelism."""
 
 
 @dataclass(kw_only=True)

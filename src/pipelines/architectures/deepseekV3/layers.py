@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from max.graph import TensorValue, ops
+from collections.abc import Sequence
+
+from max.graph import BufferValue, TensorValue, ops
 from max.nn import Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 
-from ..llama3.linear import GatedMLP
-from .attention import AbsorbedLatentAttention
+from . import kernels
 from .config import DeepseekV3Config
-from .experts import TiledExperts
+from .mesh import Mesh
 
 __all__ = ["DecoderLayer"]
 
@@ -20,41 +21,67 @@ class DecoderLayer(Module):
     Args:
         config: the stack this layer is part of.
         experts: whether it has experts.
+
+    Attributes:
+        attention: `self_attn` as each device runs it.
+        mlps: `mlp` likewise.
     """
 
     def __init__(self, config: DeepseekV3Config, *, experts: bool) -> None:
         super().__init__()
-        hidden, dtype, device = config.hidden_size, config.dtype, config.devices[0]
-        self.self_attn = AbsorbedLatentAttention(config)
-        self.mlp = (
-            TiledExperts(config)
-            if experts
-            else GatedMLP(hidden, config.intermediate_size, dtype, device)
-        )
+        hidden, dtype = config.hidden_size, config.dtype
+        self.self_attn = kernels.latent_attention(config)
+        self.mlp = kernels.experts(config) if experts else kernels.mlp(config)
         self.input_layernorm = RMSNorm(hidden, dtype, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(hidden, dtype, config.rms_norm_eps)
+        self.attention = kernels.shards(self.self_attn, config)
+        self.mlps = kernels.shards(self.mlp, config)
+        self._input_norms = kernels.shards(self.input_layernorm, config)
+        self._mlp_norms = kernels.shards(self.post_attention_layernorm, config)
 
     def __call__(
         self,
         layer: TensorValue,
-        x: TensorValue,
-        cache: PagedCacheValues,
-        freqs_cis: TensorValue,
-        row_offsets: TensorValue,
-    ) -> TensorValue:
-        """Runs the layer over ragged rows and writes their cache entries.
+        xs: Sequence[TensorValue],
+        caches: Sequence[PagedCacheValues],
+        freqs_cis: Sequence[TensorValue],
+        row_offsets: Sequence[TensorValue],
+        plans: Sequence[Sequence[TensorValue]],
+        signal_buffers: Sequence[BufferValue],
+    ) -> list[TensorValue]:
+        """Runs the layer over ragged rows and writes their cache entries; all lists by device.
 
         Args:
             layer: uint32 scalar, the layer's index in the cache.
-            x: `[T, H]`.
-            cache: the stack's cache; row b is written from `cache.cache_lengths[b]` on.
-            freqs_cis: `[positions, qk_rope_head_dim]`, the rotary table.
-            row_offsets: uint32 `[B + 1]`.
+            xs: `[T, H]` each, the same on every device.
+            caches: the stack's; row b is written from `cache.cache_lengths[b]` on.
+            freqs_cis: `[positions, qk_rope_head_dim]` each, the rotary table.
+            row_offsets: uint32 `[B + 1]` each.
+            plans: those of `kernels.prefill_plans`.
+            signal_buffers: as in `Mesh`.
 
         Returns:
-            `[T, H]`.
+            `[T, H]` each, the same on every device.
         """
-        normed = self.input_layernorm(x)
-        attended = self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
-        x = x + ops.rebind(attended, x.shape)
-        return x + ops.rebind(self.mlp(self.post_attention_layernorm(x)), x.shape)
+        mesh = Mesh(signal_buffers)
+        attended = [
+            attention(layer, norm(x), cache, freqs, offsets, *kernels.unpacked(plan))
+            for attention, norm, x, cache, freqs, offsets, plan in zip(
+                self.attention,
+                self._input_norms,
+                xs,
+                caches,
+                freqs_cis,
+                row_offsets,
+                plans,
+                strict=True,
+            )
+        ]
+        xs = _added(xs, mesh.sum(attended))
+        inner = [mlp(norm(x)) for mlp, norm, x in zip(self.mlps, self._mlp_norms, xs, strict=True)]
+        return _added(xs, mesh.sum(inner))
+
+
+def _added(xs: Sequence[TensorValue], changes: Sequence[TensorValue]) -> list[TensorValue]:
+    """The residual stream after a branch: `[T, H]` of each device."""
+    return [x + ops.rebind(change, x.shape) for x, change in zip(xs, changes, strict=True)]

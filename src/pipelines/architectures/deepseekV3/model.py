@@ -10,8 +10,7 @@ import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef, Graph
-from max.nn import Module
+from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheInputs, KVCacheParams
 from max.pipelines.context import TextContext
 from max.pipelines.lib import KVCacheConfig, ModelInputs, PipelineConfig
@@ -21,25 +20,13 @@ from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.model import UnifiedModel
 from unispec.pipelines.runtime.weights import read_weights
-from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
-from unispec.pipelines.speculative.target_only import target_only_step
-from unispec.sampling.acceptance import Matching
 
 from .config import DeepseekV3Config
-from .inputs import DEEPSEEK_ORDER, DeepseekV3Inputs, distributed_types
-from .stack import DeepseekV3
+from .graph import DeepseekV3Alone, build_graph
+from .inputs import DeepseekV3Inputs
 from .weights import cast_stack, dequantised, target_state_dict
 
 __all__ = ["DeepseekV3Model"]
-
-
-class _TargetOnly(Module):
-    def __init__(self, config: DeepseekV3Config) -> None:
-        super().__init__()
-        self.target = DeepseekV3(config)
-
-    def __call__(self, step: StepInputs) -> StepOutputs:
-        return target_only_step(self.target, Matching(), step)
 
 
 class DeepseekV3Model(UnifiedModel):
@@ -47,6 +34,7 @@ class DeepseekV3Model(UnifiedModel):
 
     model_config_cls: ClassVar[type[Any]] = DeepseekV3Config
     """The class that reads `PipelineConfig`."""
+    several_devices: ClassVar[bool] = True
     inputs_cls: ClassVar[type[StepModelInputs]] = DeepseekV3Inputs
 
     @classmethod
@@ -87,21 +75,12 @@ class DeepseekV3Model(UnifiedModel):
         config: DeepseekV3Config = self.arch_config
         tensors, source = self.read_tensors(config)
         state = target_state_dict(tensors, config, source=source)
-        module = _TargetOnly(config)
+        module = DeepseekV3Alone(config)
         module.load_state_dict(
             cast_stack({f"target.{name}": value for name, value in state.items()}, config.dtype),
             weight_alignment=1,
         )
-        inputs = StepSignature(
-            self.device_ref,
-            config.vocab_size,
-            config.kv_params,
-            order=DEEPSEEK_ORDER,
-            more=distributed_types(),
-        )
-        with Graph("deepseekV3_target", input_types=inputs.types()) as graph:
-            graph.output(*module(inputs.take(graph.inputs)).values())
-        return self.compile(session, graph, module.state_dict())
+        return self.compile(session, build_graph(config, module), module.state_dict())
 
     def read_tensors(self, config: DeepseekV3Config) -> tuple[Mapping[str, Tensor], str]:
         """The target's checkpoint, not quantised, and what to call it in errors.
@@ -159,7 +138,7 @@ class DeepseekV3Model(UnifiedModel):
         return inputs
 
     def more_fields(self, contexts: Sequence[TextContext], num_drafts: int) -> dict[str, Any]:
-        """The fields of `DistributedInputs` on one device.
+        """The fields of `DistributedInputs`.
 
         Args:
             contexts: the requests in row order.
@@ -167,11 +146,13 @@ class DeepseekV3Model(UnifiedModel):
         """
         counts = [len(context.tokens.active) for context in contexts]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
-        cached = sum(context.tokens.processed_length for context in contexts)
+        page = self.kv_params.page_size
+        ends = [context.tokens.current_position + num_drafts for context in contexts]
+        expanded = np.array([sum(-(-end // page) * page for end in ends)], np.int32)
         return {
-            "signal_buffers": [],
+            "signal_buffers": self.signal_buffers,
             "host_input_row_offsets": Buffer.from_numpy(offsets),
-            "batch_context_lengths": [Buffer.from_numpy(np.array([cached], np.int32))],
+            "batch_context_lengths": [Buffer.from_numpy(expanded) for _ in self.devices],
             "data_parallel_splits": Buffer.from_numpy(np.array([0, len(contexts)], np.int64)),
         }
 
@@ -185,15 +166,18 @@ class DeepseekV3Model(UnifiedModel):
             prev_model_inputs: the inputs of the step that produced them.
 
         Raises:
-            InputError: the previous inputs have another number of rows.
+            InputError: the previous inputs have another number of rows, or the model runs on
+                GPUs, which must be told how many tokens each row has.
         """
+        if not self.devices[0].is_host:
+            raise InputError(
+                "prepare_next_token_inputs does not know the rows' lengths, which a GPU needs:"
+                " use prepare_initial_token_inputs"
+            )
         inputs = super().prepare_next_token_inputs(next_tokens, prev_model_inputs)
         assert isinstance(inputs, DeepseekV3Inputs)
         rows = inputs.tokens.shape[0]
-        before = inputs.batch_context_lengths[0].to_numpy()
-        cached = before + inputs.host_input_row_offsets.to_numpy()[-1].astype(np.int32)
         return replace(
             inputs,
             host_input_row_offsets=Buffer.from_numpy(np.arange(rows + 1, dtype=np.uint32)),
-            batch_context_lengths=[Buffer.from_numpy(cached)],
         )

@@ -14,7 +14,7 @@ from ..llama3.rope import Rope, read_rope
 if TYPE_CHECKING:
     from .config import DeepseekV3Config
 
-__all__ = ["read_deepseek_rope", "rotary_embedding", "softmax_scale"]
+__all__ = ["read_deepseek_rope", "rotary_embedding", "softmax_scale", "unscaled_embedding"]
 
 
 def read_deepseek_rope(hf: Any, source: str) -> Rope:
@@ -57,23 +57,31 @@ def rotary_embedding(config: DeepseekV3Config) -> RotaryEmbedding:
     Args:
         config: the stack; its `rope_positions` are the rows of the table.
     """
-    width = config.qk_rope_head_dim
     if config.rope_scaling is None:
-        # MAX's table has two rows for each position of this length.
-        return RotaryEmbedding(
-            dim=width,
-            n_heads=1,
-            theta=config.rope_theta,
-            max_seq_len=config.rope_positions // 2,
-            interleaved=config.rope_interleave,
-        )
+        return unscaled_embedding(config)
     return DeepseekYarnRotaryEmbedding(
-        dim=width,
+        dim=config.qk_rope_head_dim,
         n_heads=1,
         theta=config.rope_theta,
         max_seq_len=config.rope_positions,
         interleaved=config.rope_interleave,
         scaling_params=config.rope_scaling,
+    )
+
+
+def unscaled_embedding(config: DeepseekV3Config) -> RotaryEmbedding:
+    """The rotary table before YaRN.
+
+    Args:
+        config: the stack; its `rope_positions` are the rows of the table.
+    """
+    return RotaryEmbedding(
+        dim=config.qk_rope_head_dim,
+        n_heads=1,
+        theta=config.rope_theta,
+        # MAX's table has two rows for each position of this length.
+        max_seq_len=config.rope_positions // 2,
+        interleaved=config.rope_interleave,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
 from max.dtype import DType
 from max.graph.weights import WeightData
 
@@ -16,13 +15,13 @@ from unispec.checkpoints.packed_int4 import dequantise_packed
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from .config import DeepseekV3Config
+from .layouts import in_layout
 
 __all__ = [
     "Shapes",
     "cast_stack",
     "dequantised",
     "layer_shapes",
-    "stacked_layer",
     "target_state_dict",
 ]
 
@@ -90,7 +89,7 @@ def target_state_dict(
         expected |= layer_shapes(config, layer)
     state = validated_state_dict(tensors, names, expected, source=source, model="a DeepSeek-V3")
     for layer in range(config.num_hidden_layers):
-        state = stacked_layer(state, config, layer, f"layers.{layer}")
+        state = in_layout(state, config, layer, f"layers.{layer}")
     return state
 
 
@@ -130,42 +129,6 @@ def layer_shapes(config: DeepseekV3Config, layer: int) -> Shapes:
     for expert in range(experts):
         shapes |= _mlp_shapes(f"{mlp}.experts.{expert}", hidden, inner)
     return shapes | _mlp_shapes(f"{mlp}.shared_experts", hidden, inner * config.n_shared_experts)
-
-
-def stacked_layer(
-    state: Mapping[str, Tensor], config: DeepseekV3Config, layer: int, prefix: str
-) -> dict[str, Tensor]:
-    """Brings one layer into the form of `DecoderLayer`; all else stays as it is.
-
-    `kv_b_proj` is taken apart into what makes keys and what makes values; the experts'
-    projections are stacked.
-
-    Args:
-        state: a state dictionary that has the layer.
-        config: the shape of the model.
-        layer: from 0; the MTP layer comes after the last one.
-        prefix: of the layer's names.
-    """
-    state = dict(state)
-    heads, rank = config.num_attention_heads, config.kv_lora_rank
-    both = state.pop(f"{prefix}.self_attn.kv_b_proj.weight").reshape(heads, -1, rank)
-    keys, values = np.split(both, [config.qk_nope_head_dim], axis=1)
-    state[f"{prefix}.self_attn.k_b_proj"] = np.ascontiguousarray(keys)
-    state[f"{prefix}.self_attn.v_b_proj"] = np.ascontiguousarray(values.transpose(0, 2, 1))
-    if config.has_experts(layer):
-        mlp = f"{prefix}.mlp.experts"
-        gate, up, down = (
-            np.stack(
-                [
-                    state.pop(f"{mlp}.{expert}.{name}.weight")
-                    for expert in range(config.n_routed_experts)
-                ]
-            )
-            for name in _PROJECTIONS
-        )
-        state[f"{mlp}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
-        state[f"{mlp}.down_proj"] = down
-    return state
 
 
 def cast_stack(state: Mapping[str, Tensor], dtype: DType) -> dict[str, Tensor | WeightData]:

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from unispec.errors import InputError
 
 from ..deepseekV3.config import DeepseekV3Config
+from ..deepseekV3.placement import check_one_cpu
 
 __all__ = ["KimiK2_5Config", "VisionConfig"]
 
@@ -159,6 +160,7 @@ class KimiK2_5Config(DeepseekV3Config):
         """
         model_config = model_config or pipeline_config.model
         stack = DeepseekV3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        check_one_cpu(stack.devices, "Kimi K2.5")
         vision = VisionConfig.read(
             model_config.huggingface_config,
             text_hidden_size=stack.hidden_size,

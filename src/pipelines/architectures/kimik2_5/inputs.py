@@ -37,7 +37,10 @@ def kimi_types(
     """
     features = TensorType(dtype, ["num_image_tokens", hidden_size], device=device)
     places = TensorType(DType.int64, ["num_image_tokens"], device=device)
-    return {**distributed_types(), **dict(zip(_IMAGES, ([features], [places]), strict=True))}
+    return {
+        **distributed_types([device]),
+        **dict(zip(_IMAGES, ([features], [places]), strict=True)),
+    }
 
 
 @dataclass(kw_only=True)

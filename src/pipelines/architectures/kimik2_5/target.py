@@ -7,6 +7,7 @@ from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.speculative.step import StepInputs
 
+from ..deepseekV3.mesh import ALONE
 from ..deepseekV3.stack import DeepseekV3
 
 __all__ = ["SeeingTarget"]
@@ -30,9 +31,9 @@ class SeeingTarget:
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
     ) -> tuple[TensorValue, TensorValue]:
         """As `DeepseekV3`, with features in place of the placeholders' embeddings."""
-        embedded = self._stack.embed_tokens(tokens)
+        (embedded,) = ALONE.embed(self._stack.embed_tokens, tokens)
         seen = ops.scatter_nd(embedded, self._features, ops.unsqueeze(self._places, 1))
-        return self._stack.run(ops.rebind(seen, embedded.shape), row_offsets, cache)
+        return self._stack.run([ops.rebind(seen, embedded.shape)], row_offsets, cache)
 
     def logits(self, hidden: TensorValue) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`."""

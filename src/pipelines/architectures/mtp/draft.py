@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from max.dtype import DType
 from max.graph import TensorValue, ops
-from max.nn import Embedding, Linear, Module, RMSNorm
+from max.nn import Embedding, Linear, Module, RMSNorm, VocabParallelEmbedding
 from max.nn.kv_cache import PagedCacheValues
 
+from unispec.pipelines.speculative.step import StepInputs
+
+from ..deepseekV3 import kernels
 from ..deepseekV3.config import DeepseekV3Config
 from ..deepseekV3.layers import DecoderLayer
+from ..deepseekV3.mesh import ALONE, Mesh
 from ..deepseekV3.rope import rotary_embedding
 from ..llama3.stack import layer_index
 
-__all__ = ["MtpDraft"]
+__all__ = ["DraftOfStep", "MtpDraft"]
 
 
 class MtpDraft(Module):
@@ -33,12 +37,17 @@ class MtpDraft(Module):
     """
 
     def __init__(
-        self, config: DeepseekV3Config, *, embed_tokens: Embedding, lm_head: Linear
+        self,
+        config: DeepseekV3Config,
+        *,
+        embed_tokens: Embedding | VocabParallelEmbedding,
+        lm_head: Linear,
     ) -> None:
         super().__init__()
         hidden, dtype, eps = config.hidden_size, config.dtype, config.rms_norm_eps
         self.embed_tokens = embed_tokens
         self.lm_head = lm_head
+        self.devices = config.devices
         self.rope = rotary_embedding(config)
         self.enorm = RMSNorm(hidden, dtype, eps)
         self.hnorm = RMSNorm(hidden, dtype, eps)
@@ -54,6 +63,7 @@ class MtpDraft(Module):
         features: TensorValue,
         row_offsets: TensorValue,
         cache: PagedCacheValues,
+        mesh: Mesh = ALONE,
     ) -> TensorValue:
         """Runs the draft over ragged rows; `[T, H]`, features for the rows that follow.
 
@@ -62,15 +72,58 @@ class MtpDraft(Module):
             features: `[T, H]`, the feature of each position.
             row_offsets: uint32 `[B + 1]`.
             cache: the draft's cache.
+            mesh: the devices.
         """
-        embedded = ops.rebind(self.embed_tokens(tokens), features.shape)
+        embedded, *_ = mesh.embed(self.embed_tokens, tokens)
+        embedded = ops.rebind(embedded, features.shape)
         x = self.eh_proj(ops.concat([self.enorm(embedded), self.hnorm(features)], axis=-1))
-        x = self.layer(layer_index(0), x, cache, self.rope.freqs_cis, row_offsets)
+        caches, offsets = mesh.caches(cache), mesh.spread(row_offsets)
+        x, *_ = self.layer(
+            layer_index(0),
+            mesh.spread(x),
+            caches,
+            [self.rope.freqs_cis.to(device) for device in self.devices],
+            offsets,
+            kernels.prefill_plans(self.layer.attention, offsets, caches, mesh.context_lengths),
+            mesh.signal_buffers,
+        )
         return self.norm(x)
+
+    def logits(self, features: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
+        """float32 `[..., V]` for features `[..., H]`.
+
+        Args:
+            features: on the first device.
+            mesh: the devices.
+        """
+        return mesh.project(self.lm_head, features).cast(DType.float32)
+
+
+class DraftOfStep:
+    """The MTP layer on the devices of one step.
+
+    Args:
+        draft: the layer.
+        step: the step's inputs.
+    """
+
+    def __init__(self, draft: MtpDraft, step: StepInputs) -> None:
+        self._draft = draft
+        self._mesh = Mesh.of(step, 1)
+
+    def __call__(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> TensorValue:
+        """As `MtpDraft`; what goes in and what comes out is on the first device."""
+        return self._draft(tokens, features, row_offsets, cache, self._mesh)
 
     def logits(self, features: TensorValue) -> TensorValue:
         """float32 `[..., V]` for features `[..., H]`."""
-        return self.lm_head(features).cast(DType.float32)
+        return self._draft.logits(features, self._mesh)
 
     def target_ids(self, draft_ids: TensorValue) -> TensorValue:
         """The same ids: the draft has the target's vocabulary."""

@@ -11,7 +11,8 @@ from unispec.checkpoints.validation import canonical_names, validated_state_dict
 from unispec.errors import InputError
 
 from ..deepseekV3.config import DeepseekV3Config
-from ..deepseekV3.weights import Shapes, layer_shapes, stacked_layer
+from ..deepseekV3.layouts import in_layout
+from ..deepseekV3.weights import Shapes, layer_shapes
 
 __all__ = ["mtp_state_dict"]
 
@@ -64,7 +65,7 @@ def mtp_state_dict(
     state = validated_state_dict(
         tensors, names, expected, source=source, model="the multi-token prediction layer"
     )
-    state = stacked_layer(state, config, layer, prefix.removesuffix("."))
+    state = in_layout(state, config, layer, prefix.removesuffix("."))
     return {_our_name(name.removeprefix(prefix)): tensor for name, tensor in state.items()}
 
 

@@ -9,6 +9,7 @@ from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
 from ..deepseekV3.config import DeepseekV3Config
+from ..deepseekV3.placement import check_one_cpu
 from ..dflash.unified import UnifiedDflashConfig
 from ..kimik2_5.config import VisionConfig
 from ..llama3.config import Llama3Config
@@ -60,6 +61,7 @@ class UnifiedDflashKimiK25Config(UnifiedDflashConfig):
                 of another kind, or what `validate_dflash_fields` refuses.
         """
         config = super().initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
+        check_one_cpu(config.devices, "Kimi K2.5")
         model_config = model_config or pipeline_config.model
         vision = VisionConfig.read(
             model_config.huggingface_config,

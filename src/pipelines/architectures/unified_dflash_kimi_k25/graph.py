@@ -7,7 +7,7 @@ from typing import Any
 from max import tree
 from max.graph import BufferType, Graph, TensorType
 from max.graph import Module as CompilationUnit
-from max.nn import Module
+from max.nn import Embedding, Module
 from max.nn.kv_cache import KVCacheParams
 
 from unispec.pipelines.speculative.block import block_step
@@ -38,9 +38,11 @@ class UnifiedDflashKimiK25(Module):
         self.config = config
         vocab_size = config.target.vocab_size
         self.target = DeepseekV3(config.target, tapped_layers=config.target_layer_ids)
+        embed_tokens = self.target.embed_tokens
+        assert isinstance(embed_tokens, Embedding)  # whole, as on every single device
         self.draft = DflashDraft(
             config.draft,
-            embed_tokens=self.target.embed_tokens,
+            embed_tokens=embed_tokens,
             lm_head=draft_head(config.draft, self.target.lm_head, vocab_size),
             target_vocab_size=vocab_size,
             num_taps=len(config.target_layer_ids),

@@ -9,9 +9,9 @@ from unispec.pipelines.speculative.sequential import sequential_step
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
 
 from ..deepseekV3.inputs import DEEPSEEK_ORDER, distributed_types
-from ..deepseekV3.stack import DeepseekV3
+from ..deepseekV3.stack import DeepseekV3, TargetOfStep
 from ..drafts.options import acceptance_rule
-from ..mtp.draft import MtpDraft
+from ..mtp.draft import DraftOfStep, MtpDraft
 from .config import UnifiedMTPDeepseekV3Config
 
 __all__ = ["UnifiedMTPDeepseekV3", "build_graph"]
@@ -36,7 +36,8 @@ class UnifiedMTPDeepseekV3(Module):
 
     def __call__(self, step: StepInputs) -> StepOutputs:
         """Builds one step: merge, verify, accept, shift, propose."""
-        return sequential_step(self.target, self.draft, self.rule, step)
+        target, draft = TargetOfStep(self.target, step), DraftOfStep(self.draft, step)
+        return sequential_step(target, draft, self.rule, step)
 
 
 def build_graph(config: UnifiedMTPDeepseekV3Config, module: UnifiedMTPDeepseekV3) -> Graph:
@@ -54,7 +55,7 @@ def build_graph(config: UnifiedMTPDeepseekV3Config, module: UnifiedMTPDeepseekV3
         sampled_drafts=speculative.draft_proposal == "sampled",
         thinking_phase=speculative.use_relaxed_acceptance_for_thinking,
         order=DEEPSEEK_ORDER,
-        more=distributed_types(),
+        more=distributed_types(config.devices),
     )
     with Graph("unified_mtp_deepseekV3", input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())

@@ -31,7 +31,7 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
         **kwargs: likewise.
 
     Raises:
-        InputError: more than one device, or a checkpoint that does not fit.
+        InputError: devices that do not run it together, or a checkpoint that does not fit.
     """
 
     model_config_cls: ClassVar[type[Any]] = UnifiedMTPDeepseekV3Config

@@ -1,0 +1,361 @@
+"""DeepSeek-V3 on GPUs, without GPUs: the graphs are built and verified, not compiled."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.pipelines.context import TextContext, TokenBuffer
+from safetensors.numpy import load_file
+from tiny import tiny_deepseek
+
+from unispec.errors import InputError
+from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
+from unispec.pipelines.architectures.deepseekV3.inputs import distributed_types
+from unispec.pipelines.architectures.deepseekV3.model import DeepseekV3Model
+from unispec.pipelines.architectures.deepseekV3.placement import (
+    check_gpus,
+    check_one_cpu,
+    check_parallelism,
+    check_placement,
+)
+from unispec.pipelines.architectures.deepseekV3.weights import target_state_dict
+from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
+from unispec.pipelines.runtime import EngineConfig
+
+LAYERS = 3
+SHAPE: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "layers": LAYERS,
+    "first_k_dense_replace": 1,
+    "rope": "yarn",
+    "heads": 8,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+"""Attention as wide as the kernels for GPUs need it, all else tiny."""
+
+CPU, GPUS = DeviceRef.CPU(), [DeviceRef.GPU(index) for index in range(8)]
+COPIES = ("embed_tokens.weight", "shared_head.head.weight")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_deepseek(tmp_path_factory.mktemp("deepseek"), **SHAPE)
+
+
+@pytest.fixture(scope="module", params=[1, 2, 8])
+def built(request: pytest.FixtureRequest, folder: Path) -> tuple[int, dict[str, Any]]:
+    """How many GPUs, and what `virtual_gpus.py` says of their graphs."""
+    return request.param, build(request.param, folder)
+
+
+def build(count: int, folder: Path) -> dict[str, Any]:
+    script = Path(__file__).parent / "virtual_gpus.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(count), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    described: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return described
+
+
+def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool) -> list[Any]:
+    """The documented order, written down once more; what stands for one device each is a list."""
+    gpus = [f"gpu:{index}" for index in range(count)]
+    cpu, first = "cpu:0", gpus[0]
+    head = [
+        ["int64", first],  # tokens
+        ["uint32", first],  # input_row_offsets
+        ["uint32", cpu],  # host_input_row_offsets
+        ["int64", cpu],  # return_n_logits
+        ["int64", cpu],  # data_parallel_splits
+        *([["uint8", gpu] for gpu in gpus] if count > 1 else []),  # signal_buffers
+    ]
+    for _ in caches:
+        for gpu in gpus:
+            head += [
+                ["bfloat16", gpu],  # pages
+                ["uint32", gpu],  # cache_lengths
+                ["uint32", gpu],  # lookup_table
+                ["uint32", cpu],  # max_prompt_length
+                ["uint32", cpu],  # max_cache_length
+                ["int64", cpu],  # page_stride
+                *[["int64", gpu]] * (1 + drafts),  # attention_dispatch_metadata
+                *[["int64", cpu]] * (1 + drafts),  # mla_num_partitions
+            ]
+    return [
+        *head,
+        *[["int32", cpu] for _ in gpus],  # batch_context_lengths; there are no ep_inputs
+        ["int64", first],  # draft_tokens
+        ["uint64", first],  # seed
+        ["float32", first],  # temperature
+        ["int64", first],  # top_k
+        ["int64", cpu],  # max_k
+        ["float32", first],  # top_p
+        ["float32", cpu],  # min_top_p
+    ]
+
+
+@pytest.mark.parametrize(("name", "caches"), [("alone", 1), ("unified", 2)])
+def test_inputs_stand_in_the_documented_order(
+    built: tuple[int, dict[str, Any]], name: str, caches: int
+) -> None:
+    count, graphs = built
+    depths = dict(list({"target": LAYERS, "draft": 1}.items())[:caches])
+    expected = expected_inputs(count, depths, drafts=caches == 2)
+    inputs = graphs[name]["inputs"]
+    assert [[dtype, device] for _, dtype, _, device in inputs[: len(expected)]] == expected
+    # What unispec adds is for acceptance, which the first device decides alone.
+    assert {device for *_, device in inputs[len(expected) :]} <= {"gpu:0", "cpu:0"}
+    assert len(inputs) == len(expected) + 11
+    pages = [shape for kind, _, shape, _ in inputs if kind == "BufferType" and len(shape) > 1]
+    assert [shape[1:] for shape in pages] == [
+        ["1", str(depth), "128", "1", "576"] for depth in depths.values() for _ in range(count)
+    ]
+    assert {device for *_, device in graphs[name]["outputs"]} == {"gpu:0"}
+
+
+def test_devices_speak_with_each_other_only_if_there_are_several(
+    built: tuple[int, dict[str, Any]],
+) -> None:
+    """Two sums a layer, in the draft's loop and before it; target layers are subgraphs."""
+    count, graphs = built
+    collectives = graphs["unified"]["collectives"]
+    if count == 1:
+        assert set(collectives.values()) == {0}
+        return
+    embeddings, draft_layers = 3, 2
+    assert collectives["allreduce.sum"] == embeddings + 2 * draft_layers
+    assert collectives["allgather"] == 3
+    assert graphs["alone"]["collectives"]["allgather"] == 1
+
+
+def test_all_weights_of_the_checkpoint_are_loaded(
+    built: tuple[int, dict[str, Any]], folder: Path
+) -> None:
+    _, graphs = built
+    expected = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        own = name.removeprefix("model.")
+        draft = own.removeprefix(f"layers.{LAYERS}.")
+        if draft in COPIES and draft != own:
+            continue
+        if draft == own:
+            loaded = f"target.{own}"
+        elif draft.startswith(("enorm", "hnorm", "eh_proj")):
+            loaded = f"draft.{draft}"
+        else:
+            loaded = f"draft.{draft}".replace("shared_head.", "")
+            loaded = loaded if "shared_head" in draft else f"draft.layer.{draft}"
+        router = ".gate." in name
+        expected[loaded] = ["float32" if router else "bfloat16", list(tensor.shape)]
+    assert graphs["weights"] == expected
+
+
+def test_every_device_has_its_part(built: tuple[int, dict[str, Any]]) -> None:
+    count, graphs = built
+    heads, inner, hidden = SHAPE["heads"] // count, 32 // count, 64
+    assert graphs["shards"] == {
+        name: [shape] * count
+        for name, shape in {
+            "query": [heads * 192, 24],
+            "kv_b_proj": [heads * 256, 512],
+            "kv_a_proj_with_mqa": [576, hidden],
+            "o_proj": [hidden, heads * 128],
+            "gate": [8, hidden],
+            "gate_up_proj": [8, 2 * inner, hidden],
+            "down_proj": [8, hidden, inner],
+            "shared up_proj": [inner, hidden],
+        }.items()
+    }
+
+
+def test_scores_are_scaled_as_the_configuration_says(
+    built: tuple[int, dict[str, Any]], folder: Path
+) -> None:
+    """MAX's own rope would scale by `mscale`, the checkpoint means `mscale_all_dim`."""
+    _, graphs = built
+    assert graphs["scale"] == pytest.approx(on_gpus(folder).softmax_scale, rel=1e-12)
+
+
+def test_a_tied_head_and_queries_without_latent(tmp_path: Path) -> None:
+    """On two GPUs, with one group of experts and a plain rope."""
+    other = {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "rope": "default"}
+    folder = tiny_deepseek(tmp_path, **{**SHAPE, **other})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    graphs = build(2, folder)
+    assert not any("lm_head" in name for name in graphs["weights"])
+    assert graphs["shards"]["query"] == [[4 * 192, 64]] * 2
+    assert graphs["scale"] == pytest.approx(192**-0.5, rel=1e-12)
+
+
+def on_gpus(folder: Path, count: int = 1, **changes: Any) -> DeepseekV3Config:
+    """The configuration as GPUs would have it; its graph cannot be built in this process."""
+    config = DeepseekV3Config.initialize(
+        EngineConfig(model=str(folder), max_length=64).pipeline_config()
+    )
+    return replace(config, devices=GPUS[:count], **changes)
+
+
+def test_weights_for_gpus_are_the_checkpoint_s(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    state = target_state_dict(tensors, on_gpus(folder), source="tiny")
+    for name, tensor in state.items():
+        original = tensors.get(f"model.{name}", tensors.get(name))
+        np.testing.assert_array_equal(tensor, original, err_msg=name)
+
+
+@pytest.mark.parametrize("q_lora_rank", [24, None])
+def test_columns_that_rotate_together_become_neighbours(
+    tmp_path: Path, q_lora_rank: int | None
+) -> None:
+    """Scores after the kernel's rotation are those of the checkpoint's own."""
+    shape = {**SHAPE, "q_lora_rank": q_lora_rank, "rope_interleave": False}
+    folder = tiny_deepseek(tmp_path, **shape)
+    tensors = load_file(folder / "model.safetensors")
+    config = on_gpus(folder)
+    target = target_state_dict(tensors, config, source="tiny")
+    draft = mtp_state_dict(tensors, config, source="tiny")
+    query = "q_proj" if q_lora_rank is None else "q_b_proj"
+    rng = np.random.default_rng(0)
+    angles = rng.uniform(0, 6, (2, 32))  # of two positions
+
+    def scores(state: Any, prefix: str, *, neighbours: bool) -> Any:
+        q = state[f"{prefix}.{query}.weight"].astype(np.float64)
+        k = state[f"{prefix}.kv_a_proj_with_mqa.weight"].astype(np.float64)
+        q = q.reshape(8, 192, -1) @ np.ones(q.shape[1])  # [heads, 192]
+        k = k @ np.ones(k.shape[1])  # [576]
+        rotated = [
+            rotate(part, angle, neighbours=neighbours)
+            for part, angle in zip((q[:, 128:], k[None, 512:]), angles, strict=True)
+        ]
+        return rotated[0] @ rotated[1][0], q[:, :128], k[:512]
+
+    for state, prefix, layer in ((target, "layers.1", 1), (draft, "layer", LAYERS)):
+        ours = scores(state, f"{prefix}.self_attn", neighbours=True)
+        theirs = scores(tensors, f"model.layers.{layer}.self_attn", neighbours=False)
+        for found, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def rotate(x: Any, angles: Any, *, neighbours: bool) -> Any:
+    """Rotates pairs of columns of `[N, 64]` by 32 angles."""
+    pairs = x.reshape(-1, 32, 2) if neighbours else x.reshape(-1, 2, 32).swapaxes(1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    cos, sin = np.cos(angles), np.sin(angles)
+    turned = np.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.reshape(len(x), -1) if neighbours else turned.swapaxes(1, 2).reshape(len(x), -1)
+
+
+def test_a_prefill_expands_whole_pages_of_every_row() -> None:
+    """Two rows of 9 tokens and of 127 with two drafts, on two devices."""
+    contexts = [
+        TextContext(max_length=512, tokens=TokenBuffer(np.arange(length, dtype=np.int64)))
+        for length in (9, 127)
+    ]
+    model: Any = SimpleNamespace(
+        kv_params=SimpleNamespace(page_size=128), devices=[None, None], signal_buffers=["s", "t"]
+    )
+    fields = DeepseekV3Model.more_fields(model, contexts, 2)
+    assert [buffer.to_numpy().tolist() for buffer in fields["batch_context_lengths"]] == [[384]] * 2
+    assert fields["signal_buffers"] == ["s", "t"]
+    assert fields["host_input_row_offsets"].to_numpy().tolist() == [0, 9, 136]
+    assert fields["data_parallel_splits"].to_numpy().tolist() == [0, 2]
+
+
+def test_a_gpu_is_not_given_rows_of_unknown_lengths() -> None:
+    model: Any = SimpleNamespace(devices=[SimpleNamespace(is_host=False)])
+    unread: Any = None
+    with pytest.raises(InputError, match="use prepare_initial_token_inputs"):
+        DeepseekV3Model.prepare_next_token_inputs(model, unread, unread)
+
+
+def test_one_device_has_no_signals() -> None:
+    for device in (CPU, GPUS[0]):
+        types = distributed_types([device])
+        assert types["signal_buffers"] == types["ep_inputs"] == []
+        assert len(types["batch_context_lengths"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ([CPU, GPUS[0]], r"cpu:0, gpu:0 together; use one CPU, or GPUs only"),
+        ([CPU, CPU], r"cpu:0, cpu:0 together"),
+        ([DeviceRef.GPU(index) for index in range(9)], r"9 GPUs; use at most 8"),
+    ],
+)
+def test_sets_of_devices_that_are_refused(devices: list[DeviceRef], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_placement(devices)
+
+
+@pytest.mark.parametrize("devices", [[GPUS[0]], [CPU, CPU]])
+def test_a_model_that_runs_on_one_cpu_says_so(devices: list[DeviceRef]) -> None:
+    with pytest.raises(InputError, match=r"Kimi K2\.5 does not run on .*; use one CPU"):
+        check_one_cpu(devices, "Kimi K2.5")
+    check_one_cpu([CPU], "Kimi K2.5")
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "message"),
+    [
+        (1, {"dtype": DType.float32}, r"'float32' of tiny does not run on gpu:0; use 'bfloat16'"),
+        (1, {"kv_lora_rank": 256}, r"kv_lora_rank 256 .* kernels need 512; use one CPU"),
+        (1, {"v_head_dim": 64}, r"v_head_dim 64 .* kernels need 128"),
+        (1, {"n_group": 1, "norm_topk_prob": False}, r"norm_topk_prob False .* n_group 1"),
+        (3, {}, r"num_attention_heads 8 of tiny cannot be shared equally by 3 GPUs"),
+        (8, {"moe_intermediate_size": 36}, r"moe_intermediate_size 36 .* by 8 GPUs"),
+        (2, {"vocab_size": 255}, r"vocab_size 255 .* by 2 GPUs"),
+    ],
+)
+def test_what_gpus_do_not_take_is_refused(
+    count: int, changes: dict[str, Any], message: str
+) -> None:
+    hf: dict[str, Any] = {
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_group": 2,
+        "norm_topk_prob": True,
+        "num_attention_heads": 8,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 32,
+        "vocab_size": 256,
+    }
+    check_gpus(SimpleNamespace(**hf), DType.bfloat16, GPUS, "tiny")
+    dtype = changes.pop("dtype", DType.bfloat16)
+    changed = SimpleNamespace(**{**hf, **changes})
+    check_gpus(changed, dtype, [CPU], "tiny")
+    with pytest.raises(InputError, match=message):
+        check_gpus(changed, dtype, GPUS[:count], "tiny")
+
+
+@pytest.mark.parametrize(("name", "value"), [("data_parallel_degree", 2), ("ep_size", 8)])
+def test_other_ways_to_share_a_stack_are_refused(name: str, value: int) -> None:
+    asked = {"data_parallel_degree": 1, "ep_size": 1, name: value}
+    runtime: Any = SimpleNamespace(runtime=SimpleNamespace(ep_size=asked["ep_size"]))
+    model: Any = SimpleNamespace(data_parallel_degree=asked["data_parallel_degree"])
+    with pytest.raises(InputError, match=f"{name} is {value}, .* tensor parallelism only"):
+        check_parallelism(runtime, model)

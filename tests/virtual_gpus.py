@@ -1,0 +1,123 @@
+"""Builds the DeepSeek-V3 graphs for GPUs that are not there, and prints what they are as JSON.
+
+A process of its own: virtual devices are a setting of the process. Arguments: how many GPUs, and
+the folder of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from max.driver import (
+    DeviceSpec,
+    set_virtual_device_api,
+    set_virtual_device_count,
+    set_virtual_device_target_arch,
+)
+from max.dtype import DType
+from max.graph import Graph, TensorValue, Type, Weight
+
+from unispec.checkpoints import read_tensors
+from unispec.pipelines.architectures.deepseekV3 import graph as target_graph
+from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
+from unispec.pipelines.architectures.deepseekV3.weights import (
+    cast_stack,
+    target_state_dict,
+)
+from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
+from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
+    UnifiedMTPDeepseekV3Config,
+    graph,
+)
+from unispec.pipelines.runtime import EngineConfig
+
+
+def main(count: int, folder: Path) -> None:
+    set_virtual_device_api("cuda")
+    set_virtual_device_target_arch("sm_90a")
+    set_virtual_device_count(count)
+    engine = EngineConfig(
+        model=str(folder), max_length=64, speculative_method="mtp", devices="gpu"
+    ).pipeline_config()
+    gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
+    model = engine.model.model_copy(update={"device_specs": gpus})
+    config = UnifiedMTPDeepseekV3Config.initialize(engine, model)
+    tensors = read_tensors([folder / "model.safetensors"])
+    target = target_state_dict(tensors, config.target, source="tiny")
+    draft = mtp_state_dict(tensors, config.target, source="tiny")
+    state = {f"target.{name}": tensor for name, tensor in target.items()}
+    alone = target_graph.DeepseekV3Alone(config.target)
+    alone.load_state_dict(cast_stack(state, DType.bfloat16), weight_alignment=1)
+    state |= {f"draft.{name}": tensor for name, tensor in draft.items()}
+    unified = graph.UnifiedMTPDeepseekV3(config)
+    unified.load_state_dict(cast_stack(state, DType.bfloat16), weight_alignment=1)
+    plain = DeepseekV3Config.initialize(
+        EngineConfig(model=str(folder), max_length=64, devices="gpu").pipeline_config(), model
+    )
+    # What a graph puts out is verified with all that it is made of.
+    print(
+        json.dumps(
+            {
+                "unified": described(graph.build_graph(config, unified)),
+                "alone": described(target_graph.build_graph(plain, alone)),
+                # Types only: MAX casts no values where devices are virtual.
+                "weights": {
+                    name: [weight.dtype.name, list(weight.shape)]
+                    for name, weight in unified.state_dict().items()
+                },
+                "shards": shards(unified.target.layers[1]),
+                "scale": unified.target.layers[1].attention[0].scale,
+            }
+        )
+    )
+
+
+def described(built: Graph) -> dict[str, Any]:
+    text = str(built)
+    return {
+        "inputs": types(value.type for value in built.inputs),
+        "outputs": types(built.output_types),
+        "collectives": {
+            name: text.count(f"mo.distributed.{name}")
+            for name in ("allreduce.sum", "allgather", "broadcast")
+        },
+    }
+
+
+def types(found: Any) -> list[Any]:
+    def described_type(one: Type[Any]) -> Any:
+        value: Any = one
+        kind = type(value).__name__
+        return [kind, value.dtype.name, [str(dim) for dim in value.shape], str(value.device)]
+
+    return [described_type(one) for one in found]
+
+
+def shards(layer: Any) -> dict[str, Any]:
+    """Shapes of what each device has of one layer's weights."""
+    with Graph("shapes", input_types=[]):
+        return {
+            name: [[int(size) for size in TensorValue(weight).shape] for weight in weights]
+            for name, weights in weights_by_device(layer).items()
+        }
+
+
+def weights_by_device(layer: Any) -> dict[str, Sequence[Weight]]:
+    attention, mlps = layer.attention, layer.mlps
+    return {
+        "query": [one.q_b_proj if one.q_lora_rank else one.q_proj for one in attention],
+        "kv_b_proj": [one.kv_b_proj for one in attention],
+        "kv_a_proj_with_mqa": [one.kv_a_proj_with_mqa for one in attention],
+        "o_proj": [one.o_proj.weight for one in attention],
+        "gate": [one.gate.weight for one in mlps],
+        "gate_up_proj": [one.gate_up_proj for one in mlps],
+        "down_proj": [one.down_proj for one in mlps],
+        "shared up_proj": [one.shared_experts.up_proj.weight for one in mlps],
+    }
+
+
+main(int(sys.argv[1]), Path(sys.argv[2]))
