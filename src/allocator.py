@@ -32,8 +32,8 @@ def jemalloc() -> Path | None:
 def restart_with_jemalloc() -> None:
     """Replaces this process by one that allocates with jemalloc; call it first of all.
 
-    Returns where nothing is to be done: not on Linux, `MODULAR_MAX_ALLOCATOR` is `system`, a
-    library of that name is preloaded already, a sanitizer is preloaded, or MAX ships none.
+    Returns where nothing is to be done: not on Linux, `MODULAR_MAX_ALLOCATOR` is anything but
+    `jemalloc`, that is preloaded already, a sanitizer is preloaded, or MAX ships none.
     """
     library = jemalloc()
     preloaded = os.environ.get("LD_PRELOAD", "")
@@ -41,7 +41,7 @@ def restart_with_jemalloc() -> None:
         sys.platform != "linux"
         or library is None
         or _RESTARTED in os.environ
-        or os.environ.get(_SWITCH) == "system"
+        or os.environ.get(_SWITCH, "jemalloc") != "jemalloc"
         or library.name in preloaded
         or "libclang_rt" in preloaded
     ):

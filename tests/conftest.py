@@ -181,6 +181,13 @@ def tiny_target(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], TargetR
     return target
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _share_processors() -> None:
+    """Of several test workers each gets its part; torch's threads would wait for each other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tiny matrices lose time when torch shares them among threads."""

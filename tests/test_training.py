@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from reference.dflash import DFlashReference
 from reference.eagle import EagleReference
 from reference.target import TargetReference
 from runs import greedy_requests
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_draft_proposals import recording
 from tiny import TinyPair, tiny_deepseek
 from torch import Tensor
@@ -140,7 +141,7 @@ def test_a_killed_collection_goes_on(target: TorchTarget, tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(target, PROMPTS, settings, tmp_path / "killed", kill)
+        collect(target, PROMPTS, settings, tmp_path / "killed", on_shard=kill)
     resumed = collect(target, PROMPTS, settings, tmp_path / "killed")
     whole = collect(target, PROMPTS, settings, tmp_path / "whole")
     assert resumed.num_shards == whole.num_shards >= 2
@@ -276,6 +277,11 @@ def test_the_graph_runs_what_was_fitted(
     )
     collection = collect(target, built_in_prompts()[:12], settings, tmp_path / "data")
     draft: Any = make_draft(target, collection, shape, seed=3)
+    if method == "eagle":
+        with torch.no_grad():  # they begin small, and a wrong attention would hide
+            for name, parameter in draft.layers.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    parameter.mul_(10)
     rounded(draft)
     publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)
     engine = Engine(
@@ -435,7 +441,9 @@ def test_a_full_disk(target: TorchTarget, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("unispec.training.collection.save_file", full)
     settings = CollectSettings(tokens=10, **SETTINGS)
-    with pytest.raises(InputError, match=r"no space is left for .*shard-00000.*make room"):
+    with pytest.raises(
+        InputError, match=r"shard-00000.* cannot be written \(No space left.*make room"
+    ):
         collect(target, PROMPTS, settings, tmp_path)
     assert not list(tmp_path.glob("*.part"))
 
@@ -449,17 +457,92 @@ def test_a_damaged_shard(target: TorchTarget, tmp_path: Path) -> None:
         collect(target, PROMPTS, settings, tmp_path)
 
 
+def test_a_gap_is_filled_and_what_lies_behind_it_stays(target: TorchTarget, tmp_path: Path) -> None:
+    settings = CollectSettings(tokens=3500, **SETTINGS)
+    whole = collect(target, PROMPTS, settings, tmp_path)
+    assert whole.num_shards >= 2
+    first, last = tmp_path / "shard-00000.safetensors", whole.training[-1].shard
+    kept, written = first.read_bytes(), last.stat().st_mtime_ns
+    first.unlink()
+    again = collect(target, PROMPTS, settings, tmp_path)
+    assert first.read_bytes() == kept
+    assert again.training == whole.training
+    assert last.stat().st_mtime_ns == written
+
+
+def test_a_fit_keeps_the_data_that_it_began_with(target: TorchTarget, tmp_path: Path) -> None:
+    settings = CollectSettings(tokens=1, **SETTINGS)
+    few = collect(target, PROMPTS, settings, tmp_path)
+    grown = collect(target, PROMPTS, replace(settings, tokens=3500), tmp_path)
+    assert grown.num_shards > few.num_shards == 1
+    assert collect(target, PROMPTS, settings, tmp_path, shards=1).training == few.training
+    with pytest.raises(InputError, match="of the 9 shards that the fit began with"):
+        collect(target, PROMPTS, settings, tmp_path, shards=9)
+
+
+def test_what_the_checkpoint_says_of_generation_changes_no_greedy_answer(
+    tiny_pair: Callable[[str], TinyPair], target: TorchTarget, tmp_path: Path
+) -> None:
+    """Penalties of generation_config.json are for users; a draft is to foresee the target."""
+    folder = tmp_path / "target"
+    shutil.copytree(tiny_pair("D").target, folder)
+    changes = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "eos_token_id": [2, 7]}
+    (folder / "generation_config.json").write_text(json.dumps(changes))
+    other = TorchTarget(str(folder))
+    assert other.eos == [2, 7]
+    other.eos = target.eos
+    ids = [random_prompt(256, length, seed=length) for length in (5, 30)]
+    assert other.answers(ids, 0, 40, seed=0) == target.answers(ids, 0, 40, seed=0)
+
+
+def test_a_target_that_lacks_a_tensor(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(tiny_pair("D").target, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        TorchTarget(str(folder))
+
+
+def test_an_answer_of_one_token_teaches_nothing_and_harms_nothing(
+    target: TorchTarget, collected: Callable[[Method], Collection]
+) -> None:
+    one = collected("eagle").read(collected("eagle").training[0])
+    short = replace(one, tokens=one.tokens[:2], features=one.features[:2], prompt_length=1)
+    draft = untrained(target, collected("eagle"), "eagle")
+    loss = draft.loss([short], torch.Generator())
+    loss.backward()
+    assert loss.item() == 0
+
+
 def test_a_state_of_another_draft(
     target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path
 ) -> None:
     collection, state = collected("eagle"), tmp_path / "state.pt"
     fit(untrained(target, collection, "eagle"), collection, FitSettings(seconds=0.1), state)
+    settings = FitSettings(seconds=0.1)
     other = make_draft(target, collection, DraftShape(method="eagle", layers=2), seed=1)
-    with pytest.raises(InputError, match="is not of this draft"):
-        fit(other, collection, FitSettings(), state)
+    with pytest.raises(InputError, match="is of a fit with another draft"):
+        fit(other, collection, settings, state)
     fewer = make_draft(target, collection, DraftShape(method="eagle", vocab_size=50), seed=1)
-    with pytest.raises(InputError, match="of a draft with other tokens"):
-        fit(fewer, collection, FitSettings(), state)
+    with pytest.raises(InputError, match="is of a fit with another proposed tokens"):
+        fit(fewer, collection, settings, state)
+    same = untrained(target, collection, "eagle")
+    with pytest.raises(InputError, match="is of a fit with another settings"):
+        fit(same, collection, FitSettings(epochs=3), state)
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"state\.pt is damaged"):
+        fit(same, collection, settings, state)
+
+
+def test_a_state_that_cannot_be_written(
+    target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path
+) -> None:
+    collection = collected("eagle")
+    draft, state = untrained(target, collection, "eagle"), tmp_path / "nowhere" / "state.pt"
+    with pytest.raises(InputError, match=r"state\.pt cannot be written \(No such file"):
+        fit(draft, collection, FitSettings(seconds=0.1), state)
 
 
 def test_a_loss_that_is_not_finite(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ from unispec.methods import DRAFT_METHODS, Method
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from unispec.training import Collection, CollectSettings
+    from unispec.training import Collection, CollectSettings, DraftShape, FitSettings
     from unispec.training.fitting import History
 
 __all__ = ["train"]
@@ -120,7 +123,7 @@ NEEDED = ("torch", "matplotlib")
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=2**32 - 1),
     default=0,
     show_default=True,
     help="Makes a run repeat.",
@@ -154,39 +157,21 @@ def train(
     _check_installed()
     if not resume:
         _check_empty(output)
-    working = output / "training"
-    state = working / "state.pt"
-
-    from rich.console import Console
-
-    from unispec.commands.bar import bar
     from unispec.commands.libraries import quieten_libraries
-    from unispec.training import (
-        CollectSettings,
-        DraftShape,
-        FitSettings,
-        TorchTarget,
-        collect,
-        fit,
-        make_draft,
-        publish,
-    )
-    from unispec.training.prompts import built_in_prompts
 
     quieten_libraries()
     import transformers
+    from rich.console import Console
+
+    from unispec.training import CollectSettings, DraftShape, FitSettings
 
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    console = Console(stderr=True)
-    target = TorchTarget(model, device)
+    seconds = None if minutes is None else 60 * minutes
     shape = DraftShape(
         method=method, layers=draft_layers, vocab_size=draft_vocab_size, block_size=block_size
     )
-    seconds = None if minutes is None else 60 * minutes
     collecting = CollectSettings(
-        layers=shape.tapped_layers(target.config),
-        # A fit that has begun is not given more to learn from.
-        tokens=0 if state.exists() else tokens or (None if minutes else DEFAULT_TOKENS),
+        tokens=tokens or (None if minutes else DEFAULT_TOKENS),
         seconds=None if seconds is None else COLLECTING * seconds,
         max_new_tokens=max_new_tokens,
         chat_template=chat_template,
@@ -198,38 +183,87 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
-    texts = list(prompts) if prompts else built_in_prompts()
-    with bar(console, "collecting", "{tokens:,} tokens") as show:
-        collection = collect(
-            target,
-            texts,
-            collecting,
-            data or output / "data",
-            lambda found: show(_share(found, collecting), tokens=found.num_answer_tokens),
-        )
-    draft = make_draft(target, collection, shape, seed).to(target.device)
-    working.mkdir(parents=True, exist_ok=True)
-    with bar(console, "fitting", "{state}") as show:
-        history = fit(
-            draft,
-            collection,
-            fitting,
-            state,
-            lambda so_far, done: show(done, state=_describe(so_far)),
-        )
+    _train(Console(stderr=True), model, device, prompts, shape, collecting, fitting, output, data)
+
+
+def _train(
+    console: Console,
+    model: str,
+    device: str,
+    prompts: tuple[str, ...] | None,
+    shape: DraftShape,
+    collecting: CollectSettings,
+    fitting: FitSettings,
+    output: Path,
+    data: Path | None,
+) -> None:
+    import torch
+
+    from unispec.commands.bar import bar
+    from unispec.pipelines.runtime import Engine, EngineConfig
+    from unispec.training import TorchTarget, collect, fit, make_draft, publish
+    from unispec.training.collection import make_folder, write_whole
+    from unispec.training.prompts import built_in_prompts
+
+    # Refuses now what `unispec generate` would refuse in the end.
+    Engine(EngineConfig(model=model))
+    target = TorchTarget(model, device)
+    shape.check(target.config)
+    collecting = replace(collecting, layers=shape.tapped_layers(target.config))
+    working = output / "training"
+    make_folder(working)
+    # Says that collecting is over, and with how many shards: a data folder may grow for others.
+    over, begin = working / "collected.json", time.monotonic()
+    try:
+        with bar(console, "collecting", "{tokens:,} tokens") as show:
+            collection = collect(
+                target,
+                list(prompts) if prompts else built_in_prompts(),
+                collecting,
+                data or output / "data",
+                shards=json.loads(over.read_text())["shards"] if over.exists() else None,
+                on_shard=lambda found: show(
+                    _share(found, collecting, time.monotonic() - begin),
+                    tokens=found.num_answer_tokens,
+                ),
+            )
+        ended = json.dumps({"shards": collection.num_shards})
+        write_whole(over, lambda part: part.write_text(ended))
+        draft = make_draft(target, collection, shape, fitting.seed).to(target.device)
+        with bar(console, "fitting", "{state}") as show:
+            history = fit(
+                draft,
+                collection,
+                fitting,
+                working / "state.pt",
+                lambda so_far, done: show(done, state=_describe(so_far)),
+            )
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the memory of {device} is full: use a lower --max-new-tokens, shorter prompts or"
+            " --device cpu"
+        ) from error
     settings: dict[str, Any] = {
         "model": model,
-        "method": method,
+        "method": shape.method,
+        "draft layers": draft.config()["num_hidden_layers"],
+        "draft vocabulary": len(draft.target_ids),
+        "prompts": f"{len(prompts)} of a file" if prompts else "the built-in ones",
+        "answers": f"up to {collecting.max_new_tokens} tokens, temperatures 0, 0.7 and 1",
         "answer tokens": collection.num_answer_tokens,
         "sequences": len(collection.training),
         "held-out sequences": len(collection.held_out),
         "steps": history.step,
-        "learning rate": learning_rate,
-        "draft vocabulary": draft_vocab_size or target.config.vocab_size,
-        "seed": seed,
+        "sequences a step": fitting.batch_size,
+        "learning rate": fitting.learning_rate,
+        "seed": fitting.seed,
+        "device": device,
+        "seconds of the fit": round(history.elapsed),
     }
+    if shape.method == "dflash":
+        settings["block size"] = shape.block_size
     publish(draft, history, settings, output)
-    _report(console, history, output, model, method)
+    _report(console, history, output, model, shape.method)
 
 
 def _check_installed() -> None:
@@ -243,11 +277,12 @@ def _check_empty(output: Path) -> None:
         raise InputError(f"{output} is not empty; give --resume, or another --output")
 
 
-def _share(found: Collection, settings: CollectSettings) -> float | None:
-    """How much is collected, 0 to 1; None where only time decides."""
-    if settings.tokens is None:
-        return None
-    return min(found.num_answer_tokens / max(settings.tokens, 1), 1.0)
+def _share(found: Collection, settings: CollectSettings, elapsed: float) -> float:
+    """How much is collected, 0 to 1."""
+    if settings.tokens is not None:
+        return min(found.num_answer_tokens / settings.tokens, 1.0)
+    assert settings.seconds is not None
+    return min(elapsed / settings.seconds, 1.0)
 
 
 def _describe(history: History) -> str:

@@ -52,18 +52,22 @@ def collect(
     prompts: Sequence[str],
     settings: CollectSettings,
     folder: Path,
+    *,
+    shards: int | None = None,
     on_shard: Callable[[Collection], None] = lambda collection: None,
 ) -> Collection:
     """Lets the target answer prompts until there is enough; goes on where it was stopped.
 
-    Prompts are answered in turn, at temperatures that take turns too; every tenth prompt is
-    held out, answered greedily and once.
+    Prompts are answered in turn, first at temperatures 0, 0.7 and 1 in turn, later at the last two;
+    every tenth prompt is held out, answered greedily and once. A prompt that comes again is left
+    out.
 
     Args:
         target: answers.
         prompts: texts, at least two.
         settings: what to collect.
         folder: of the shards.
+        shards: collect nothing, but take so many shards that are there; None collects.
         on_shard: called with the collection as it stands, also at the beginning.
 
     Raises:
@@ -71,17 +75,19 @@ def collect(
             folder that was collected otherwise.
     """
     start = time.monotonic()
-    ids = encode(target, prompts, settings.chat_template)
+    ids = encode(target, list(dict.fromkeys(prompts)), settings.chat_template)
     digest = hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
     identity: dict[str, Any] = {
-        "model": target.name,
+        "model": str(Path(target.name).resolve()) if Path(target.name).is_dir() else target.name,
         "layers": list(settings.layers),
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "prompts": digest,
     }
-    collection = Collection(folder, identity)
+    collection = Collection(folder, identity, shards)
     on_shard(collection)
+    if shards is not None:
+        return collection
     while not _enough(collection, settings, start):
         number = collection.num_shards
         todo = list(islice(_plan(len(ids)), number * SHARD, (number + 1) * SHARD))
@@ -112,7 +118,8 @@ def encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> 
     """The prompts' tokens, up to the answer.
 
     Raises:
-        InputError: fewer than two prompts, or a chat template is wanted and there is none.
+        InputError: fewer than two prompts, or a chat template is wanted and there is none, or
+            it refuses a prompt.
     """
     if len(prompts) < 2:
         raise InputError(
@@ -124,14 +131,22 @@ def encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> 
         raise InputError(
             f"{target.name}: its tokenizer has no chat template; use --no-chat-template"
         )
-    return [
-        list(
-            target.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+    try:
+        return [
+            list(
+                target.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}],
+                    add_generation_prompt=True,
+                    return_dict=False,
+                )
             )
-        )
-        for text in prompts
-    ]
+            for text in prompts
+        ]
+    # A template is a program that the checkpoint brings along: it can raise anything.
+    except Exception as error:
+        raise InputError(
+            f"the chat template refuses a prompt ({error}); use --no-chat-template"
+        ) from error
 
 
 def _enough(collection: Collection, settings: CollectSettings, start: float) -> bool:

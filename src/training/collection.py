@@ -7,10 +7,9 @@ A file appears under its name only when it is complete, so a kill leaves whole s
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from unispec.errors import InputError
 
-__all__ = ["Collected", "Collection", "write_whole"]
+__all__ = ["Collected", "Collection", "Place", "make_folder", "write_whole"]
 
 _SETTINGS = "collection.json"
 
@@ -40,11 +39,17 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """Where a sequence lies."""
+
     shard: Path
+    """The file."""
     start: int
+    """Tokens before it in the file."""
     length: int
+    """Its tokens."""
     prompt_length: int
+    """Those before its answer."""
 
 
 class Collection:
@@ -53,6 +58,7 @@ class Collection:
     Args:
         folder: created if it does not exist.
         settings: what the shards are made with.
+        shards: read so many and leave the rest; None reads all.
 
     Attributes:
         folder: where the shards are.
@@ -62,12 +68,15 @@ class Collection:
         num_shards: complete shards.
 
     Raises:
-        InputError: the folder holds shards made with other settings, or a damaged shard.
+        InputError: the folder holds shards made with other settings, a damaged shard, or fewer
+            than asked for; or it cannot be made.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], shards: int | None = None
+    ) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / _SETTINGS
         if path.is_file():
             found = json.loads(path.read_text())
@@ -79,12 +88,16 @@ class Collection:
                     )
         else:
             write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=2)))
-        self.training: list[_Place] = []
-        self.held_out: list[_Place] = []
+        self.training: list[Place] = []
+        self.held_out: list[Place] = []
         self.num_answer_tokens = 0
         self.num_shards = 0
-        while (shard := self._shard(self.num_shards)).is_file():
-            self._index(shard)
+        self._index_more(shards)
+        if shards is not None and self.num_shards < shards:
+            raise InputError(
+                f"{folder} has {self.num_shards} of the {shards} shards that the fit began with:"
+                " give that folder again, or another --output"
+            )
 
     def add(
         self,
@@ -113,9 +126,10 @@ class Collection:
         }
         shard = self._shard(self.num_shards)
         write_whole(shard, lambda part: save_file(tensors, part))
-        self._index(shard)
+        # Behind one that was damaged and deleted, others may lie.
+        self._index_more(None)
 
-    def read(self, place: _Place) -> Collected:
+    def read(self, place: Place) -> Collected:
         """One sequence of `training` or `held_out`, from where it lies on the disk."""
         end = place.start + place.length
         with safe_open(place.shard, framework="pt") as tensors:
@@ -138,6 +152,13 @@ class Collection:
     def _shard(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
 
+    def _index_more(self, limit: int | None) -> None:
+        while limit is None or self.num_shards < limit:
+            shard = self._shard(self.num_shards)
+            if not shard.is_file():
+                return
+            self._index(shard)
+
     def _index(self, shard: Path) -> None:
         try:
             with safe_open(shard, framework="pt") as tensors:
@@ -147,14 +168,26 @@ class Collection:
             raise InputError(f"{shard} is damaged ({error}): delete it and resume") from error
         start = 0
         for length, prompt_length, held_out in zip(*columns, strict=True):
-            place = _Place(shard, start, length, prompt_length)
+            place = Place(shard, start, length, prompt_length)
             (self.held_out if held_out else self.training).append(place)
             self.num_answer_tokens += length - prompt_length
             start += length
         self.num_shards += 1
 
 
-def write_whole(path: Path, write: Any) -> None:
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those that it lies in.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): give another") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file that is either complete under its name or not there.
 
     Args:
@@ -162,17 +195,19 @@ def write_whole(path: Path, write: Any) -> None:
         write: writes to the path that it is given.
 
     Raises:
-        InputError: there is no room on the disk.
+        InputError: there is no room on the disk, or it cannot be written for another reason.
     """
     part = path.with_name(path.name + ".part")
     try:
         write(part)
+        # safetensors keeps its files to their owner, whatever the user has set.
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         part.unlink(missing_ok=True)
-        if full:
-            raise InputError(
-                f"no space is left for {path}: make room, or give another folder; then resume"
-            ) from error
-        raise
+        raise InputError(
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): make room,"
+            " or give another folder; then resume"
+        ) from error

@@ -96,10 +96,12 @@ class EagleDraft(Draft):
         counts = torch.stack(
             [(place + 2 >= one.prompt_length) & (place + 2 < len(one.tokens)) for one in batch]
         ).to(tokens.device)  # [S, R]
-        spread = features.std()
-        total = features.new_zeros(())
+        spread = torch.cat([one.features for one in batch]).std().to(features.device)
+        total = 0 * self.fc.bias.sum()
         for number, output in enumerate(self.outputs(tokens, features, PASSES)):
             chosen = counts & (place >= number).to(tokens.device)
+            if not chosen.any():
+                continue  # of an answer too short for this pass
             truth = features[:, 1:][chosen]  # [M, H]
             ours = output[chosen]  # [M, H]
             soft = (truth @ self.head.T).softmax(dim=-1)  # [M, N]

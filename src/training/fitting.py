@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +21,11 @@ from .draft import Draft
 
 __all__ = ["FitSettings", "History", "Measure", "acceptance", "fit"]
 
-MEASURED = 48
-"""Held-out answers that acceptance is measured on."""
+MEASURED = 24
+"""Held-out answers that acceptance is measured on, at most."""
+
+MEASURES = 10
+"""Measures of a whole fit, the one before the first step not counted."""
 
 SAVE_SECONDS = 60.0
 WARM_UP = 0.05
@@ -95,14 +101,14 @@ def fit(
         on_step: called after each step with the share that is done, 0 to 1.
 
     Raises:
-        InputError: the state is another draft's or damaged, there is no room on the disk, or the
-            loss is not finite.
+        InputError: the state is of another draft, other data or other settings, or damaged; there
+            is no room on the disk; or the loss is not finite.
     """
-    device = draft.head.device
     optimizer = torch.optim.AdamW(
         draft.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
     )
-    history = _restore(draft, optimizer, state)
+    identity = _identity(draft, collection, settings)
+    history = _restore(draft, optimizer, state, identity)
     per_epoch = math.ceil(len(collection.training) / settings.batch_size)
     total = per_epoch * settings.epochs
     started = saved = time.monotonic()
@@ -125,33 +131,28 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(done)
         loss = draft.loss(batch, _generator(settings.seed, 1, history.step))
-        if not loss.isfinite():
-            raise InputError(
-                f"the loss is {loss.item()} after {history.step} steps: choose a lower"
-                f" --learning-rate than {settings.learning_rate}"
-            )
+        _check_finite(loss, "loss", history, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(draft.parameters(), CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(draft.parameters(), CLIP)
+        _check_finite(norm, "gradient", history, settings)
         optimizer.step()
         history.losses.append(loss.item())
         history.step += 1
         history.elapsed = before + time.monotonic() - started
         finished = progress() >= 1
-        if history.step % per_epoch == 0 or finished:
+        if finished or int(MEASURES * progress()) > int(MEASURES * done):
             since = history.losses[history.measures[-1].step :]
             mean = sum(since) / len(since)
             found = acceptance(draft, collection)
             history.measures.append(Measure(history.step, mean, found))
         on_step(history, progress())
         if finished or time.monotonic() - saved > SAVE_SECONDS:
-            _save(draft, optimizer, history, state)
+            _save(draft, optimizer, history, state, identity)
             saved = time.monotonic()
-    draft.to(device)
     return history
 
 
-@torch.inference_mode()
 def acceptance(draft: Draft, collection: Collection) -> list[float]:
     """Share of places in held-out greedy answers where proposal 1, 1 and 2, ... are right.
 
@@ -185,40 +186,69 @@ def _schedule(done: float) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def _save(draft: Draft, optimizer: Any, history: History, state: Path) -> None:
+def _check_finite(value: torch.Tensor, name: str, history: History, settings: FitSettings) -> None:
+    if not value.isfinite():
+        raise InputError(
+            f"the {name} is {value.item()} after {history.step} steps: choose a lower"
+            f" --learning-rate than {settings.learning_rate}"
+        )
+
+
+def _identity(draft: Draft, collection: Collection, settings: FitSettings) -> dict[str, str]:
+    """What must not change from one part of a fit to the next, by what to call it."""
+    config = json.dumps(draft.config(), sort_keys=True, default=str)
+    return {
+        "draft": config,
+        "proposed tokens": hashlib.sha256(draft.target_ids.cpu().numpy().tobytes()).hexdigest(),
+        "sequences": str(len(collection.training)),
+        "settings": str(settings),
+    }
+
+
+def _save(
+    draft: Draft, optimizer: Any, history: History, state: Path, identity: dict[str, str]
+) -> None:
     content = {
+        "identity": identity,
         "draft": draft.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "target_ids": draft.target_ids,
         "step": history.step,
         "elapsed": history.elapsed,
         "losses": history.losses,
         "measures": [(one.step, one.loss, one.acceptance) for one in history.measures],
     }
-    write_whole(state, lambda part: torch.save(content, part))
+
+    def write(part: Path) -> None:
+        # Given a path, torch does not say that the disk is full.
+        with part.open("wb") as file:
+            torch.save(content, file)
+
+    write_whole(state, write)
 
 
-def _restore(draft: Draft, optimizer: Any, state: Path) -> History:
+def _restore(draft: Draft, optimizer: Any, state: Path, identity: dict[str, str]) -> History:
     if not state.is_file():
         return History()
     try:
         content = torch.load(state, map_location=draft.head.device, weights_only=True)
-        draft.load_state_dict(content["draft"])
-        optimizer.load_state_dict(content["optimizer"])
-        same = torch.equal(content["target_ids"], draft.target_ids)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise InputError(
-            f"{state} is not of this draft ({' '.join(str(error).split())[:200]}): give the"
-            " same options again, or another --output"
-        ) from error
-    if not same:
-        raise InputError(
-            f"{state} is of a draft with other tokens: give the same options, or another --output"
+        found: dict[str, str] = content["identity"]
+        measures: Sequence[Any] = content["measures"]
+        history = History(
+            content["step"],
+            content["elapsed"],
+            content["losses"],
+            [Measure(*measure) for measure in measures],
         )
-    measures: Sequence[Any] = content["measures"]
-    return History(
-        content["step"],
-        content["elapsed"],
-        content["losses"],
-        [Measure(*measure) for measure in measures],
-    )
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{state} is damaged ({' '.join(str(error).split())[:200]}): delete it and resume"
+        ) from error
+    for name, value in identity.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{state} is of a fit with another {name}: give the same options again, or another"
+                " --output"
+            )
+    draft.load_state_dict(content["draft"])
+    optimizer.load_state_dict(content["optimizer"])
+    return history

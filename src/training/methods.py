@@ -42,6 +42,21 @@ class DraftShape:
     block_size: int = 6
     mask_token_id: int | None = None
 
+    def check(self, config: Any) -> None:
+        """Refuses what the target has no room for.
+
+        Args:
+            config: the target's.
+
+        Raises:
+            InputError: more tokens to propose than the target has.
+        """
+        if self.vocab_size is not None and self.vocab_size > config.vocab_size:
+            raise InputError(
+                f"--draft-vocab-size {self.vocab_size} is beyond the target's"
+                f" {config.vocab_size} tokens: choose less"
+            )
+
     def tapped_layers(self, config: Any) -> tuple[int, ...]:
         """The target's layers that the draft reads; none for EAGLE, which reads the final norm.
 
@@ -68,6 +83,7 @@ def make_draft(target: TorchTarget, collection: Collection, shape: DraftShape, s
     Raises:
         InputError: more tokens to propose than the target has.
     """
+    shape.check(target.config)
     counts = collection.count_tokens(target.config.vocab_size)
     torch.manual_seed(seed)
     config: Any = target.config
@@ -93,10 +109,6 @@ def make_draft(target: TorchTarget, collection: Collection, shape: DraftShape, s
 def _frequent(counts: Tensor, size: int | None, target: TorchTarget) -> Tensor | None:
     if size is None or size == len(counts):
         return None
-    if size > len(counts):
-        raise InputError(
-            f"--draft-vocab-size {size} is beyond the target's {len(counts)} tokens: choose less"
-        )
     ranked = counts.clone()
     ranked[target.eos] = counts.max() + 1  # what ends an answer must be foreseen
     return ranked.argsort(descending=True, stable=True)[:size].sort().values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .collection import write_whole
 from .fitting import History
 
 __all__ = ["plot"]
@@ -18,6 +19,9 @@ def plot(history: History, path: Path) -> None:
     Args:
         history: of the fit.
         path: the file.
+
+    Raises:
+        InputError: it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,4 +54,4 @@ def plot(history: History, path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    write_whole(path, lambda part: figure.savefig(part, format="png"))

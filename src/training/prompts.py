@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 __all__ = ["built_in_prompts"]
 
 _TASKS = (
@@ -100,9 +102,7 @@ _SUBJECTS = (
 
 
 def built_in_prompts() -> list[str]:
-    """Every task on every subject; neighbours differ in both."""
-    prompts = []
-    for turn in range(len(_SUBJECTS)):
-        for number, task in enumerate(_TASKS):
-            prompts.append(task.format(_SUBJECTS[(turn + 7 * number) % len(_SUBJECTS)]))
+    """Every task on every subject, in an order that mixes both and never changes."""
+    prompts = [task.format(subject) for task in _TASKS for subject in _SUBJECTS]
+    random.Random(0).shuffle(prompts)
     return prompts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,12 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
         "config.json": json.dumps(config, indent=2),
     }
     for name, text in texts.items():
-        write_whole(folder / name, lambda part, text=text: part.write_text(text + "\n"))
+        write_whole(folder / name, partial(_write_text, text + "\n"))
     plot(history, folder / "training.png")
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def _card(history: History, settings: Mapping[str, Any], folder: Path) -> str:

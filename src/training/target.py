@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
 
@@ -34,7 +36,7 @@ class TorchTarget:
         eos: tokens that end an answer.
 
     Raises:
-        InputError: no Llama, no readable weights, or no such device.
+        InputError: no Llama, weights that are missing or cannot be read, or no such device.
     """
 
     def __init__(self, model: str, device: str = "cpu") -> None:
@@ -51,17 +53,24 @@ class TorchTarget:
         self.model: Any
         self.tokenizer: Any
         try:
-            self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                model, dtype=dtype, output_loading_info=True
+            )
             self.tokenizer = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"{model} cannot be loaded ({' '.join(str(error).split())}): use a folder with"
                 " safetensors and a tokenizer"
             ) from error
+        self.model, found = loaded
+        if found["missing_keys"]:
+            missing = ", ".join(sorted(found["missing_keys"]))
+            raise InputError(f"{model} lacks {missing}: use the whole checkpoint")
         self.model.to(device).eval().requires_grad_(False)
-        stated = self.model.generation_config.eos_token_id
-        stated = self.config.eos_token_id if stated is None else stated
-        self.eos: list[int] = stated if isinstance(stated, list) else [stated]
+        # Its penalties and cuts would take the place of all that is not stated below.
+        self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        self.eos = sorted(read_eos_token_ids(model, self.config))
+        self._pad = self.eos[0] if self.eos else 0
 
     @property
     def embedding(self) -> Tensor:
@@ -91,7 +100,7 @@ class TorchTarget:
             Each prompt's answer, the token that ended it included.
         """
         longest = max(map(len, prompts))
-        rows = [[self.eos[0]] * (longest - len(ids)) + list(ids) for ids in prompts]
+        rows = [[self._pad] * (longest - len(ids)) + list(ids) for ids in prompts]
         seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
         how: dict[str, Any] = (
             {"do_sample": True, "temperature": temperature, "top_k": 0}
@@ -104,8 +113,8 @@ class TorchTarget:
             attention_mask=torch.tensor(seen, device=self.device),
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 max_new_tokens=max_new_tokens,
-                eos_token_id=self.eos,
-                pad_token_id=self.eos[0],
+                eos_token_id=self.eos or None,
+                pad_token_id=self._pad,
                 **how,
             ),
         )
@@ -121,13 +130,14 @@ class TorchTarget:
                 of the final norm.
 
         Returns:
-            float16 `[T, F]` on the CPU for each sequence.
+            float16 `[T, F]` on the CPU for each sequence; values beyond float16 become its
+            largest.
 
         Raises:
-            InputError: a value is beyond float16.
+            InputError: a value is no number.
         """
         longest = max(map(len, sequences))
-        rows = [[*ids, *[self.eos[0]] * (longest - len(ids))] for ids in sequences]
+        rows = [[*ids, *[self._pad] * (longest - len(ids))] for ids in sequences]
         decoder = self.model.get_decoder()
         taps: dict[int, Tensor] = {}
         with ExitStack() as hooks:
@@ -140,11 +150,10 @@ class TorchTarget:
                 hooks.callback(handle.remove)
             normed = decoder(torch.tensor(rows, device=self.device), use_cache=False)[0]
         found = torch.cat([taps[layer] for layer in layers], dim=-1) if layers else normed
-        narrow = found.to(torch.float16).cpu()  # [S, T, F]
-        if not narrow.isfinite().all():
-            raise InputError(
-                f"{self.name}: features of layers {list(layers)} are beyond float16: choose others"
-            )
+        if found.isnan().any():
+            raise InputError(f"{self.name} computes NaN: use a sound checkpoint")
+        largest = torch.finfo(torch.float16).max
+        narrow = found.clamp(-largest, largest).to(torch.float16).cpu()  # [S, T, F]
         return [narrow[row, : len(ids)] for row, ids in enumerate(sequences)]
 
     def _until_end(self, answer: list[int]) -> list[int]:
