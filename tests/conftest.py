@@ -27,6 +27,7 @@ MAX_LENGTH = 512
 """Of the tiny engines; short enough that requests reach it."""
 
 
+@pytest.hookimpl(tryfirst=True)  # the workers read the groups in theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one compiled model go to one worker; those come first, compiling takes longest."""
     for item in items:
