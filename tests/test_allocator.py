@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from unispec.allocator import jemalloc
 
 SHOW = """
-import sys
+import os, sys
 from unispec.allocator import restart_with_jemalloc
 restart_with_jemalloc()
-print(sys.argv[1:], "jemalloc" in open("/proc/self/maps").read())
+print(
+    sys.argv[1:],
+    "jemalloc" in open("/proc/self/maps").read(),
+    os.environ.get("MODULAR_MAX_ALLOCATOR_REEXEC"),
+    os.environ.get("LD_PRELOAD", "").split(":")[1:],
+)
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MAX ships jemalloc for Linux only")
@@ -36,7 +42,7 @@ def shown(**environment: str) -> str:
 
 
 def test_a_process_starts_anew_with_its_arguments() -> None:
-    assert shown() == "['--flag', 'two words'] True"
+    assert shown() == "['--flag', 'two words'] True 1 []"
 
 
 @pytest.mark.parametrize(
@@ -47,10 +53,17 @@ def test_a_process_starts_anew_with_its_arguments() -> None:
     ],
 )
 def test_a_process_that_keeps_its_allocator(environment: dict[str, str]) -> None:
-    assert shown(**environment) == "['--flag', 'two words'] False"
+    assert shown(**environment).startswith("['--flag', 'two words'] False")
 
 
-def test_a_preloaded_library_stays_preloaded() -> None:
+def test_a_process_that_has_it_does_not_start_anew() -> None:
     library = jemalloc()
     assert library is not None
-    assert shown(LD_PRELOAD=str(library)).endswith("True")
+    assert shown(LD_PRELOAD=str(library)).endswith("True None []")
+
+
+def test_another_preloaded_library_stays_preloaded() -> None:
+    other = "/lib/x86_64-linux-gnu/libm.so.6"
+    if not Path(other).exists():
+        pytest.skip(f"there is no {other} to preload on this machine")
+    assert shown(LD_PRELOAD=other).endswith(f"True 1 ['{other}']")

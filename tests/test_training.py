@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +24,7 @@ from reference.target import TargetReference
 from runs import greedy_requests
 from safetensors.torch import load_file, save_file
 from test_draft_proposals import recording
-from tiny import TinyPair, tiny_deepseek
+from tiny import TinyPair
 from torch import Tensor
 
 from unispec.cli import unispec
@@ -365,6 +369,34 @@ def test_the_command_makes_a_draft_that_generate_loads(
     assert "was collected with max_new_tokens 32, not 16" in other.stderr
 
 
+def test_a_command_that_is_killed_twice(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, prompt_file: Path
+) -> None:
+    """By SIGKILL: while it collects, and while it fits. What comes out is what would have."""
+    given = ["--model", tiny_pair("D").target, "--speculative-method", "eagle"]
+    given += ["--prompts", prompt_file, "--tokens", 4000, "--epochs", 2, "--no-chat-template"]
+    given += ["--max-new-tokens", 48]
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "unispec.cli", "train", *map(str, given), "--resume"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for sign in ("data/shard-00000.safetensors", "training/collected.json"):
+        process = subprocess.Popen(
+            [*command, "--output", str(output)], env=environment, stderr=subprocess.PIPE
+        )
+        while not (output / sign).exists():
+            assert process.poll() is None, process.stderr
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert not (output / "config.json").exists()
+    assert run(*given, "--output", output, "--resume").exit_code == 0
+    assert run(*given, "--output", tmp_path / "whole").exit_code == 0
+    ours, theirs = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -420,19 +452,9 @@ def test_prompt_files_that_are_refused(
     assert message in done.stderr
 
 
-def test_a_target_that_is_no_llama(tmp_path: Path) -> None:
-    folder = tiny_deepseek(
-        tmp_path / "deepseek",
-        q_lora_rank=24,
-        n_routed_experts=8,
-        n_group=1,
-        topk_group=1,
-        num_experts_per_tok=2,
-        layers=1,
-        first_k_dense_replace=1,
-    )
+def test_a_target_that_is_no_llama(tiny_pair: Callable[[str], TinyPair]) -> None:
     with pytest.raises(InputError, match="DeepseekV3ForCausalLM: choose a Llama"):
-        TorchTarget(str(folder))
+        TorchTarget(str(tiny_pair("G").target))
 
 
 def test_a_full_disk(target: TorchTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def bar(console: Console, name: str, shown: str) -> Iterator[Callable[..., None]
         shown: behind the bar, a format of the task's fields.
 
     Yields:
-        A function that takes the share that is done, None if it is unknown, and the fields.
+        A function that takes the share that is done, 0 to 1, and the fields.
     """
     progress = Progress(
         TextColumn("{task.description:<10}", markup=False),
@@ -38,32 +38,27 @@ def bar(console: Console, name: str, shown: str) -> Iterator[Callable[..., None]
         console=console,
         disable=not console.is_terminal,
     )
-    line, begin, printed = "", time.monotonic(), float("-inf")
+    line, done, begin, printed = "", 0.0, time.monotonic(), float("-inf")
 
-    def say(share: float | None) -> None:
-        percent = "" if share is None else f"{100 * share:3.0f} %  "
+    def say() -> None:
         console.print(
-            f"{time.monotonic() - begin:7.1f} s  {name}  {percent}{line}",
+            f"{time.monotonic() - begin:7.1f} s  {name}  {100 * done:3.0f} %  {line}",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
 
     with progress:
-        task = progress.add_task(name, total=None, line="")
-        last: float | None = None
+        task = progress.add_task(name, total=1.0, line="")
 
-        def update(share: float | None, **fields: Any) -> None:
-            nonlocal line, printed, last
-            line, last = shown.format(**fields), share
-            total = None if share is None else 1.0
-            progress.update(task, completed=share or 0.0, total=total, line=line)
+        def update(share: float, **fields: Any) -> None:
+            nonlocal line, done, printed
+            line, done = shown.format(**fields), share
+            progress.update(task, completed=done, line=line)
             if not console.is_terminal and time.monotonic() - printed > _EVERY_SECONDS:
                 printed = time.monotonic()
-                say(share)
+                say()
 
         yield update
-        if last is None:
-            progress.update(task, completed=1.0, total=1.0)
     if not console.is_terminal:
-        say(last)
+        say()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unispec.chat import encode_message
 from unispec.commands.options import TextFile, option_group
-from unispec.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,19 +81,10 @@ class PromptOptions:
         """
         if not (self.chat_template and tokenizer.chat_template):
             return list(tokenizer.encode(text))
-        # Templates of models that read text only know no parts.
-        content = [{"type": "image"} for _ in self.image] + [{"type": "text", "text": text}]
-        message: dict[str, Any] = {"role": "user", "content": content if self.image else text}
-        try:
-            token_ids = tokenizer.apply_chat_template(
-                [message], add_generation_prompt=True, return_dict=False
-            )
-        # A template is a program that the checkpoint brings along: it can raise anything.
-        except Exception as error:
-            raise InputError(
-                f"the chat template refuses the prompt ({error}); use --no-chat-template"
-            ) from error
-        return list(token_ids)
+        if not self.image:  # templates of models that read text only know no parts
+            return encode_message(tokenizer, text)
+        parts: list[Any] = [{"type": "image"} for _ in self.image]
+        return encode_message(tokenizer, [*parts, {"type": "text", "text": text}])
 
 
 prompt_options = option_group(

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from unispec.chat import encode_message
 from unispec.errors import InputError
 
 from .collection import Collection
@@ -131,22 +132,7 @@ def encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> 
         raise InputError(
             f"{target.name}: its tokenizer has no chat template; use --no-chat-template"
         )
-    try:
-        return [
-            list(
-                target.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}],
-                    add_generation_prompt=True,
-                    return_dict=False,
-                )
-            )
-            for text in prompts
-        ]
-    # A template is a program that the checkpoint brings along: it can raise anything.
-    except Exception as error:
-        raise InputError(
-            f"the chat template refuses a prompt ({error}); use --no-chat-template"
-        ) from error
+    return [encode_message(target.tokenizer, text) for text in prompts]
 
 
 def _enough(collection: Collection, settings: CollectSettings, start: float) -> bool:

@@ -79,7 +79,7 @@ class History:
     losses: list[float] = field(default_factory=list)
     """Of each step."""
     measures: list[Measure] = field(default_factory=list)
-    """Before the first step, after each epoch, and at the end."""
+    """Before the first step, then at each tenth of the fit."""
 
 
 def fit(
