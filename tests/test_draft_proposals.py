@@ -184,7 +184,8 @@ def test_demo_draft_on_real_text(
     k: int,
 ) -> None:
     engine = demo_engines(method)
-    requests = greedy_requests(real_prompts(engine.tokenizer), 24)
+    half = real_prompts(engine.tokenizer)[k == 5 :: 2]
+    requests = greedy_requests(half, 32)
     with proposing(engine, k), recording(engine) as recorded:
         answers(engine, requests)
     assert {len(step.drafts) for steps in recorded.values() for step in steps} == {k}
@@ -200,9 +201,9 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
     method: Method,
 ) -> None:
     k, engine = 3, demo_engines(method)
-    prompts = real_prompts(engine.tokenizer)[:8]
+    prompts = real_prompts(engine.tokenizer)[:5]
     with proposing(engine, k):
-        report = engine.generate(greedy_requests(prompts, 48))
+        report = engine.generate(greedy_requests(prompts, 40))
     steps = [
         step
         for prompt, result in zip(prompts, report.results, strict=True)
@@ -210,7 +211,7 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
             prompt, result.drafted // k, k, engine.eos_token_ids
         )
     ]
-    assert len(steps) >= 150
+    assert len(steps) >= 120
     assert report.mean_acceptance_length == pytest.approx(mean_acceptance_length(steps), rel=0.02)
 
 

@@ -102,6 +102,21 @@ def test_gaps_are_those_of_one_pass_over_the_whole_text(preset: Loaded) -> None:
     np.testing.assert_allclose(trace.top2_gap, (top[:, 0] - top[:, 1]).numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("right", [0, 1, 11, 20])
+def test_a_guess_changes_nothing(preset: Loaded, right: int) -> None:
+    """Whichever part of it is right, in a text that ends by its length or by a token."""
+    prompt = preset.prompt(9, seed=1)
+    trace = preset.target.greedy(prompt, 20)
+    wrong = [(token + 1) % 256 for token in trace.token_ids]
+    guess = [*trace.token_ids[:right], *wrong[right:], 7, 7]
+    guessed = preset.target.greedy(prompt, 20, guess=guess)
+    assert guessed.token_ids == trace.token_ids
+    np.testing.assert_allclose(guessed.top2_gap, trace.top2_gap, atol=1e-4)
+    eos = trace.token_ids[9]
+    ended = preset.target.greedy(prompt, 20, eos={eos}, guess=guess).token_ids
+    assert ended == trace.token_ids[: trace.token_ids.index(eos) + 1]
+
+
 def test_greedy_stops_at_eos_and_at_either_length(presets: dict[str, Loaded]) -> None:
     target, prompt = presets["A"].target, presets["A"].prompt(5, seed=2)
     free = target.greedy(prompt, 30).token_ids

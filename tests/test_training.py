@@ -374,7 +374,7 @@ def test_a_command_that_is_killed_twice(
 ) -> None:
     """By SIGKILL: while it collects, and while it fits. What comes out is what would have."""
     given = ["--model", tiny_pair("D").target, "--speculative-method", "eagle"]
-    given += ["--prompts", prompt_file, "--tokens", 4000, "--epochs", 2, "--no-chat-template"]
+    given += ["--prompts", prompt_file, "--tokens", 2000, "--epochs", 2, "--no-chat-template"]
     given += ["--max-new-tokens", 48]
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "unispec.cli", "train", *map(str, given), "--resume"]

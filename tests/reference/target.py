@@ -99,27 +99,35 @@ class TargetReference:
         max_new_tokens: int,
         eos: Collection[int] | None = None,
         max_length: int | None = None,
+        guess: Sequence[int] = (),
     ) -> GreedyTrace:
-        """Continues ``prompt_ids`` greedily, one token a step, with a KV cache.
+        """Continues ``prompt_ids`` greedily with a KV cache.
 
         Args:
             prompt_ids: The prompt, at least one token.
             max_new_tokens: The largest number of tokens to generate.
             eos: Tokens that end the continuation; they are part of it.
             max_length: The largest number of tokens of prompt and continuation together.
+            guess: What may come out. One pass serves all tokens of it that are right; from the
+                first wrong one on, each token takes a pass of its own.
         """
         budget = max_new_tokens
         if max_length is not None:
             budget = min(budget, max_length - len(prompt_ids))
         trace = GreedyTrace()
         cache = self.new_cache()
-        pending = list(prompt_ids)
+        pending = [*prompt_ids, *guess]
+        first = len(prompt_ids) - 1
         while len(trace.token_ids) < budget:
-            features = self.extend(pending, cache)
-            token = trace.append(self.logits(features[-1]))
-            if eos is not None and token in eos:
-                break
-            pending = [token]
+            for logits in self.logits(self.extend(pending, cache)[first:]):
+                token = trace.append(logits)
+                done = len(trace.token_ids)
+                if done == budget or (eos is not None and token in eos):
+                    return trace
+                if list(guess[done - 1 : done]) != [token]:
+                    break
+            cache.crop(len(prompt_ids) + done - 1)
+            pending, first = [token], 0
         return trace
 
 
