@@ -100,11 +100,9 @@ def test_features_are_the_targets(
     layers = SHAPES[method].tapped_layers(target.config)
     for place in [*collection.training[:3], *collection.held_out[:2]]:
         one = collection.read(place)
-        with torch.inference_mode():
-            output = reference.model(one.tokens[None], output_hidden_states=True)
-        states = output.hidden_states
-        expected = torch.cat([states[i + 1][0] for i in layers] or [states[-1][0]], dim=-1)
-        torch.testing.assert_close(one.features, expected, rtol=2e-3, atol=2e-3)
+        expected = features(reference, one.tokens.tolist(), layers)
+        torch.testing.assert_close(one.features[:-1], expected[:-1], rtol=2e-3, atol=2e-3)
+        assert not one.features[-1].any()
 
 
 def test_held_out_answers_are_greedy_and_to_prompts_of_their_own(
@@ -127,13 +125,23 @@ def test_held_out_answers_are_greedy_and_to_prompts_of_their_own(
         assert trace.token_ids == ids[one.prompt_length :]
 
 
-def test_answers_differ_by_temperature(target: TorchTarget) -> None:
+def test_each_answer_has_its_temperature(
+    target: TorchTarget, tiny_target: Callable[[str], TargetReference]
+) -> None:
     ids = random_prompt(256, 12, seed=1)
-    greedy, same = target.answers([ids, ids], 0, 24, seed=1)
-    warm, other = target.answers([ids, ids], 1.0, 24, seed=1)
-    assert greedy == same
+    shorter = ids[3:]
+
+    def answers(seed: int) -> list[list[int]]:
+        prompts, temperatures = [ids, ids, ids, shorter, ids], [0, 1.0, 0, 0, 1.0]
+        answered = target.answers(prompts, temperatures, (), 24, seed)
+        return [one.tokens[one.prompt_length :] for one in answered]
+
+    greedy, warm, same, short, other = answers(seed=1)
+    assert greedy == same == tiny_target("D").greedy(ids, 24, target.eos).token_ids
+    assert short == tiny_target("D").greedy(shorter, 24, target.eos).token_ids
     assert warm != other
-    assert target.answers([ids, ids], 1.0, 24, seed=1) == [warm, other]
+    assert answers(seed=1) == [greedy, warm, same, short, other]
+    assert answers(seed=2)[1] != warm
 
 
 def test_a_killed_collection_goes_on(target: TorchTarget, tmp_path: Path) -> None:
@@ -218,7 +226,8 @@ def test_measured_matches_are_what_decoding_accepts(
     references: dict[Method, Any] = {"eagle": EagleReference, "dflash": DFlashReference}
     reference = references[method](tmp_path, tiny_target("D"))
     one = collection.read(collection.held_out[0])
-    one = replace(one, features=exact_features(target, one.tokens.tolist(), method))
+    layers = SHAPES[method].tapped_layers(target.config)
+    one = replace(one, features=features(target, one.tokens.tolist(), layers))
     k, ids = draft.num_proposals, one.tokens.tolist()
     found = draft.matches(one)
     every = 1 if method == "eagle" else 3
@@ -247,22 +256,14 @@ def rounded(draft: Draft) -> None:
             parameter.copy_(parameter.half().float())
 
 
-def exact_features(target: TorchTarget, ids: list[int], method: Method) -> Tensor:
+def features(
+    target: TorchTarget | TargetReference, ids: list[int], layers: Sequence[int]
+) -> Tensor:
     """Not rounded to float16, as in decoding."""
-    taps: list[Tensor] = []
-    decoder = target.model.get_decoder()
-    layers = SHAPES[method].tapped_layers(target.config)
-    hooks = [
-        decoder.layers[i].register_forward_hook(
-            lambda _, __, output: taps.append(output[0] if isinstance(output, tuple) else output)
-        )
-        for i in layers
-    ]
     with torch.inference_mode():
-        normed = decoder(torch.tensor([ids]), use_cache=False)[0]
-    for hook in hooks:
-        hook.remove()
-    return torch.cat([tap.reshape(1, len(ids), -1) for tap in taps] or [normed], dim=-1)[0].clone()
+        output = target.model(torch.tensor([ids]), output_hidden_states=True)
+    states = output.hidden_states
+    return torch.cat([states[i + 1][0] for i in layers] or [states[-1][0]], dim=-1).clone()
 
 
 @METHODS
@@ -305,23 +306,22 @@ def test_the_graph_runs_what_was_fitted(
     for steps in recorded.values():
         for step in steps:
             ids = step.token_ids
-            features = target.features([ids], settings.layers)[0].float()
+            read = features(target, ids, settings.layers)
             with torch.inference_mode():
                 if method == "eagle":
                     tokens = torch.tensor([[*ids, *step.drafts]])
-                    features = torch.cat([features, features.new_zeros(5, features.shape[1])])
+                    read = torch.cat([read, read.new_zeros(5, read.shape[1])])
                     rows = [
                         output[0, len(ids) - 2 + number]
-                        for number, output in enumerate(draft.outputs(tokens, features[None], 5))
+                        for number, output in enumerate(draft.outputs(tokens, read[None], 5))
                     ]
                     outputs = torch.stack(rows)
                 else:
                     anchors = torch.tensor([[len(ids) - 1]])
-                    outputs = draft.outputs(torch.tensor([ids]), features[None], anchors)[0, 0]
+                    outputs = draft.outputs(torch.tensor([ids]), read[None], anchors)[0, 0]
                 same += (draft.proposed(outputs) == torch.tensor(step.drafts)).tolist()
     assert len(same) >= 100
-    # The features were rounded to float16, as in training.
-    assert sum(same) >= 0.97 * len(same)
+    assert sum(same) >= 0.99 * len(same)
 
 
 # The command
@@ -389,6 +389,7 @@ def test_a_command_that_is_killed_twice(
         process.kill()
         process.communicate()
         assert not (output / "config.json").exists()
+        assert not [path for path in output.rglob("*") if ".tmp" in path.name]
     assert run(*given, "--output", output, "--resume").exit_code == 0
     assert run(*given, "--output", tmp_path / "whole").exit_code == 0
     ours, theirs = (
@@ -461,7 +462,7 @@ def test_a_full_disk(target: TorchTarget, tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("unispec.training.collection.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     settings = CollectSettings(tokens=10, **SETTINGS)
     with pytest.raises(
         InputError, match=r"shard-00000.* cannot be written \(No space left.*make room"
@@ -514,7 +515,19 @@ def test_what_the_checkpoint_says_of_generation_changes_no_greedy_answer(
     assert other.eos == [2, 7]
     other.eos = target.eos
     ids = [random_prompt(256, length, seed=length) for length in (5, 30)]
-    assert other.answers(ids, 0, 40, seed=0) == target.answers(ids, 0, 40, seed=0)
+    theirs, ours = (one.answers(ids, [0, 0], (), 40, seed=0) for one in (target, other))
+    assert [one.tokens for one in ours] == [one.tokens for one in theirs]
+
+
+def test_a_target_that_computes_nan(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(tiny_pair("D").target, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = CollectSettings(tokens=10, **SETTINGS)
+    with pytest.raises(InputError, match="target computes NaN: use a sound checkpoint"):
+        collect(TorchTarget(str(folder)), PROMPTS, settings, tmp_path / "data")
 
 
 def test_a_target_that_lacks_a_tensor(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> None:
@@ -580,4 +593,6 @@ def test_a_loss_that_is_not_finite(
 
 def test_the_built_in_prompts_are_many_and_differ() -> None:
     prompts = built_in_prompts()
-    assert len(set(prompts)) == len(prompts) == 1680
+    assert len(set(prompts)) == len(prompts) > 9000
+    assert prompts == built_in_prompts()
+    assert not [text for text in prompts if "{}" in text]

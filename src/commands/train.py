@@ -56,7 +56,7 @@ NEEDED = ("torch", "matplotlib")
 @click.option(
     "--prompts",
     type=PromptFile(),
-    help="A file with one prompt a line.  [default: a built-in set of 1,680]",
+    help="A file with one prompt a line.  [default: a built-in set of 9,000]",
 )
 @click.option(
     "--data",

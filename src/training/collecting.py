@@ -19,7 +19,7 @@ from .target import TorchTarget
 __all__ = ["CollectSettings", "collect", "encode"]
 
 SHARD = 32
-"""Sequences of a shard, which are also the largest batch."""
+"""Sequences of a shard, which are also a batch."""
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 
@@ -92,25 +92,14 @@ def collect(
     while not _enough(collection, settings, start):
         number = collection.num_shards
         todo = list(islice(_plan(len(ids)), number * SHARD, (number + 1) * SHARD))
-        sequences: dict[int, list[int]] = {}
-        for turn, temperature in enumerate(TEMPERATURES):
-            rows = [row for row, (_, chosen) in enumerate(todo) if chosen == temperature]
-            if not rows:
-                continue
-            seed = settings.seed + len(TEMPERATURES) * number + turn
-            asked = [ids[todo[row][0]] for row in rows]
-            answers = target.answers(asked, temperature, settings.max_new_tokens, seed)
-            sequences |= {
-                row: [*prompt, *answer]
-                for row, prompt, answer in zip(rows, asked, answers, strict=True)
-            }
-        ordered = [sequences[row] for row in range(len(todo))]
-        collection.add(
-            ordered,
-            target.features(ordered, settings.layers),
-            [len(ids[prompt]) for prompt, _ in todo],
-            [prompt % HELD_OUT == 0 for prompt, _ in todo],
+        answered = target.answers(
+            [ids[prompt] for prompt, _ in todo],
+            [temperature for _, temperature in todo],
+            settings.layers,
+            settings.max_new_tokens,
+            settings.seed + number,
         )
+        collection.add(answered, [prompt % HELD_OUT == 0 for prompt, _ in todo])
         on_shard(collection)
     return collection
 

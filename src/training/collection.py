@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from unispec.errors import InputError
+
+from .target import Answered
 
 __all__ = ["Collected", "Collection", "Place", "make_folder", "write_whole"]
 
@@ -33,7 +35,7 @@ class Collected:
     tokens: Tensor
     """int64 `[T]`."""
     features: Tensor
-    """float32 `[T, F]`."""
+    """float32 `[T, F]`; the last row is zero and not read."""
     prompt_length: int
     """Tokens before the answer."""
 
@@ -99,33 +101,28 @@ class Collection:
                 " give that folder again, or another --output"
             )
 
-    def add(
-        self,
-        tokens: Sequence[Sequence[int]],
-        features: Sequence[Tensor],
-        prompt_lengths: Sequence[int],
-        held_out: Sequence[bool],
-    ) -> None:
+    def add(self, answered: Sequence[Answered], held_out: Sequence[bool]) -> None:
         """Writes the next shard.
 
         Args:
-            tokens: ids of each sequence.
-            features: float16 `[T, F]` of each.
-            prompt_lengths: tokens of each that are its prompt.
-            held_out: which sequences are not to be learnt from.
+            answered: its sequences.
+            held_out: which of them are not to be learnt from.
 
         Raises:
             InputError: there is no room on the disk.
         """
+        int32 = torch.int32
         tensors = {
-            "tokens": torch.tensor([token for ids in tokens for token in ids], dtype=torch.int32),
-            "features": torch.cat(list(features)),
-            "lengths": torch.tensor([len(ids) for ids in tokens], dtype=torch.int32),
-            "prompt_lengths": torch.tensor(list(prompt_lengths), dtype=torch.int32),
+            "tokens": torch.tensor(
+                [token for one in answered for token in one.tokens], dtype=int32
+            ),
+            "features": torch.cat([one.features for one in answered]),
+            "lengths": torch.tensor([len(one.tokens) for one in answered], dtype=int32),
+            "prompt_lengths": torch.tensor([one.prompt_length for one in answered], dtype=int32),
             "held_out": torch.tensor(list(held_out), dtype=torch.uint8),
         }
         shard = self._shard(self.num_shards)
-        write_whole(shard, lambda part: save_file(tensors, part))
+        write_whole(shard, lambda part: part.write_bytes(save(tensors)))
         # Behind one that was damaged and deleted, others may lie.
         self._index_more(None)
 
@@ -200,14 +197,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
     try:
         write(part)
-        # safetensors keeps its files to their owner, whatever the user has set.
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
         os.replace(part, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         part.unlink(missing_ok=True)
         raise InputError(
-            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): make room,"
-            " or give another folder; then resume"
+            f"{path} cannot be written ({error.strerror or error}): make room, or give another"
+            " folder; then resume"
         ) from error

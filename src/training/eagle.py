@@ -96,7 +96,7 @@ class EagleDraft(Draft):
         counts = torch.stack(
             [(place + 2 >= one.prompt_length) & (place + 2 < len(one.tokens)) for one in batch]
         ).to(tokens.device)  # [S, R]
-        spread = torch.cat([one.features for one in batch]).std().to(features.device)
+        spread = torch.cat([one.features[:-1] for one in batch]).std().to(features.device)
         total = 0 * self.fc.bias.sum()
         for number, output in enumerate(self.outputs(tokens, features, PASSES)):
             chosen = counts & (place >= number).to(tokens.device)

@@ -2,107 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import random
+from itertools import product
+from pathlib import Path
+from typing import Final
 
 __all__ = ["built_in_prompts"]
 
-_TASKS = (
-    "Explain {} to a curious ten-year-old.",
-    "Explain {} to an expert in another field.",
-    "Write a short story that has to do with {}.",
-    "Write a poem about {} in four stanzas.",
-    "Give me five surprising facts about {}.",
-    "What are the most common misunderstandings about {}?",
-    "Write a polite email that asks a colleague for help with {}.",
-    "List the pros and cons of {}.",
-    "Summarise the history of {} in three paragraphs.",
-    "Write a dialogue between two friends who disagree about {}.",
-    "Draft a lesson plan about {} for a class of beginners.",
-    "What questions should I ask before I decide anything about {}?",
-    "Write a Python function that has to do with {} and explain it.",
-    "Make a table that compares three kinds of {}.",
-    "Give step-by-step advice to someone who starts with {}.",
-    "Write a product description for something that helps with {}.",
-    "What could go wrong with {}, and how can it be prevented?",
-    "Write the opening paragraph of a newspaper article about {}.",
-    "Invent a riddle whose answer is related to {}.",
-    "Compare {} as it was a hundred years ago with today.",
-    "Write a letter to a younger self about {}.",
-    "Name ten words that one needs when talking about {}, with their meaning.",
-    "Which arithmetic problems come up with {}? Solve one of them.",
-    "Write a quiz with four questions about {}, with the answers at the end.",
-    "Translate a simple sentence about {} into French and explain the grammar.",
-    "What would happen if there were no {}?",
-    "Write a checklist for {}.",
-    "Argue for and against the statement that {} matters to everyone.",
-)
-
-_SUBJECTS = (
-    "the tides",
-    "baking bread",
-    "public libraries",
-    "electric cars",
-    "volcanoes",
-    "personal budgets",
-    "sorting algorithms",
-    "the Roman Empire",
-    "beekeeping",
-    "learning to swim",
-    "black holes",
-    "job interviews",
-    "houseplants",
-    "the water cycle",
-    "chess openings",
-    "vaccines",
-    "train travel",
-    "time zones",
-    "probability",
-    "coffee",
-    "dreams",
-    "database indexes",
-    "urban gardens",
-    "the human heart",
-    "learning a language",
-    "wind turbines",
-    "folk music",
-    "earthquakes",
-    "recycling",
-    "raising a puppy",
-    "regular expressions",
-    "the printing press",
-    "camping",
-    "antibiotics",
-    "renting a flat",
-    "bridges",
-    "the night sky",
-    "knitting",
-    "photosynthesis",
-    "marathon training",
-    "computer networks",
-    "cheese",
-    "the Silk Road",
-    "insomnia",
-    "fractions",
-    "lighthouses",
-    "opera",
-    "passwords",
-    "migrating birds",
-    "time management",
-    "glass",
-    "elections",
-    "spreadsheets",
-    "coral reefs",
-    "public speaking",
-    "maps",
-    "unit tests",
-    "tea ceremonies",
-    "friendship",
-    "the seasons",
-)
+_PARTS: Final = Path(__file__).resolve().parent.parent / "data" / "prompts.json"
+_NUMBERS: Final = 40
+"""Pairs of numbers for each arithmetic problem."""
 
 
 def built_in_prompts() -> list[str]:
-    """Every task on every subject, in an order that mixes both and never changes."""
-    prompts = [task.format(subject) for task in _TASKS for subject in _SUBJECTS]
-    random.Random(0).shuffle(prompts)
+    """Tasks on subjects, on short texts, with numbers and with programs, and plain questions.
+
+    About 9,000 prompts, all different, in an order that mixes the kinds and never changes.
+    """
+    parts = json.loads(_PARTS.read_text(encoding="utf-8"))
+    chance = random.Random(0)
+    prompts = list(parts["questions"])
+    for task, subject in product(parts["tasks"], parts["subjects"]):
+        manner = chance.choice(["", *parts["manners"]])
+        prompts.append(f"{task.format(subject)} {manner}".rstrip())
+    for task, text in product(parts["text_tasks"], parts["texts"]):
+        prompts.append(task.replace("{}", text))
+    for problem in parts["problems"]:
+        pairs = {(chance.randint(10, 59), chance.randint(2, 60)) for _ in range(_NUMBERS)}
+        prompts += [problem.format(*pair) for pair in sorted(pairs)]
+    for words in product(parts["program_tasks"], parts["languages"], parts["programs"]):
+        task, language, program = words
+        prompts.append(task.format(language, program))
+    chance.shuffle(prompts)
     return prompts

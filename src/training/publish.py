@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .collection import write_whole
 from .draft import Draft
@@ -73,7 +73,7 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
         ids = draft.target_ids.cpu()
         tensors["d2t"] = ids - torch.arange(len(ids))
         config["draft_vocab_size"] = len(ids)
-    write_whole(folder / "model.safetensors", lambda part: save_file(tensors, part))
+    write_whole(folder / "model.safetensors", lambda part: part.write_bytes(save(tensors)))
     measures: list[dict[str, Any]] = [
         {"step": one.step, "loss": one.loss, "acceptance": one.acceptance, "length": one.length}
         for one in history.measures

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
 
-__all__ = ["TorchTarget"]
+__all__ = ["Answered", "TorchTarget"]
 
 _ARCHITECTURE = "LlamaForCausalLM"
+
+
+class Answered(NamedTuple):
+    """A prompt with its answer, and what a draft reads of it."""
+
+    tokens: list[int]
+    """Prompt and answer, the token that ended it included."""
+    prompt_length: int
+    """Tokens of the prompt."""
+    features: Tensor
+    """float16 `[T, F]` on the CPU; values beyond float16 are its largest. The last row is zero: the
+    target did not read that token, and no draft reads its feature."""
 
 
 class TorchTarget:
@@ -86,78 +105,97 @@ class TorchTarget:
 
     @torch.inference_mode()
     def answers(
-        self, prompts: Sequence[Sequence[int]], temperature: float, max_new_tokens: int, seed: int
-    ) -> list[list[int]]:
-        """Answers prompts, all at one temperature.
+        self,
+        prompts: Sequence[Sequence[int]],
+        temperatures: Sequence[float],
+        layers: Sequence[int],
+        max_new_tokens: int,
+        seed: int,
+    ) -> list[Answered]:
+        """Answers prompts in one batch.
 
         Args:
             prompts: token ids.
-            temperature: 0 is greedy.
+            temperatures: of each answer; 0 is greedy.
+            layers: decoder layers whose outputs are the features, side by side; none takes the
+                output of the final norm.
             max_new_tokens: longest answer.
             seed: of the sampling.
 
-        Returns:
-            Each prompt's answer, the token that ended it included.
+        Raises:
+            InputError: a logit is no number.
         """
         longest = max(map(len, prompts))
         rows = [[self._pad] * (longest - len(ids)) + list(ids) for ids in prompts]
         seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-        how: dict[str, Any] = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0}
-            if temperature
-            else {"do_sample": False}
-        )
         torch.manual_seed(seed)
-        output = self.model.generate(
-            torch.tensor(rows, device=self.device),
-            attention_mask=torch.tensor(seen, device=self.device),
-            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                max_new_tokens=max_new_tokens,
-                eos_token_id=self.eos or None,
-                pad_token_id=self._pad,
-                **how,
-            ),
-        )
-        return [self._until_end(row) for row in output[:, longest:].tolist()]
+        with self._features(layers) as passes:
+            output = self.model.generate(
+                torch.tensor(rows, device=self.device),
+                attention_mask=torch.tensor(seen, device=self.device),
+                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=self.eos or None,
+                    pad_token_id=self._pad,
+                    do_sample=True,
+                    top_k=0,
+                ),
+                logits_processor=LogitsProcessorList(
+                    [_Temperatures(self.name, torch.tensor(temperatures, device=self.device))]
+                ),
+            )
+        features = torch.cat([torch.cat(taps, dim=-1) for taps in passes], dim=1)  # [S, L - 1, F]
+        answered = []
+        for row, prompt in enumerate(prompts):
+            tokens = [*prompt, *self._until_end(output[row, longest:].tolist())]
+            begin = longest - len(prompt)
+            own = features[row, begin : begin + len(tokens) - 1]
+            answered.append(Answered(tokens, len(prompt), F.pad(own, (0, 0, 0, 1))))
+        return answered
 
-    @torch.inference_mode()
-    def features(self, sequences: Sequence[Sequence[int]], layers: Sequence[int]) -> list[Tensor]:
-        """What a draft reads of the target.
-
-        Args:
-            sequences: token ids.
-            layers: decoder layers whose outputs are taken, side by side; none takes the output
-                of the final norm.
-
-        Returns:
-            float16 `[T, F]` on the CPU for each sequence; values beyond float16 become its
-            largest.
-
-        Raises:
-            InputError: a value is no number.
-        """
-        longest = max(map(len, sequences))
-        rows = [[*ids, *[self._pad] * (longest - len(ids))] for ids in sequences]
+    @contextmanager
+    def _features(self, layers: Sequence[int]) -> Iterator[list[list[Tensor]]]:
+        """Takes down what each pass puts out: of every tap, float16 `[S, T, H]` on the CPU."""
         decoder = self.model.get_decoder()
-        taps: dict[int, Tensor] = {}
-        with ExitStack() as hooks:
-            for layer in layers:
-
-                def keep(_: Any, __: Any, output: Any, layer: int = layer) -> None:
-                    taps[layer] = output[0] if isinstance(output, tuple) else output
-
-                handle = decoder.layers[layer].register_forward_hook(keep)
-                hooks.callback(handle.remove)
-            normed = decoder(torch.tensor(rows, device=self.device), use_cache=False)[0]
-        found = torch.cat([taps[layer] for layer in layers], dim=-1) if layers else normed
-        if found.isnan().any():
-            raise InputError(f"{self.name} computes NaN: use a sound checkpoint")
+        tapped = [decoder.layers[layer] for layer in layers] or [decoder.norm]
         largest = torch.finfo(torch.float16).max
-        narrow = found.clamp(-largest, largest).to(torch.float16).cpu()  # [S, T, F]
-        return [narrow[row, : len(ids)] for row, ids in enumerate(sequences)]
+        passes: list[list[Tensor]] = []
+
+        def keep(module: Any, _: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            if module is tapped[0]:
+                passes.append([])
+            passes[-1].append(states.clamp(-largest, largest).to(torch.float16).cpu())
+
+        with ExitStack() as hooks:
+            for module in tapped:
+                hooks.callback(module.register_forward_hook(keep).remove)
+            yield passes
 
     def _until_end(self, answer: list[int]) -> list[int]:
         for length, token in enumerate(answer, start=1):
             if token in self.eos:
                 return answer[:length]
         return answer
+
+
+class _Temperatures(LogitsProcessor):
+    """Divides each row's logits by its own temperature; of a greedy row leaves the best.
+
+    Args:
+        name: of the target.
+        temperatures: `[S]`.
+    """
+
+    def __init__(self, name: str, temperatures: Tensor) -> None:
+        self._name = name
+        self._greedy = (temperatures == 0)[:, None]
+        self._divisors = temperatures[:, None].where(~self._greedy, 1.0)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Takes and returns `[S, V]`."""
+        if scores.isnan().any():
+            raise InputError(f"{self._name} computes NaN: use a sound checkpoint")
+        best = torch.full_like(scores, float("-inf"))
+        best.scatter_(1, scores.argmax(dim=-1, keepdim=True), 0.0)
+        return torch.where(self._greedy, best, scores / self._divisors)
