@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
+import own_processors
 import pytest
 import torch
 from reference.target import TargetReference
@@ -17,21 +18,7 @@ from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensur
 from unispec.methods import Method
 from unispec.pipelines.runtime import Engine, EngineConfig
 
-
-def _own_processors() -> None:
-    """Each of several test workers keeps to its part; threads that share one wait for each other.
-
-    MAX and torch count the processors that they may use when they start their threads.
-    """
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if workers > 1 and hasattr(os, "sched_setaffinity"):
-        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-        usable = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, usable[number % len(usable) :: workers])
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-
-
-_own_processors()
+torch.set_num_threads(own_processors.COUNT)
 # max 26.7 names another Python in the native environment; pytest's workers would run that.
 os.unsetenv("PYTHONEXECUTABLE")
 
