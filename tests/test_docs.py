@@ -97,6 +97,31 @@ def documented_fields(cls: ast.ClassDef) -> set[str]:
     return known
 
 
+def described_parameters(node: ast.ClassDef | Function) -> set[str]:
+    """The names in the `Args:` of a docstring."""
+    section = (ast.get_docstring(node) or "").partition("\nArgs:\n")[2]
+    inside = re.split(r"^\S", section, maxsplit=1, flags=re.MULTILINE)[0]
+    return set(re.findall(r"^    \**(\w+): ", inside, re.MULTILINE))
+
+
+def wrong_parameters(
+    path: str, owner: ast.ClassDef | Function, function: Function
+) -> Iterator[str]:
+    """Where a docstring says something of parameters: those that it lacks or makes up.
+
+    What a class does not say of its parameters its bases say.
+    """
+    described = described_parameters(owner)
+    if described:
+        taken = function.args
+        every = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs, taken.vararg, taken.kwarg]
+        names = {one.arg for one in every if one} - {"self", "cls"}
+        family = bases(owner) if isinstance(owner, ast.ClassDef) else []
+        known = described.union(*map(described_parameters, family))
+        yield from (f"{path}: parameter {name}" for name in sorted(names - known))
+        yield from (f"{path}: no parameter {name}" for name in sorted(described - names))
+
+
 def raises(function: Function) -> set[str]:
     """The exceptions that the body raises by name."""
     calls = (node.exc for node in ast.walk(function) if isinstance(node, ast.Raise))
@@ -115,12 +140,15 @@ def undocumented(path: str, node: ast.stmt) -> Iterator[str]:
             missing = fields(node) - documented_fields(node)
             yield from (f"{path}.{name}" for name in sorted(missing))
         for member in node.body:
+            if isinstance(member, Function) and member.name == "__init__":
+                yield from wrong_parameters(path, node, member)
             if isinstance(member, Function) and re.match("[a-z]|__call__", member.name):
                 yield from undocumented(f"{path}.{member.name}", member)
     elif isinstance(node, Function):
         text = ast.get_docstring(node) or ""
         if not text:
             yield path
+        yield from wrong_parameters(path, node, node)
         for error in raises(node) & {"InputError", "ValueError"}:
             if f"{error}:" not in text.partition("Raises:")[2]:
                 yield f"{path}: raises {error}"
