@@ -29,12 +29,18 @@ MAX_LENGTH = 512
 """Of the tiny engines; short enough that requests reach it."""
 
 
-@pytest.hookimpl(tryfirst=True)  # the workers read the groups in theirs
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # ahead of the hook with which xdist reads the groups
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
     """Tests of one compiled model go to one worker; those come first, compiling takes longest."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: not _compiles(item))
+    yield
+    if getattr(config.option, "loadgroup", False):
+        ungrouped = [item.nodeid for item in items if "@" not in item.nodeid]
+        assert not ungrouped, "this pytest-xdist does not see the groups"
 
 
 def _compiles(item: pytest.Item) -> bool:
