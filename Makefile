@@ -26,7 +26,7 @@ demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-In
 	  --speculative-method eagle --num-speculative-tokens 1 \
 	  --prompt "$$PROMPT" --max-new-tokens 128 --temperature 0
 
-# Two workers: a compile keeps one and a half cores busy.
+# Two workers, each with half of the processors: tests/own_processors.py.
 test: lint $(VENV)/.demo-model ## Run every check and every test
 	$(WITH_JEMALLOC) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 

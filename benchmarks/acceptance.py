@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from max.pipelines.context import SamplingParams
 
+from unispec.chat import encode_message
 from unispec.checkpoints.demo import demo_model_folder, ensure_demo_model
 from unispec.methods import DRAFT_METHODS, Method
 from unispec.pipelines.runtime import Engine, EngineConfig, Request
@@ -21,7 +22,14 @@ PROMPTS = Path(__file__).with_name("unseen_prompts.txt").read_text(encoding="utf
 @click.argument("drafts", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--speculative-method", "method", type=click.Choice(DRAFT_METHODS), required=True)
 @click.option("--model", help="The target.  [default: the demo's]")
-@click.option("--k", "numbers", multiple=True, type=int, default=[1, 3, 5], help="Repeatable.")
+@click.option(
+    "--k",
+    "numbers",
+    multiple=True,
+    type=click.IntRange(1, 5),
+    default=[1, 3, 5],
+    help="Drafted tokens; repeatable.",
+)
 @click.option("--new-tokens", type=click.IntRange(min=2), default=96, help="For each prompt.")
 def main(
     drafts: tuple[str, ...],
@@ -45,11 +53,7 @@ def main(
         sampling = SamplingParams(temperature=0, max_new_tokens=new_tokens)
         requests = [
             Request(
-                token_ids=engine.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    add_generation_prompt=True,
-                    return_dict=False,
-                ),
+                token_ids=encode_message(engine.tokenizer, prompt),
                 sampling=sampling,
             )
             for prompt in PROMPTS

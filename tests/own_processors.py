@@ -2,7 +2,7 @@
 
 Threads of two workers that share processors wait for each other, and MAX's wait by spinning. It
 counts the processors that it may use when it is imported. After the first execution a thread of
-MAX 26.7 also wakes up 5,000 times a second, which takes a fifth of a processor from a compile.
+MAX 26.7 also wakes up 5,000 times a second, which a compile pays for: docs/performance.md.
 """
 
 from __future__ import annotations

@@ -384,7 +384,7 @@ def test_a_command_that_is_killed_twice(
             [*command, "--output", str(output)], env=environment, stderr=subprocess.PIPE
         )
         while not (output / sign).exists():
-            assert process.poll() is None, process.stderr
+            assert process.poll() is None, process.communicate()[1].decode()
             time.sleep(0.01)
         process.kill()
         process.communicate()
