@@ -763,6 +763,26 @@ def test_an_image_for_a_model_that_reads_none(pair: TinyPair, tmp_path: Path) ->
         ({"draft_model": None}, ["'eagle' needs a draft model"]),
         ({"speculative_method": "mtp"}, ["draft model draft", "'mtp'", "leave it out"]),
         ({"draft_proposal": "guess"}, ["'guess'", "argmax, sampled"]),
+        (
+            {"draft_proposal": "sampled", "use_relaxed_acceptance_for_thinking": True},
+            ["'sampled'", "exclude each other", "use 'argmax'"],
+        ),
+        (
+            {
+                "draft_model": None,
+                "speculative_method": None,
+                "use_relaxed_acceptance_for_thinking": True,
+            },
+            ["use_relaxed_acceptance_for_thinking needs", "leave it out"],
+        ),
+        (
+            {"use_relaxed_acceptance_for_thinking": True, "relaxed_topk": 0},
+            ["relaxed_topk is 0", "at least 1"],
+        ),
+        (
+            {"use_relaxed_acceptance_for_thinking": True, "relaxed_delta": 1.5},
+            ["relaxed_delta is 1.5", "choose 0 to 1"],
+        ),
         ({"max_batch_size": 0}, ["max_batch_size is 0", "at least 1"]),
         ({"max_batch_input_tokens": 0}, ["max_batch_input_tokens is 0", "at least 1"]),
         ({"max_length": 0}, ["max_length is 0", "at least 1"]),
@@ -791,6 +811,18 @@ def test_pipeline_configuration(pair: TinyPair, changes: dict[str, Any], words: 
         EngineConfig(model=str(pair.target), **changes).pipeline_config()
     for word in words:
         assert word in str(refused.value)
+
+
+def test_thinking_tokens_that_the_tokenizer_lacks(pair: TinyPair) -> None:
+    config = EngineConfig(
+        model=str(pair.target),
+        draft_model=str(pair.draft),
+        speculative_method="eagle",
+        use_relaxed_acceptance_for_thinking=True,
+        thinking_tokens=("<s>", "[/THINK]"),
+    )
+    with pytest.raises(InputError, match=r"'\[/THINK\]' is not in the tokenizer.*give the tokens"):
+        Engine(config)
 
 
 @pytest.mark.parametrize(

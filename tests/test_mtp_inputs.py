@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,41 +14,71 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from prompts import random_prompt
+from reference.target import TargetReference
+from runs import answers, greedy_requests
+from tiny import RELAXED_DELTA, RELAXED_TOP_N
 
 from unispec.errors import InputError
 from unispec.pipelines.runtime import Engine
+from unispec.pipelines.runtime.thinking import ThinkingTokens
 
 VOCAB = 256
+PROMPT = random_prompt(VOCAB, 9, seed=1)
 NAMES = pytest.mark.parametrize("name", ["G"])
 
 
 class Step:
     """One request of a pair, and its first step's inputs."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, prompt: Sequence[int]) -> None:
         self.model: Any = engine.pipeline.model
         self.manager: Any = engine.pipeline.kv_manager
         self.manager.reset_prefix_cache()
         self.context = TextContext(
             max_length=60,
-            tokens=TokenBuffer(np.array(random_prompt(VOCAB, 9, seed=1), np.int64)),
+            tokens=TokenBuffer(np.array(prompt, np.int64)),
             sampling_params=SamplingParams(temperature=0),
         )
         self.manager.claim(self.context)
         self.manager.alloc(self.context)
+
+    def begin(self) -> list[int]:
+        """Runs the first step; the next one verifies two drafts. Returns all tokens so far."""
+        outputs = self.model.execute(self.inputs())
+        self.context.advance_token_buffer(int(outputs.next_tokens.to_numpy()[0]))
+        self.manager.step(self.context)
+        row = self.model.batch.row(self.context)
+        row.generated, row.drafts = 1, [0, 0]
+        self.context.spec_decoding_state.draft_tokens_to_verify = [-1, -1]
+        self.manager.alloc(self.context)
+        return self.context.tokens.all.tolist()
+
+    def verify(self, *drafts: int) -> tuple[int, int]:
+        """How many of the drafts are accepted, and the token after those."""
+        given = Buffer.from_numpy(np.array([drafts], np.int64))
+        outputs = self.model.execute(self.inputs(draft_tokens=given))
+        return (
+            int(outputs.num_accepted_draft_tokens.to_numpy()[0]),
+            int(outputs.next_tokens.to_numpy()[0]),
+        )
 
     def inputs(self, **options: Any) -> Any:
         caches = self.manager.runtime_inputs([[self.context]])
         return self.model.prepare_initial_token_inputs([[self.context]], caches, **options)
 
 
-@pytest.fixture
-def step(tiny_engine: Callable[[str], Engine], name: str) -> Iterator[Step]:
-    engine = tiny_engine(name)
-    made = Step(engine)
+@contextmanager
+def stepping(engine: Engine, prompt: Sequence[int]) -> Iterator[Step]:
+    made = Step(engine, prompt)
     yield made
     made.manager.release(made.context)
     engine.pipeline.release(made.context.request_id)
+
+
+@pytest.fixture
+def step(tiny_engine: Callable[[str], Engine], name: str) -> Iterator[Step]:
+    with stepping(tiny_engine(name), PROMPT) as made:
+        yield made
 
 
 def mask(*allowed: int) -> Buffer:
@@ -88,31 +120,96 @@ def test_inputs_that_the_graph_does_not_take_are_refused(step: Step) -> None:
 @NAMES
 def test_drafts_of_the_caller_are_verified(step: Step) -> None:
     """The step after the first verifies what it is given; the right drafts are accepted."""
-    outputs = step.model.execute(step.inputs())
-    token = int(outputs.next_tokens.to_numpy()[0])
-    step.context.advance_token_buffer(token)
-    step.manager.step(step.context)
-    row = step.model.batch.row(step.context)
-    row.generated, row.drafts = 1, [0, 0]
-    step.context.spec_decoding_state.draft_tokens_to_verify = [-1, -1]
-    step.manager.alloc(step.context)
-
-    def accepted(*drafts: int) -> tuple[int, int]:
-        given = Buffer.from_numpy(np.array([drafts], np.int64))
-        outputs = step.model.execute(step.inputs(draft_tokens=given))
-        return (
-            int(outputs.num_accepted_draft_tokens.to_numpy()[0]),
-            int(outputs.next_tokens.to_numpy()[0]),
-        )
-
-    none, first = accepted(-1, -1)
+    step.begin()
+    none, first = step.verify(-1, -1)
     assert none == 0
-    one, second = accepted(first, -1)
+    one, second = step.verify(first, -1)
     assert one == 1
-    assert accepted(first, second)[0] == 2
-    assert accepted((first + 1) % VOCAB, second) == (0, first)
+    assert step.verify(first, second)[0] == 2
+    assert step.verify((first + 1) % VOCAB, second) == (0, first)
     with pytest.raises(InputError, match=r"draft_tokens has shape \[1, 3\].*\[1, 2\]"):
-        accepted(1, 2, 3)
+        step.verify(1, 2, 3)
+
+
+@NAMES
+@pytest.mark.parametrize(
+    ("written", "stand"),
+    [
+        pytest.param(2, RELAXED_TOP_N, id="as many as may"),
+        pytest.param(4, RELAXED_TOP_N - 1, id="as near as they may be"),
+    ],
+)
+def test_a_draft_near_the_top_stands_inside_a_thinking_block(
+    tiny_engine: Callable[[str], Engine],
+    tiny_target: Callable[[str], TargetReference],
+    name: str,
+    written: int,
+    stand: int,
+) -> None:
+    target = tiny_target(name)
+    with stepping(tiny_engine(name), [*PROMPT, *target.greedy(PROMPT, written).token_ids]) as step:
+        _, logits = target.features_and_logits(step.begin())
+        p = logits[-1].softmax(-1)  # [V]
+        ranked = p.argsort(descending=True).tolist()
+        near = [token for token in ranked[:RELAXED_TOP_N] if p[token] >= p.max() - RELAXED_DELTA]
+        assert len(near) == stand
+        step.context.in_reasoning_phase = True
+        stands = [token for token in range(VOCAB) if step.verify(token, -1)[0] == 1]
+        assert sorted(stands) == sorted(near)
+        step.context.in_reasoning_phase = False
+        assert [token for token in near if step.verify(token, -1)[0] == 1] == ranked[:1]
+
+
+@NAMES
+def test_thinking_blocks_are_followed_and_only_there_text_may_differ(
+    tiny_engine: Callable[[str], Engine],
+    tiny_target: Callable[[str], TargetReference],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Tokens that the model often writes open and close blocks; a prompt opens some too."""
+    engine, target = tiny_engine(name), tiny_target(name)
+    pipeline: Any = engine.pipeline
+    prompts = [random_prompt(VOCAB, length, seed=7) for length in range(5, 13)]
+    requests = greedy_requests(prompts, 60, ignore_eos=True)
+    strict = answers(engine, requests)
+    (start, _), (end, _) = Counter(token for answer in strict for token in answer).most_common(2)
+    prompts[0][-3:] = [start, 4, 5]
+    prompts[1][-3:] = [start, end, 5]
+    thinking = ThinkingTokens(start, end)
+    monkeypatch.setattr(pipeline, "thinking", thinking)
+    told: list[tuple[list[int], bool]] = []
+    execute = pipeline.execute
+
+    def execute_and_tell(inputs: Any) -> Any:
+        outputs = execute(inputs)
+        for context in inputs.flat_batch:
+            told.append((context.tokens.all.tolist(), context.in_reasoning_phase))
+        return outputs
+
+    monkeypatch.setattr(pipeline, "execute", execute_and_tell)
+    relaxed = answers(engine, greedy_requests(prompts, 60, ignore_eos=True))
+
+    def inside(tokens: list[int]) -> bool:
+        opened = max((i for i, token in enumerate(tokens) if token == start), default=-1)
+        return opened > max((i for i, token in enumerate(tokens) if token == end), default=-1)
+
+    assert [phase for _, phase in told] == [inside(tokens) for tokens, _ in told]
+    assert len({phase for _, phase in told}) == 2
+    swaps = 0
+    for prompt, answer in zip(prompts, relaxed, strict=True):
+        _, logits = target.features_and_logits(prompt + answer)
+        for place, token in enumerate(answer, start=len(prompt)):
+            p = logits[place - 1].softmax(-1)
+            if p.max() - p[token] < 1e-4:
+                continue
+            swaps += 1
+            # A block that ends within a step ends for acceptance when the step does.
+            begins = range(max(place - 5, len(prompt) + 1), place + 1)
+            assert any(inside([*prompt, *answer][:begin]) for begin in begins)
+            assert int((p > p[token] + 1e-6).sum()) < RELAXED_TOP_N
+            assert p[token] >= p.max() - RELAXED_DELTA - 1e-6
+    assert swaps > 0
 
 
 @NAMES

@@ -1,12 +1,14 @@
 """Modules of this package in processes of their own: JSON in, JSON out.
 
-Every process gets the same processors, and as many threads.
+Every process gets the same processors, and as many threads. It is suspended while nothing is
+asked of it: MAX's threads wake up also when there is nothing to do, and would slow the others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,7 @@ class Worker:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
+        self._process.send_signal(signal.SIGCONT)
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
@@ -51,6 +54,7 @@ class Worker:
             self._errors.seek(0)
             tail = "".join(self._errors.readlines()[-_ERROR_LINES:])
             raise RuntimeError(f"{self._module} ended with status {status}:\n{tail}")
+        self._process.send_signal(signal.SIGSTOP)
         result: Json = json.loads(line)
         return result
 

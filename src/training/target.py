@@ -22,6 +22,8 @@ from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
 
+from .attention import GROUPED
+
 __all__ = ["Answered", "TorchTarget"]
 
 _ARCHITECTURE = "LlamaForCausalLM"
@@ -86,6 +88,7 @@ class TorchTarget:
             missing = ", ".join(sorted(found["missing_keys"]))
             raise InputError(f"{model} lacks {missing}: use the whole checkpoint")
         self.model.to(device).eval().requires_grad_(False)
+        self.model.set_attn_implementation(GROUPED)
         # Its penalties and cuts would take the place of all that is not stated below.
         self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self.eos = sorted(read_eos_token_ids(model, self.config))

@@ -5,12 +5,21 @@ from .deepseek import agreeing_deepseek, in_fp8_blocks, tiny_deepseek
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
 from .llama import agreeing_llama, tiny_llama
-from .presets import COMPILED_PAIRS, EAGLE_PAIRS, PRESETS, TinyPair
+from .presets import (
+    COMPILED_PAIRS,
+    EAGLE_PAIRS,
+    PRESETS,
+    RELAXED_DELTA,
+    RELAXED_TOP_N,
+    TinyPair,
+)
 
 __all__ = [
     "COMPILED_PAIRS",
     "EAGLE_PAIRS",
     "PRESETS",
+    "RELAXED_DELTA",
+    "RELAXED_TOP_N",
     "TinyPair",
     "agreeing_deepseek",
     "agreeing_dflash",

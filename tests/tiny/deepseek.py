@@ -138,7 +138,7 @@ def tiny_deepseek(
         f"{prefix}.embed_tokens.weight": tensors["model.embed_tokens.weight"],
     }
     write(folder, config, tensors)
-    write_tokenizer(folder, vocab_size)
+    write_tokenizer(folder, vocab_size, beyond=("<think>", "</think>"))
     return folder
 
 

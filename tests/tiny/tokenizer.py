@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import islice, product
 from pathlib import Path
 from string import ascii_lowercase
@@ -25,8 +26,10 @@ BYTES = [
 ]
 
 
-def write_tokenizer(folder: Path, vocab_size: int) -> None:
+def write_tokenizer(folder: Path, vocab_size: int, *, beyond: Sequence[str] = ()) -> None:
     """Writes a tokenizer: 3 special tokens, the bytes, then pairs of lower-case letters.
+
+    Those ``beyond`` the vocabulary are special too, and the model never writes them.
 
     A vocabulary below 259 leaves out bytes that no UTF-8 text contains (0xFF downwards).
 
@@ -38,6 +41,8 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     tokens = [*SPECIAL.values(), *BYTES][:vocab_size]
     merges = list(islice(product(ascii_lowercase, repeat=2), vocab_size - len(tokens)))
     tokens += ["".join(pair) for pair in merges]
+    special = {token: index for index, token in enumerate(SPECIAL.values())}
+    special |= {token: vocab_size + index for index, token in enumerate(beyond)}
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -56,7 +61,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
                 "rstrip": False,
                 "normalized": False,
             }
-            for index, token in enumerate(SPECIAL.values())
+            for token, index in special.items()
         ],
         "pre_tokenizer": byte_level,
         "decoder": byte_level,

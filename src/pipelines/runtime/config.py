@@ -67,6 +67,14 @@ class EngineConfig:
     """Cache pages of 128 tokens; None: for `max_batch_size` full rows, in 4 GiB at most."""
     draft_proposal: _DraftProposal = "argmax"
     """`"argmax"` or `"sampled"`, how the draft proposes; both are lossless."""
+    use_relaxed_acceptance_for_thinking: bool = False
+    """Lossy inside thinking blocks: there a draft near the target's best token stands."""
+    relaxed_topk: int = 10
+    """How many of the target's most probable tokens are near."""
+    relaxed_delta: float = 0.6
+    """How far below the best token's probability, 0 to 1, one that is near may be."""
+    thinking_tokens: tuple[str, str] = ("<think>", "</think>")
+    """What opens and what closes a thinking block; for relaxed acceptance only."""
 
     def __post_init__(self) -> None:
         if self.speculative_method is not None and self.speculative_method not in METHODS:
@@ -96,10 +104,28 @@ class EngineConfig:
                 f"draft_proposal {self.draft_proposal!r} is unknown; known:"
                 f" {', '.join(get_args(_DraftProposal))}"
             )
+        if self.use_relaxed_acceptance_for_thinking:
+            self._check_relaxed()
         for name in ("max_length", "max_batch_size", "max_batch_input_tokens", "kv_cache_pages"):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise InputError(f"{name} is {size}; choose at least 1")
+
+    def _check_relaxed(self) -> None:
+        if self.speculative_method is None:
+            raise InputError(
+                "use_relaxed_acceptance_for_thinking needs a speculative method; give one, or"
+                " leave it out"
+            )
+        if self.draft_proposal != "argmax":
+            raise InputError(
+                f"draft_proposal {self.draft_proposal!r} and use_relaxed_acceptance_for_thinking"
+                " exclude each other; use 'argmax'"
+            )
+        if self.relaxed_topk < 1:
+            raise InputError(f"relaxed_topk is {self.relaxed_topk}; choose at least 1")
+        if not 0 <= self.relaxed_delta <= 1:
+            raise InputError(f"relaxed_delta is {self.relaxed_delta}; choose 0 to 1")
 
     def pipeline_config(self) -> PipelineConfig:
         """MAX's configuration of this engine.
@@ -143,6 +169,9 @@ class EngineConfig:
                     speculative_method=self.speculative_method,
                     num_speculative_tokens=self.num_speculative_tokens or default,
                     draft_proposal=self.draft_proposal,
+                    use_relaxed_acceptance_for_thinking=self.use_relaxed_acceptance_for_thinking,
+                    relaxed_topk=self.relaxed_topk,
+                    relaxed_delta=self.relaxed_delta,
                 )
             if self.draft_model is not None and self.speculative_method is not None:
                 draft_model = _existing(self.draft_model)

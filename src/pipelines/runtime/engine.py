@@ -27,6 +27,7 @@ from .rows import make_row
 from .run import Run
 from .scheduler import Scheduler
 from .text_stream import TextStream
+from .thinking import ThinkingTokens
 
 __all__ = ["Engine"]
 
@@ -72,6 +73,11 @@ class Engine:
         self._vocab_size = int(hf.get_text_config().vocab_size)
         self.eos_token_ids = read_eos_token_ids(config.model, hf)
         self.tokenizer: PreTrainedTokenizerFast = _load_tokenizer(config.model)
+        self._thinking = (
+            ThinkingTokens.of(self.tokenizer, config.thinking_tokens)
+            if config.use_relaxed_acceptance_for_thinking
+            else None
+        )
         self._grammars: GrammarCompiler | None = None
         self._pipeline: SpeculativePipeline | None = None
         self.num_pages = self._count_pages()
@@ -226,7 +232,7 @@ class Engine:
             max_batch_size=self._config.max_batch_size,
             draft_reads_next_token=model.draft_reads_next_token,
         )
-        return SpeculativePipeline(model, manager)
+        return SpeculativePipeline(model, manager, thinking=self._thinking)
 
 
 def _load_tokenizer(model: str) -> PreTrainedTokenizerFast:

@@ -17,6 +17,7 @@ from unispec.pipelines.speculative.step import VOID_TOKEN
 from .metrics import RunMetrics
 from .model import UnifiedModel
 from .rows import Row
+from .thinking import ThinkingTokens
 
 __all__ = ["SpeculativePipeline"]
 
@@ -31,8 +32,11 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         model: the compiled unified graph.
         kv_manager: pages of both caches.
         tokenizer: the target's tokenizer, for callers of this pipeline.
+        thinking: see the attribute.
 
     Attributes:
+        thinking: What a graph with relaxed acceptance knows thinking blocks by; None: no
+            request is inside one, but those of which the caller says so.
         metrics: Acceptance and timing since it was last replaced.
     """
 
@@ -41,11 +45,13 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         model: UnifiedModel,
         kv_manager: PagedKVCacheManager,
         tokenizer: PipelineTokenizer[Any, Any, Any] | None = None,
+        thinking: ThinkingTokens | None = None,
     ) -> None:
         self._model = self._pipeline_model = model
         self._devices = model.devices
         self._kv_manager = kv_manager
         self._tokenizer = tokenizer
+        self.thinking = thinking
         self.metrics = RunMetrics()
 
     @property
@@ -131,8 +137,13 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             row.drafted += len(row.drafts)
             row.accepted += accepted
             self.metrics.verified(len(row.drafts), accepted)
+        known = 0 if row.generated == 0 else len(context.tokens)
         for token in [*row.drafts[:accepted], next_token]:
             context.advance_token_buffer(token)
             row.emit(token)
             if context.is_done:
                 break
+        if self.thinking is not None:
+            context.in_reasoning_phase = self.thinking.inside(
+                context.tokens.all[known:].tolist(), context.in_reasoning_phase
+            )

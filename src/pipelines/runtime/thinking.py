@@ -1,0 +1,58 @@
+"""Where a reasoning model thinks: between two tokens of its vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+from typing_extensions import Self
+
+from unispec.errors import InputError
+
+__all__ = ["ThinkingTokens"]
+
+
+@dataclass(frozen=True)
+class ThinkingTokens:
+    """The tokens between which a model thinks."""
+
+    start: int
+    """Opens a thinking block."""
+    end: int
+    """Closes it."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, names: tuple[str, str]) -> Self:
+        """Looks the tokens up.
+
+        Args:
+            tokenizer: the target's.
+            names: what opens a block and what closes it.
+
+        Raises:
+            InputError: the tokenizer has no such token.
+        """
+        vocabulary = tokenizer.get_vocab()
+        for name in names:
+            if name not in vocabulary:
+                raise InputError(
+                    f"thinking token {name!r} is not in the tokenizer's vocabulary; give the"
+                    " tokens between which this model thinks, or use no relaxed acceptance"
+                )
+        start, end = names
+        return cls(vocabulary[start], vocabulary[end])
+
+    def inside(self, tokens: Iterable[int], before: bool = False) -> bool:
+        """Whether what follows some tokens is inside a block.
+
+        Args:
+            tokens: in their order.
+            before: whether the first of them is inside one.
+        """
+        for token in tokens:
+            if token == self.start:
+                before = True
+            elif token == self.end:
+                before = False
+        return before
