@@ -13,7 +13,6 @@ from unispec.allocator import restart_with_jemalloc
 from unispec.commands.generate import generate
 from unispec.commands.train import train
 from unispec.errors import InputError
-from unispec.timers import let_timers_be_late
 
 __all__ = ["main", "unispec"]
 
@@ -74,7 +73,6 @@ unispec.add_command(train)
 def main() -> None:
     """Entry point of the `unispec` script."""
     restart_with_jemalloc()
-    let_timers_be_late()
     unispec(prog_name="unispec")
 
 

@@ -1,8 +1,8 @@
 """The timers of a command's process.
 
-After the first execution a thread of max 26.7 sleeps and wakes up about 5,000 times a second. Where
-all processors compute, each time takes one from a thread that the others then wait for. Timers
-that may be late let it sleep longer, as no thread waits for it.
+After the first execution a thread of max 26.7 wakes up about 5,000 times a second. Where all
+processors compute, each time interrupts a thread for which the others then wait. If timers may be
+late it sleeps longer; on a CPU no step waits for it, on GPUs this was not looked at.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import own_processors
 import pytest
 import torch
 from reference.target import TargetReference
-from tiny import PRESETS, RELAXED_DELTA, RELAXED_TOP_N, TinyPair
+from tiny import NEAR_DELTA, NEAR_TOP_N, PRESETS, TinyPair
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 from unispec.methods import Method
@@ -139,8 +139,8 @@ def _load(pair: TinyPair) -> Engine:
             speculative_method=pair.method,
             draft_proposal=pair.draft_proposal,
             use_relaxed_acceptance_for_thinking=pair.relaxed,
-            relaxed_topk=RELAXED_TOP_N,
-            relaxed_delta=RELAXED_DELTA,
+            relaxed_topk=NEAR_TOP_N,
+            relaxed_delta=NEAR_DELTA,
             num_speculative_tokens=5,
             max_batch_size=8,
             max_batch_input_tokens=64,

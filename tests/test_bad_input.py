@@ -783,6 +783,14 @@ def test_an_image_for_a_model_that_reads_none(pair: TinyPair, tmp_path: Path) ->
             {"use_relaxed_acceptance_for_thinking": True, "relaxed_delta": 1.5},
             ["relaxed_delta is 1.5", "choose 0 to 1"],
         ),
+        (
+            {"use_relaxed_acceptance_for_thinking": True, "thinking_tokens": ("<a>", "<a>")},
+            ["thinking_tokens is ('<a>', '<a>')", "two different tokens"],
+        ),
+        (
+            {"draft_model": None, "speculative_method": None, "num_speculative_tokens": 3},
+            ["num_speculative_tokens is 3", "no speculative method", "leave it out"],
+        ),
         ({"max_batch_size": 0}, ["max_batch_size is 0", "at least 1"]),
         ({"max_batch_input_tokens": 0}, ["max_batch_input_tokens is 0", "at least 1"]),
         ({"max_length": 0}, ["max_length is 0", "at least 1"]),

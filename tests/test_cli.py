@@ -403,8 +403,11 @@ def test_model_defaults_are_the_engines(engine: type[FakeEngine], model: Path) -
     assert engine.made[0].config == runtime.EngineConfig(model=str(model))
 
 
-def test_no_speculation_leaves_the_draft_out(engine: type[FakeEngine], model: Path) -> None:
-    draft = "--draft-model-path draft --speculative-method eagle --num-speculative-tokens 5"
+@pytest.mark.parametrize(("method", "k"), [("eagle", 5), ("dflash", 15)])
+def test_no_speculation_leaves_the_draft_out(
+    engine: type[FakeEngine], model: Path, method: str, k: int
+) -> None:
+    draft = f"--draft-model-path draft --speculative-method {method} --num-speculative-tokens {k}"
     result = run("--prompt", "hello", "--model", model, *draft.split(), "--no-speculation")
     assert result.exit_code == 0
     assert engine.made[0].config.draft_model is None

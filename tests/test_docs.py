@@ -128,6 +128,14 @@ def raises(function: Function) -> set[str]:
     return {ast.unparse(call.func) for call in calls if isinstance(call, ast.Call)}
 
 
+def is_setter(function: Function) -> bool:
+    """Whether it sets a property."""
+    return any(
+        isinstance(decorator, ast.Attribute) and decorator.attr == "setter"
+        for decorator in function.decorator_list
+    )
+
+
 def undocumented(path: str, node: ast.stmt) -> Iterator[str]:
     """What is missing in the documentation of a public class or function.
 
@@ -142,7 +150,9 @@ def undocumented(path: str, node: ast.stmt) -> Iterator[str]:
         for member in node.body:
             if isinstance(member, Function) and member.name == "__init__":
                 yield from wrong_parameters(path, node, member)
-            if isinstance(member, Function) and re.match("[a-z]|__call__", member.name):
+            if not isinstance(member, Function) or is_setter(member):
+                continue  # the property's getter documents both
+            if re.match("[a-z]|__call__", member.name):
                 yield from undocumented(f"{path}.{member.name}", member)
     elif isinstance(node, Function):
         text = ast.get_docstring(node) or ""

@@ -176,7 +176,10 @@ unispec()
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == "error: torch is not installed; pip install 'unispec[train]'\n"
+    assert done.stderr == (
+        "error: torch is not installed; install the `train` extra, in a clone with pip install"
+        " -c constraints.txt -e '.[train]'\n"
+    )
 
 
 def installed_closure(name: str, extras: frozenset[str]) -> Iterator[str]:

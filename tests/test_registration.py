@@ -9,6 +9,8 @@ import pytest
 from runs import run_python
 from tiny import TinyPair
 
+from unispec.pipelines.architectures import ARCHITECTURES
+
 # What `max serve --custom-architectures` does, up to the point where it loads the model.
 RESOLVE = """
 import json, sys
@@ -16,7 +18,9 @@ from max.driver import DeviceSpec
 from max.pipelines.lib import PIPELINE_REGISTRY, PipelineArgs, PipelineConfig
 from max.pipelines.lib import MAXModelConfig, PipelineRuntimeConfig
 from max.pipelines.speculative import SpeculativeConfig
+from unispec.checkpoints.kimi_config import register_with_transformers
 
+register_with_transformers()  # Kimi K2.5's own repository brings such a class
 target, draft, method, asked = json.loads(sys.argv[1])
 shared = {"device_specs": [DeviceSpec.cpu()], "quantization_encoding": "float32"}
 config = PipelineConfig.from_args(
@@ -46,38 +50,55 @@ print(json.dumps([
 """
 
 
+COMBINATIONS = [
+    ("D", None, None, "llama3_modulev3", "Llama3Model", "llama3.config.Llama3Config", None),
+    (
+        "D",
+        "eagle",
+        4,
+        "unified_eagle_llama3",
+        "UnifiedEagleLlama3Model",
+        "unified_eagle_llama3.config.UnifiedEagleLlama3Config",
+        4,
+    ),
+    (
+        "G",
+        "mtp",
+        2,
+        "unified_mtp_deepseekV3",
+        "UnifiedMTPDeepseekV3Model",
+        "unified_mtp_deepseekV3.config.UnifiedMTPDeepseekV3Config",
+        2,
+    ),
+    (
+        "E",
+        "dflash",
+        None,
+        "unified_dflash_llama3",
+        "UnifiedDflashLlama3Model",
+        "unified_dflash_llama3.config.UnifiedDflashLlama3Config",
+        5,
+    ),
+    (
+        "K",
+        "dflash",
+        None,
+        "unified_dflash_kimi_k25",
+        "UnifiedDflashKimiK25Model",
+        "unified_dflash_kimi_k25.config.UnifiedDflashKimiK25Config",
+        3,
+    ),
+]
+
+
+def test_every_entry_is_resolved_below() -> None:
+    """DeepSeek-V3 and Kimi K2.5 without a draft are no entries: MAX has its own."""
+    packages = [entry.pipeline_model.__module__.split(".")[3] for entry in ARCHITECTURES]
+    assert sorted(packages) == sorted(package for _, _, _, package, *_ in COMBINATIONS)
+
+
 @pytest.mark.parametrize(
-    ("pair", "method", "asked", "package", "model", "config", "width"),
-    [
-        ("D", None, None, "llama3_modulev3", "Llama3Model", "llama3.config.Llama3Config", None),
-        (
-            "D",
-            "eagle",
-            4,
-            "unified_eagle_llama3",
-            "UnifiedEagleLlama3Model",
-            "unified_eagle_llama3.config.UnifiedEagleLlama3Config",
-            4,
-        ),
-        (
-            "G",
-            "mtp",
-            2,
-            "unified_mtp_deepseekV3",
-            "UnifiedMTPDeepseekV3Model",
-            "unified_mtp_deepseekV3.config.UnifiedMTPDeepseekV3Config",
-            2,
-        ),
-        (
-            "E",
-            "dflash",
-            None,
-            "unified_dflash_llama3",
-            "UnifiedDflashLlama3Model",
-            "unified_dflash_llama3.config.UnifiedDflashLlama3Config",
-            5,
-        ),
-    ],
+    ("pair", "method", "asked", "package", "model", "config", "width"), COMBINATIONS
 )
 def test_max_resolves_each_combination_to_our_class(
     tiny_pair: Callable[[str], TinyPair],

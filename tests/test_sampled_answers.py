@@ -14,6 +14,7 @@ import pytest
 from max.pipelines.context import SamplingParams
 from prompts import random_prompt
 from reference.chi_square import chi_square_p_value
+from reference.dflash import DFlashReference
 from reference.distribution import target_distribution
 from reference.eagle import EagleReference
 from reference.target import TargetReference
@@ -80,19 +81,25 @@ def exact_law(target: TargetReference, law: Mapping[str, Any]) -> dict[tuple[int
     return answers
 
 
-def law_of(pair: TinyPair, target: TargetReference, name: str) -> dict[str, Any]:
+def law_of(name: str, pair: TinyPair, target: TargetReference, law_name: str) -> dict[str, Any]:
     """A law that a random draft can meet: it favours what that draft proposes most."""
-    law = LAWS[name]
-    if pair.method == "eagle" and pair.draft_proposal == "sampled":
+    law = LAWS[law_name]
+    proposals: list[list[int]] = []
+    if name == "B" and pair.draft is not None:
         steps = EagleReference(pair.draft, target).simulate(PROMPT, 40, 3)
-        proposed = Counter(token for step in steps for token in step.proposals)
+        proposals = [step.proposals for step in steps]
+    if name == "E" and pair.draft is not None:
+        draft = DFlashReference(pair.draft, target)
+        proposals = [draft.propose([*PROMPT, token], LENGTH - 1) for token in range(256)]
+    proposed = Counter(token for tokens in proposals for token in tokens)
+    if proposed:
         law = law | {"logit_bias": {token: 12.0 for token, _ in proposed.most_common(6)}}
     return law
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("law_name", LAWS)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [*PAIRS, pytest.param("E", id="dflash-argmax")])
 def test_answers_follow_the_targets_law(
     tiny_pair: Callable[[str], TinyPair],
     tiny_engine: Callable[[str], Engine],
@@ -102,7 +109,7 @@ def test_answers_follow_the_targets_law(
 ) -> None:
     """Chi-square of whole answers against products of exact probabilities."""
     target = tiny_target(name)
-    law = law_of(tiny_pair(name), target, law_name)
+    law = law_of(name, tiny_pair(name), target, law_name)
     exact = exact_law(target, law)
     assert len(exact) > 20
     report = ask(

@@ -26,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from test_draft_proposals import recording
 from tiny import TinyPair
 from torch import Tensor
+from transformers import AttentionInterface
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from unispec.cli import unispec
 from unispec.errors import InputError
@@ -42,6 +44,7 @@ from unispec.training import (
     make_draft,
     publish,
 )
+from unispec.training.attention import GROUPED
 from unispec.training.draft import Draft
 from unispec.training.fitting import History, Measure
 from unispec.training.prompts import built_in_prompts
@@ -123,6 +126,28 @@ def test_held_out_answers_are_greedy_and_to_prompts_of_their_own(
         ids = one.tokens.tolist()
         trace = tiny_target("D").greedy(ids[: one.prompt_length], 48, target.eos)
         assert trace.token_ids == ids[one.prompt_length :]
+
+
+@pytest.mark.parametrize("groups", [1, 3, 9])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_grouped_attention_is_attention(groups: int, tokens: int) -> None:
+    """Against transformers' eager one, behind padding of any length."""
+    rows, heads, width, length = 5, 9, 8, 12
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(rows, heads, tokens, width, generator=generator)
+    key, value = torch.randn(2, rows, groups, length, width, generator=generator)
+    places = torch.arange(length)
+    behind_padding = places >= torch.tensor([0, 3, 7, 1, 5])[:, None]  # [S, L]
+    causal = places <= torch.arange(length - tokens, length)[:, None]  # [T, L]
+    seen = behind_padding[:, None, None] & causal  # [S, 1, T, L]
+    module = torch.nn.Module()
+    module.num_key_value_groups = heads // groups
+    module.is_causal = True
+    inputs = (module, query, key, value)
+    ours, _ = AttentionInterface()[GROUPED](*inputs, seen, scaling=0.3)
+    added = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    theirs, _ = eager_attention_forward(*inputs, added, scaling=0.3)
+    assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_each_answer_has_its_temperature(

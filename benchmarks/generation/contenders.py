@@ -22,7 +22,7 @@ class Contender:
     method: Method | None = None
     """Of unispec's draft; None: the target alone."""
     late_timers: bool = False
-    """Whether the process has what `unispec`'s own command line sets; unispec always has."""
+    """Whether `let_timers_be_late` is called; for unispec it always is, as on its command line."""
 
 
 TARGET_ALONE = "target-alone"

@@ -6,6 +6,7 @@ asked of it: MAX's threads wake up also when there is nothing to do, and would s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ Json = dict[str, Any]
 
 _FOLDER = Path(__file__).resolve().parent
 _ERROR_LINES = 15
+_SET_SIGNAL_OF_PARENTS_DEATH = 1
 
 
 class Worker:
@@ -110,6 +112,8 @@ def serve(load: Callable[[Json], tuple[Json, Callable[[Json], Json] | None]]) ->
     Args:
         load: from a job to what is said of it and, if there is more to ask, who answers.
     """
+    # A suspended process would not see that its parent is gone; see prctl(2).
+    ctypes.CDLL(None).prctl(_SET_SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL, 0, 0, 0)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
     # What libraries print goes elsewhere.
     with os.fdopen(os.dup(1), "w") as results:

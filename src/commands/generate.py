@@ -12,6 +12,7 @@ from unispec.commands.libraries import quieten_libraries
 from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, checkpoint_defaults, sampling_options
+from unispec.timers import let_timers_be_late
 
 __all__ = ["generate"]
 
@@ -51,6 +52,8 @@ def generate(
             waiting.close()
             answers.add(index, text)
 
+        if model.devices == "cpu":
+            let_timers_be_late()
         phase("starting MAX")
         from unispec.pipelines.runtime import Engine, Request
 

@@ -90,7 +90,7 @@ class ModelOptions:
             weight_path=self.weight_path,
             draft_model=None if self.no_speculation else self.draft_model_path,
             speculative_method=None if self.no_speculation else self.speculative_method,
-            num_speculative_tokens=self.num_speculative_tokens,
+            num_speculative_tokens=None if self.no_speculation else self.num_speculative_tokens,
             devices=self.devices,
             max_length=self.max_length,
             max_batch_size=self.max_batch_size or min(num_prompts, DEFAULT_MAX_BATCH_SIZE),

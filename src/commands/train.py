@@ -150,7 +150,7 @@ def train(
     """Train a draft for your own model.
 
     The target answers prompts, then a draft learns to foresee such answers. Both stages can be
-    killed at any moment and resumed. Needs the `train` extra: pip install 'unispec[train]'.
+    killed at any moment and resumed. Needs the `train` extra: torch and matplotlib.
     """
     if tokens is not None and minutes is not None:
         raise click.UsageError("--tokens and --minutes exclude each other; give one")
@@ -269,7 +269,10 @@ def _train(
 def _check_installed() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise InputError(f"{', '.join(missing)} is not installed; pip install 'unispec[train]'")
+        raise InputError(
+            f"{', '.join(missing)} is not installed; install the `train` extra, in a"
+            " clone with pip install -c constraints.txt -e '.[train]'"
+        )
 
 
 def _check_empty(output: Path) -> None:

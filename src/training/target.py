@@ -88,7 +88,8 @@ class TorchTarget:
             missing = ", ".join(sorted(found["missing_keys"]))
             raise InputError(f"{model} lacks {missing}: use the whole checkpoint")
         self.model.to(device).eval().requires_grad_(False)
-        self.model.set_attn_implementation(GROUPED)
+        if device == "cpu":
+            self.model.set_attn_implementation(GROUPED)
         # Its penalties and cuts would take the place of all that is not stated below.
         self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self.eos = sorted(read_eos_token_ids(model, self.config))

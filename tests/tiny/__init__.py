@@ -8,18 +8,18 @@ from .llama import agreeing_llama, tiny_llama
 from .presets import (
     COMPILED_PAIRS,
     EAGLE_PAIRS,
+    NEAR_DELTA,
+    NEAR_TOP_N,
     PRESETS,
-    RELAXED_DELTA,
-    RELAXED_TOP_N,
     TinyPair,
 )
 
 __all__ = [
     "COMPILED_PAIRS",
     "EAGLE_PAIRS",
+    "NEAR_DELTA",
+    "NEAR_TOP_N",
     "PRESETS",
-    "RELAXED_DELTA",
-    "RELAXED_TOP_N",
     "TinyPair",
     "agreeing_deepseek",
     "agreeing_dflash",

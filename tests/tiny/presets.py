@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,19 +12,21 @@ from unispec.methods import Method
 from .deepseek import agreeing_deepseek, tiny_deepseek
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
+from .kimi import tiny_kimi, tiny_kimi_draft
 from .llama import agreeing_llama, tiny_llama
 
 __all__ = [
     "COMPILED_PAIRS",
     "EAGLE_PAIRS",
+    "NEAR_DELTA",
+    "NEAR_TOP_N",
     "PRESETS",
-    "RELAXED_DELTA",
-    "RELAXED_TOP_N",
     "TinyPair",
 ]
 
-RELAXED_TOP_N = 3
-RELAXED_DELTA = 0.3
+NEAR_TOP_N = 3
+NEAR_DELTA = 0.3
+"""What stands in thinking blocks of a relaxed pair."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _g(folder: Path) -> TinyPair:
 
     Queries without a latent, YaRN, a dense layer, four groups of four experts; FP8 blocks.
     """
-    return TinyPair(agreeing_deepseek(folder / "target", seed=9), None, "mtp", relaxed=True)
+    return TinyPair(agreeing_deepseek(folder / "target", seed=9), None, "mtp")
 
 
 def _h(folder: Path) -> TinyPair:
@@ -190,6 +192,18 @@ def _i(folder: Path) -> TinyPair:
     return TinyPair(target, None, "mtp")
 
 
+def _j(folder: Path) -> TinyPair:
+    """Pair G with relaxed acceptance in thinking blocks."""
+    return replace(_g(folder), relaxed=True)
+
+
+def _k(folder: Path) -> TinyPair:
+    """A Kimi K2.5 and a DFlash draft."""
+    target = tiny_kimi(folder / "target", seed=3)
+    draft = tiny_kimi_draft(folder / "draft", target, folder / "scratch", seed=4)
+    return TinyPair(target, draft, "dflash")
+
+
 PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "A": _a,
     "B": _b,
@@ -200,6 +214,8 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "G": _g,
     "H": _h,
     "I": _i,
+    "J": _j,
+    "K": _k,
 }
 """Each writes its pair below a folder and returns where."""
 

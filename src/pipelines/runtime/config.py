@@ -96,9 +96,15 @@ class EngineConfig:
                 f" {self.speculative_method!r} is part of the target's checkpoint; leave it out"
             )
         asked = self.num_speculative_tokens
-        limit = LARGEST_DRAFT_TOKENS[self.speculative_method or "eagle"]
-        if asked is not None and not 1 <= asked <= limit:
-            raise InputError(f"num_speculative_tokens is {asked}; choose 1 to {limit}")
+        if asked is not None and self.speculative_method is None:
+            raise InputError(
+                f"num_speculative_tokens is {asked}, but there is no speculative method; give one,"
+                " or leave it out"
+            )
+        if asked is not None and self.speculative_method is not None:
+            limit = LARGEST_DRAFT_TOKENS[self.speculative_method]
+            if not 1 <= asked <= limit:
+                raise InputError(f"num_speculative_tokens is {asked}; choose 1 to {limit}")
         if self.draft_proposal not in get_args(_DraftProposal):
             raise InputError(
                 f"draft_proposal {self.draft_proposal!r} is unknown; known:"
@@ -120,12 +126,17 @@ class EngineConfig:
         if self.draft_proposal != "argmax":
             raise InputError(
                 f"draft_proposal {self.draft_proposal!r} and use_relaxed_acceptance_for_thinking"
-                " exclude each other; use 'argmax'"
+                " exclude each other; use 'argmax', or leave out the latter"
             )
         if self.relaxed_topk < 1:
             raise InputError(f"relaxed_topk is {self.relaxed_topk}; choose at least 1")
         if not 0 <= self.relaxed_delta <= 1:
             raise InputError(f"relaxed_delta is {self.relaxed_delta}; choose 0 to 1")
+        if len(set(self.thinking_tokens)) != 2 or isinstance(self.thinking_tokens, str):
+            raise InputError(
+                f"thinking_tokens is {self.thinking_tokens!r}; give two different tokens, what"
+                " opens a block and what closes it"
+            )
 
     def pipeline_config(self) -> PipelineConfig:
         """MAX's configuration of this engine.

@@ -35,8 +35,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         thinking: see the attribute.
 
     Attributes:
-        thinking: What a graph with relaxed acceptance knows thinking blocks by; None: no
-            request is inside one, but those of which the caller says so.
+        thinking: What a graph with relaxed acceptance knows thinking blocks by; None: the
+            caller sets `in_reasoning_phase` of the contexts.
         metrics: Acceptance and timing since it was last replaced.
     """
 
@@ -117,7 +117,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             else:
                 accepted = int(num_accepted[index])
                 self._commit(context, row, accepted, int(next_tokens[index]))
-                row.drafts = proposals[index].tolist()
+                row.drafts = self._usable(context, proposals[index].tolist())
                 row.draft_probs = None if all_probs is None else all_probs[index].copy()
             if not context.is_done:
                 self._kv_manager.step(context)
@@ -131,13 +131,20 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         """Forgets a request; its pages are the caller's to release."""
         self.model.batch.rows.pop(request_id, None)
 
+    def _usable(self, context: TextContext, drafts: list[int]) -> list[int]:
+        """In a thinking block, the drafts up to its end: acceptance is strict behind it."""
+        if self.thinking is None or not context.in_reasoning_phase:
+            return drafts
+        return self.thinking.up_to_end(drafts)
+
     def _commit(self, context: TextContext, row: Row, accepted: int, next_token: int) -> None:
         """Emits the accepted run and the token after it, up to the first that ends the request."""
         if row.drafts:
             row.drafted += len(row.drafts)
             row.accepted += accepted
             self.metrics.verified(len(row.drafts), accepted)
-        known = 0 if row.generated == 0 else len(context.tokens)
+        # The first token follows a prompt, which may have opened a thinking block.
+        followed = 0 if row.generated == 0 else len(context.tokens)
         for token in [*row.drafts[:accepted], next_token]:
             context.advance_token_buffer(token)
             row.emit(token)
@@ -145,5 +152,5 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
                 break
         if self.thinking is not None:
             context.in_reasoning_phase = self.thinking.inside(
-                context.tokens.all[known:].tolist(), context.in_reasoning_phase
+                context.tokens.all[followed:].tolist(), context.in_reasoning_phase
             )

@@ -43,6 +43,12 @@ class ThinkingTokens:
         start, end = names
         return cls(vocabulary[start], vocabulary[end])
 
+    def up_to_end(self, tokens: list[int]) -> list[int]:
+        """Those of a block's tokens up to the one that closes it, or all."""
+        if self.end not in tokens:
+            return tokens
+        return tokens[: tokens.index(self.end) + 1]
+
     def inside(self, tokens: Iterable[int], before: bool = False) -> bool:
         """Whether what follows some tokens is inside a block.
 
