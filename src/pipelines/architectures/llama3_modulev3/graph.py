@@ -50,17 +50,22 @@ class Llama3(Module[..., ModuleV3Outputs]):
             `hidden_states` `[B, H]` or `[T, H]`, before the final norm if not NORMALIZED.
         """
         x = self._decode(tokens, row_offsets, cache)
-        last = F.gather(x, row_offsets[1:] - 1, axis=0)  # [B, H]
-        outputs = ModuleV3Outputs(next_token_logits=self._logits(last))
         mode = self.config.return_logits
-        if mode == ReturnLogits.ALL:
-            outputs.logits, outputs.logit_offsets = self._logits(x), row_offsets
-        elif mode == ReturnLogits.VARIABLE:
-            rows, outputs.logit_offsets = _trailing_rows(row_offsets, return_n_logits)
-            outputs.logits = self._logits(F.gather(x, rows, axis=0))
+        if mode == ReturnLogits.LAST_TOKEN:
+            outputs = ModuleV3Outputs(next_token_logits=self._logits(_last(x, row_offsets)))
+        else:
+            states, offsets = x, row_offsets
+            if mode == ReturnLogits.VARIABLE:
+                rows, offsets = _trailing_rows(row_offsets, return_n_logits)
+                states = F.gather(x, rows, axis=0)
+            # The head is the largest matrix: it runs once.
+            logits = self._logits(states)
+            outputs = ModuleV3Outputs(
+                next_token_logits=_last(logits, offsets), logits=logits, logit_offsets=offsets
+            )
         wanted = self.config.return_hidden_states
         if wanted == ReturnHiddenStates.LAST:
-            outputs.hidden_states = last
+            outputs.hidden_states = _last(x, row_offsets)
         elif wanted == ReturnHiddenStates.ALL:
             outputs.hidden_states = x
         elif wanted == ReturnHiddenStates.ALL_NORMALIZED:
@@ -84,6 +89,12 @@ class Llama3(Module[..., ModuleV3Outputs]):
         head = self.embed_tokens.weight if tied else self.lm_head.weight
         logits: Tensor = F.cast(self.norm(x) @ head.T, DType.float32)  # [R, V]
         return logits / self.config.logits_scaling
+
+
+def _last(rows: Tensor, offsets: Tensor) -> Tensor:
+    """The last of each sequence's rows, `[B, ...]`, where they begin at `offsets` `[B + 1]`."""
+    found: Tensor = F.gather(rows, offsets[1:] - 1, axis=0)
+    return found
 
 
 def _rows_of_logits(
