@@ -90,12 +90,16 @@ def test_thinking_blocks_are_followed_and_only_there_text_may_differ(
     thinking = ThinkingTokens(start, end)
     monkeypatch.setattr(pipeline, "thinking", thinking)
     told: list[tuple[list[int], bool]] = []
+    ends: list[int] = []
     execute = pipeline.execute
 
     def execute_and_tell(inputs: Any) -> Any:
         outputs = execute(inputs)
         for context in inputs.flat_batch:
             told.append((context.tokens.all.tolist(), context.in_reasoning_phase))
+            drafts = pipeline.model.batch.row(context).drafts
+            if context.in_reasoning_phase and end in drafts:
+                ends.append(drafts.index(end) + 1 - len(drafts))
         return outputs
 
     monkeypatch.setattr(pipeline, "execute", execute_and_tell)
@@ -107,6 +111,7 @@ def test_thinking_blocks_are_followed_and_only_there_text_may_differ(
 
     assert [phase for _, phase in told] == [inside(tokens) for tokens, _ in told]
     assert len({phase for _, phase in told}) == 2
+    assert set(ends) == {0}  # no draft is behind the one that ends a block
     swaps = 0
     for prompt, answer in zip(prompts, relaxed, strict=True):
         _, logits = target.features_and_logits(prompt + answer)
