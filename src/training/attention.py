@@ -1,8 +1,8 @@
 """Attention of the target while it answers on a CPU.
 
 transformers copies keys and values for each query head of a group before torch's attention, which
-costs a third of the time of a batch whose prompts are padded. One token's queries need no copies:
-those of a group read their keys as if they were one head's queries for several tokens.
+costs three tenths of the time of a batch whose prompts are padded. One token's queries need no
+copies: those of a group read their keys as if they were one head's queries for several tokens.
 """
 
 from __future__ import annotations

@@ -132,9 +132,10 @@ class EngineConfig:
             raise InputError(f"relaxed_topk is {self.relaxed_topk}; choose at least 1")
         if not 0 <= self.relaxed_delta <= 1:
             raise InputError(f"relaxed_delta is {self.relaxed_delta}; choose 0 to 1")
-        if len(set(self.thinking_tokens)) != 2 or isinstance(self.thinking_tokens, str):
+        names = self.thinking_tokens
+        if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
             raise InputError(
-                f"thinking_tokens is {self.thinking_tokens!r}; give two different tokens, what"
+                f"thinking_tokens is {names!r}; give two different tokens, what"
                 " opens a block and what closes it"
             )
 
