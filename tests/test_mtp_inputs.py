@@ -19,7 +19,7 @@ from unispec.pipelines.runtime import Engine
 
 VOCAB = 256
 PROMPT = random_prompt(VOCAB, 9, seed=1)
-NAMES = pytest.mark.parametrize("name", ["G"])
+NAMES = pytest.mark.parametrize("name", "GH")
 
 
 class Step:

@@ -80,7 +80,7 @@ COMBINATIONS = [
         5,
     ),
     (
-        "K",
+        "J",
         "dflash",
         None,
         "unified_dflash_kimi_k25",

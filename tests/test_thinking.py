@@ -16,7 +16,7 @@ from tiny import NEAR_DELTA, NEAR_TOP_N
 from unispec.pipelines.runtime import Engine
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
-NAMES = pytest.mark.parametrize("name", ["J"])
+NAMES = pytest.mark.parametrize("name", ["G"])
 
 
 @pytest.mark.parametrize(
