@@ -8,27 +8,40 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from max.dtype import DType
 from max.graph import DeviceRef
+from max.graph.weights import WeightData
+from max.nn.quant_config import QuantConfig
 from max.pipelines.context import TextContext, TokenBuffer
 from safetensors.numpy import load_file
-from tiny import tiny_deepseek
+from safetensors.torch import load_file as load_torch
+from tiny import in_fp8_blocks, tiny_deepseek
 
+from unispec.checkpoints import read_tensors
+from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.errors import InputError
+from unispec.pipelines.architectures.deepseekV3 import fp8
 from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
+from unispec.pipelines.architectures.deepseekV3.fp8 import block_scaled
 from unispec.pipelines.architectures.deepseekV3.inputs import distributed_types
 from unispec.pipelines.architectures.deepseekV3.model import DeepseekV3Model
 from unispec.pipelines.architectures.deepseekV3.placement import (
     check_gpus,
     check_one_cpu,
-    check_parallelism,
     check_placement,
+    expert_parallelism,
+    spread_over,
 )
-from unispec.pipelines.architectures.deepseekV3.weights import target_state_dict
+from unispec.pipelines.architectures.deepseekV3.weights import (
+    cast_stack,
+    dequantised,
+    target_state_dict,
+)
 from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
 from unispec.pipelines.runtime import EngineConfig
 
@@ -50,6 +63,14 @@ SHAPE: dict[str, Any] = {
 }
 """Attention as wide as the kernels for GPUs need it, all else tiny."""
 
+BLOCKS: dict[str, Any] = {
+    **SHAPE,
+    "q_lora_rank": 128,
+    "hidden_size": 128,
+    "moe_intermediate_size": 256,
+}
+"""Of whole FP8 blocks, also where two devices share them."""
+
 CPU, GPUS = DeviceRef.CPU(), [DeviceRef.GPU(index) for index in range(8)]
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 
@@ -59,16 +80,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_deepseek(tmp_path_factory.mktemp("deepseek"), **SHAPE)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 8])
-def built(request: pytest.FixtureRequest, folder: Path) -> tuple[int, dict[str, Any]]:
-    """How many GPUs, and what `virtual_gpus.py` says of their graphs."""
-    return request.param, build(request.param, folder)
+class Built(NamedTuple):
+    """What `virtual_gpus.py` says of the graphs of some GPUs."""
+
+    count: int
+    spread: bool
+    """Whether each GPU has rows of its own and some of the experts."""
+    graphs: dict[str, Any]
 
 
-def build(count: int, folder: Path) -> dict[str, Any]:
+SHARED = [
+    pytest.param((1, "tensor"), id="one GPU"),
+    pytest.param((2, "tensor"), id="2 share all"),
+    pytest.param((8, "tensor"), id="8 share all"),
+    pytest.param((2, "expert"), id="2 have some experts each"),
+    pytest.param((8, "expert"), id="8 have one expert each"),
+]
+
+
+@pytest.fixture(scope="module", params=SHARED)
+def built(request: pytest.FixtureRequest, folder: Path) -> Built:
+    count, parallelism = request.param
+    return Built(count, parallelism == "expert", build(count, folder, parallelism))
+
+
+def build(count: int, folder: Path, parallelism: str) -> dict[str, Any]:
     script = Path(__file__).parent / "virtual_gpus.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(count), str(folder)],
+        [sys.executable, str(script), str(count), str(folder), parallelism],
         capture_output=True,
         text=True,
         check=False,
@@ -78,7 +117,7 @@ def build(count: int, folder: Path) -> dict[str, Any]:
     return described
 
 
-def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool) -> list[Any]:
+def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool, spread: bool) -> list[Any]:
     """The documented order, written down once more; what stands for one device each is a list."""
     gpus = [f"gpu:{index}" for index in range(count)]
     cpu, first = "cpu:0", gpus[0]
@@ -102,9 +141,12 @@ def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool) -> list
                 *[["int64", gpu]] * (1 + drafts),  # attention_dispatch_metadata
                 *[["int64", cpu]] * (1 + drafts),  # mla_num_partitions
             ]
+    counters = [["int32", gpu] for _ in range(2) for gpu in gpus]
+    pointers = [["uint64", cpu]] * 6  # of two groups each: to send, to receive, how many
     return [
         *head,
-        *[["int32", cpu] for _ in gpus],  # batch_context_lengths; there are no ep_inputs
+        *[["int32", cpu] for _ in gpus],  # batch_context_lengths
+        *([*counters, *pointers] if spread else []),  # ep_inputs
         ["int64", first],  # draft_tokens
         ["uint64", first],  # seed
         ["float32", first],  # temperature
@@ -116,17 +158,16 @@ def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool) -> list
 
 
 @pytest.mark.parametrize(("name", "caches"), [("alone", 1), ("unified", 2)])
-def test_inputs_stand_in_the_documented_order(
-    built: tuple[int, dict[str, Any]], name: str, caches: int
-) -> None:
-    count, graphs = built
+def test_inputs_stand_in_the_documented_order(built: Built, name: str, caches: int) -> None:
+    count, spread, graphs = built
     depths = dict(list({"target": LAYERS, "draft": 1}.items())[:caches])
-    expected = expected_inputs(count, depths, drafts=caches == 2)
+    expected = expected_inputs(count, depths, drafts=caches == 2, spread=spread)
     inputs = graphs[name]["inputs"]
     assert [[dtype, device] for _, dtype, _, device in inputs[: len(expected)]] == expected
     # What unispec adds is for acceptance, which the first device decides alone.
     assert {device for *_, device in inputs[len(expected) :]} <= {"gpu:0", "cpu:0"}
     assert len(inputs) == len(expected) + 11
+    assert inputs[4][2] == [str(count + 1 if spread else 2)]  # data_parallel_splits
     pages = [shape for kind, _, shape, _ in inputs if kind == "BufferType" and len(shape) > 1]
     assert [shape[1:] for shape in pages] == [
         ["1", str(depth), "128", "1", "576"] for depth in depths.values() for _ in range(count)
@@ -134,25 +175,24 @@ def test_inputs_stand_in_the_documented_order(
     assert {device for *_, device in graphs[name]["outputs"]} == {"gpu:0"}
 
 
-def test_devices_speak_with_each_other_only_if_there_are_several(
-    built: tuple[int, dict[str, Any]],
-) -> None:
-    """Two sums a layer, in the draft's loop and before it; target layers are subgraphs."""
-    count, graphs = built
+def test_devices_speak_with_each_other_only_if_there_are_several(built: Built) -> None:
+    """Two sums a layer that is shared, or experts far away, in the draft's loop and before it;
+    target layers are subgraphs and not counted."""
+    count, spread, graphs = built
     collectives = graphs["unified"]["collectives"]
     if count == 1:
         assert set(collectives.values()) == {0}
         return
     embeddings, draft_layers = 3, 2
-    assert collectives["allreduce.sum"] == embeddings + 2 * draft_layers
+    assert collectives["allreduce.sum"] == embeddings + (0 if spread else 2 * draft_layers)
+    assert collectives["ep.dispatch"] == (draft_layers if spread else 0)
+    assert collectives["ep.combine"] == collectives["ep.dispatch"]
     assert collectives["allgather"] == 3
     assert graphs["alone"]["collectives"]["allgather"] == 1
 
 
-def test_all_weights_of_the_checkpoint_are_loaded(
-    built: tuple[int, dict[str, Any]], folder: Path
-) -> None:
-    _, graphs = built
+def test_all_weights_of_the_checkpoint_are_loaded(built: Built, folder: Path) -> None:
+    graphs = built.graphs
     expected = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         own = name.removeprefix("model.")
@@ -171,9 +211,12 @@ def test_all_weights_of_the_checkpoint_are_loaded(
     assert graphs["weights"] == expected
 
 
-def test_every_device_has_its_part(built: tuple[int, dict[str, Any]]) -> None:
-    count, graphs = built
-    heads, inner, hidden = SHAPE["heads"] // count, 32 // count, 64
+def test_every_device_has_its_part(built: Built) -> None:
+    """Of all layers, or of the experts, beside which each device has the shared one."""
+    count, spread, graphs = built
+    parts = 1 if spread else count
+    heads, inner, hidden = SHAPE["heads"] // parts, 32 // parts, 64
+    experts = 8 // count + 1 if spread else 8
     assert graphs["shards"] == {
         name: [shape] * count
         for name, shape in {
@@ -182,19 +225,16 @@ def test_every_device_has_its_part(built: tuple[int, dict[str, Any]]) -> None:
             "kv_a_proj_with_mqa": [576, hidden],
             "o_proj": [hidden, heads * 128],
             "gate": [8, hidden],
-            "gate_up_proj": [8, 2 * inner, hidden],
-            "down_proj": [8, hidden, inner],
+            "gate_up_proj": [experts, 2 * inner, hidden],
+            "down_proj": [experts, hidden, inner],
             "shared up_proj": [inner, hidden],
         }.items()
     }
 
 
-def test_scores_are_scaled_as_the_configuration_says(
-    built: tuple[int, dict[str, Any]], folder: Path
-) -> None:
+def test_scores_are_scaled_as_the_configuration_says(built: Built, folder: Path) -> None:
     """MAX's own rope would scale by `mscale`, the checkpoint means `mscale_all_dim`."""
-    _, graphs = built
-    assert graphs["scale"] == pytest.approx(on_gpus(folder).softmax_scale, rel=1e-12)
+    assert built.graphs["scale"] == pytest.approx(on_gpus(folder).softmax_scale, rel=1e-12)
 
 
 def test_a_tied_head_and_queries_without_latent(tmp_path: Path) -> None:
@@ -203,7 +243,7 @@ def test_a_tied_head_and_queries_without_latent(tmp_path: Path) -> None:
     folder = tiny_deepseek(tmp_path, **{**SHAPE, **other})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    graphs = build(2, folder)
+    graphs = build(2, folder, "tensor")
     assert not any("lm_head" in name for name in graphs["weights"])
     assert graphs["shards"]["query"] == [[4 * 192, 64]] * 2
     assert graphs["scale"] == pytest.approx(192**-0.5, rel=1e-12)
@@ -223,6 +263,115 @@ def test_weights_for_gpus_are_the_checkpoint_s(folder: Path) -> None:
     for name, tensor in state.items():
         original = tensors.get(f"model.{name}", tensors.get(name))
         np.testing.assert_array_equal(tensor, original, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rotated columns are half a head apart."""
+    folder = tmp_path_factory.mktemp("fp8")
+    return in_fp8_blocks(tiny_deepseek(folder, **BLOCKS, rope_interleave=False), (128, 128))
+
+
+@pytest.mark.parametrize("parallelism", ["tensor", "expert"])
+def test_fp8_matrices_stay_fp8_where_gpus_compute_with_them(
+    fp8_folder: Path, parallelism: str
+) -> None:
+    """The graphs of two GPUs; scales have their matrices' names."""
+    graphs = build(2, fp8_folder, parallelism)
+    weights = graphs["weights"]
+    tensors = load_torch(fp8_folder / "model.safetensors")
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")}
+    found = {name: value for name, value in weights.items() if name.endswith("_scale")}
+    assert len(found) == len(scales)
+    assert {dtype for dtype, _ in found.values()} == {"float32"}
+    matrices = {name.removesuffix("_scale") for name in found}
+    assert {name for name, (dtype, _) in weights.items() if dtype == "float8_e4m3fn"} == matrices
+    scale = scales[f"model.layers.{LAYERS - 1}.self_attn.o_proj.weight_scale_inv"]
+    assert found[f"target.layers.{LAYERS - 1}.self_attn.o_proj.weight_scale"][1] == [*scale.shape]
+    spread = parallelism == "expert"
+    inner = 256 if spread else 128
+    assert graphs["shards"]["down_proj"] == [[5 if spread else 8, 128, inner]] * 2
+    assert graphs["shards"]["query"] == [[(8 if spread else 4) * 192, 128]] * 2
+
+
+def test_fp8_matrices_and_scales_are_the_checkpoint_s(fp8_folder: Path) -> None:
+    """Multiplied, they are what a stack gets that does not compute in FP8."""
+    tensors = read_tensors([fp8_folder / "model.safetensors"])
+    fp8 = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+
+    def state(fp8: QuantConfig | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = on_gpus(fp8_folder, fp8=fp8)
+        found = dequantised(tensors, config, source="tiny")
+        return (
+            target_state_dict(found, config, source="tiny"),
+            mtp_state_dict(found, config, source="tiny"),
+        )
+
+    for codes, plain in zip(state(fp8), state(None), strict=True):
+        assert any(tensor.dtype == np.uint8 for tensor in codes.values())
+        named = {name.replace("_scale", "_scale_inv"): codes[name] for name in codes}
+        multiplied = dequantise_blocks(named, (128, 128), source="tiny")
+        assert multiplied.keys() == plain.keys()
+        for name, tensor in plain.items():
+            np.testing.assert_array_equal(multiplied[name], tensor, err_msg=name)
+
+
+def test_float8_is_what_torch_reads(fp8_folder: Path) -> None:
+    name = "model.layers.0.self_attn.o_proj.weight"
+    codes = read_tensors([fp8_folder / "model.safetensors"])[name]
+    expected = load_torch(fp8_folder / "model.safetensors")[name]
+    loaded = cast_stack({name: codes}, DType.bfloat16)[name]
+    assert isinstance(loaded, WeightData)
+    assert loaded.dtype == DType.float8_e4m3fn
+    read = loaded.to_buffer().view(DType.uint8, codes.shape).to_numpy()
+    values = torch.from_numpy(read.copy()).view(torch.float8_e4m3fn)
+    assert torch.equal(values.float(), expected.float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "count", "spread", "computed"),
+    [
+        ({}, (128, 128), 1, False, True),
+        ({}, (128, 128), 2, False, True),
+        ({}, (128, 128), 2, True, True),
+        ({}, (128, 128), 4, False, False),
+        ({"moe_intermediate_size": 128}, (128, 128), 2, False, False),
+        ({"moe_intermediate_size": 128}, (128, 128), 2, True, True),
+        ({"hidden_size": 64}, (128, 128), 1, False, False),
+        ({"q_lora_rank": None}, (128, 128), 1, False, False),
+        ({}, (64, 128), 1, False, False),
+        ({}, None, 1, False, False),
+    ],
+)
+def test_when_gpus_compute_in_fp8(
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    block: tuple[int, int] | None,
+    count: int,
+    spread: bool,
+    computed: bool,
+) -> None:
+    hf: Any = SimpleNamespace(
+        **{
+            "hidden_size": 128,
+            "q_lora_rank": 128,
+            "num_attention_heads": 8,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 256,
+            "num_hidden_layers": 3,
+            **changes,
+        }
+    )
+    architecture = "sm_90a"
+    monkeypatch.setattr(fp8, "accelerator_api", lambda: "cuda")
+    monkeypatch.setattr(fp8, "accelerator_architecture_name", lambda: architecture)
+    assert (block_scaled(hf, block, GPUS[:count], spread=spread) is not None) is computed
+    assert block_scaled(hf, block, [CPU], spread=False) is None
+    architecture = "sm_80"
+    assert block_scaled(hf, block, GPUS[:count], spread=spread) is None
 
 
 @pytest.mark.parametrize("q_lora_rank", [24, None])
@@ -267,20 +416,34 @@ def rotate(x: Any, angles: Any, *, neighbours: bool) -> Any:
     return turned.reshape(len(x), -1) if neighbours else turned.swapaxes(1, 2).reshape(len(x), -1)
 
 
-def test_a_prefill_expands_whole_pages_of_every_row() -> None:
+@pytest.mark.parametrize(
+    ("replicas", "expanded", "splits"),
+    [([[9, 127]], [384, 384], [0, 2]), ([[9], [127]], [128, 256], [0, 1, 2])],
+)
+def test_a_prefill_expands_whole_pages_of_every_row(
+    replicas: list[list[int]], expanded: list[int], splits: list[int]
+) -> None:
     """Two rows of 9 tokens and of 127 with two drafts, on two devices."""
-    contexts = [
-        TextContext(max_length=512, tokens=TokenBuffer(np.arange(length, dtype=np.int64)))
-        for length in (9, 127)
+    batches = [
+        [
+            TextContext(max_length=512, tokens=TokenBuffer(np.arange(length, dtype=np.int64)))
+            for length in lengths
+        ]
+        for lengths in replicas
     ]
     model: Any = SimpleNamespace(
-        kv_params=SimpleNamespace(page_size=128), devices=[None, None], signal_buffers=["s", "t"]
+        kv_params=SimpleNamespace(page_size=128),
+        devices=[None, None],
+        signal_buffers=["s", "t"],
+        _ep_inputs=("e",),
     )
-    fields = DeepseekV3Model.more_fields(model, contexts, 2)
-    assert [buffer.to_numpy().tolist() for buffer in fields["batch_context_lengths"]] == [[384]] * 2
+    fields = DeepseekV3Model.more_fields(model, batches, 2)
+    lengths = [buffer.to_numpy().tolist() for buffer in fields["batch_context_lengths"]]
+    assert lengths == [[tokens] for tokens in expanded]
     assert fields["signal_buffers"] == ["s", "t"]
+    assert fields["ep_inputs"] == ("e",)
     assert fields["host_input_row_offsets"].to_numpy().tolist() == [0, 9, 136]
-    assert fields["data_parallel_splits"].to_numpy().tolist() == [0, 2]
+    assert fields["data_parallel_splits"].to_numpy().tolist() == splits
 
 
 def test_a_gpu_is_not_given_rows_of_unknown_lengths() -> None:
@@ -352,10 +515,71 @@ def test_what_gpus_do_not_take_is_refused(
         check_gpus(changed, dtype, GPUS[:count], "tiny")
 
 
-@pytest.mark.parametrize(("name", "value"), [("data_parallel_degree", 2), ("ep_size", 8)])
-def test_other_ways_to_share_a_stack_are_refused(name: str, value: int) -> None:
-    asked = {"data_parallel_degree": 1, "ep_size": 1, name: value}
-    runtime: Any = SimpleNamespace(runtime=SimpleNamespace(ep_size=asked["ep_size"]))
-    model: Any = SimpleNamespace(data_parallel_degree=asked["data_parallel_degree"])
-    with pytest.raises(InputError, match=f"{name} is {value}, .* tensor parallelism only"):
-        check_parallelism(runtime, model)
+def asked(devices: list[DeviceRef], replicas: int, spread: int, shared_experts: int = 1) -> bool:
+    hf = SimpleNamespace(n_shared_experts=shared_experts)
+    pipeline: Any = SimpleNamespace(runtime=SimpleNamespace(ep_size=spread))
+    model: Any = SimpleNamespace(data_parallel_degree=replicas)
+    return spread_over(pipeline, model, hf, devices)
+
+
+def test_gpus_share_all_layers_or_spread_the_experts() -> None:
+    assert not asked([CPU], 1, 1)
+    assert not asked(GPUS[:2], 1, 1)
+    assert asked(GPUS[:2], 2, 2)
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(4, 100 + 3 * 4), (None, 100 + 3 * 100)])
+def test_room_for_what_gpus_send_to_each_others_experts(batch: int | None, tokens: int) -> None:
+    """New tokens, and three drafts of every row."""
+    hf = SimpleNamespace(hidden_size=64, num_experts_per_tok=2, n_routed_experts=8)
+    pipeline: Any = SimpleNamespace(
+        runtime=SimpleNamespace(max_batch_input_tokens=100, max_batch_size=batch),
+        speculative=SimpleNamespace(num_speculative_tokens=3),
+    )
+    ep = expert_parallelism(hf, pipeline, GPUS[:2], None)
+    assert (ep.n_experts, ep.top_k, ep.hidden_size, ep.n_gpus_per_node) == (8, 2, 64, 2)
+    assert ep.max_tokens_per_rank == tokens
+    assert ep.dispatch_dtype == DType.bfloat16
+    blocks = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+    ep = expert_parallelism(hf, pipeline, GPUS[:2], blocks)
+    assert ep.dispatch_dtype == DType.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("devices", "replicas", "spread", "message"),
+    [
+        (GPUS[:2], 2, 1, "data_parallel_degree 2 with ep_size 1 does not run on gpu:0, gpu:1"),
+        (GPUS[:2], 1, 2, "data_parallel_degree 1 with ep_size 2 .* both the number of GPUs"),
+        (GPUS, 4, 4, "data_parallel_degree 4 with ep_size 4"),
+        ([CPU, CPU], 2, 2, "does not run on cpu:0, cpu:0"),
+    ],
+)
+def test_other_ways_to_share_a_stack_are_refused(
+    devices: list[DeviceRef], replicas: int, spread: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        asked(devices, replicas, spread)
+
+
+def test_a_part_of_the_shared_experts_is_refused() -> None:
+    with pytest.raises(InputError, match=r"n_shared_experts is 2, .* make .* ep_size 1"):
+        asked(GPUS[:2], 2, 2, shared_experts=2)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_routed_experts", 8), ("vocab_size", 256)])
+def test_experts_that_gpus_cannot_share_equally_are_refused(name: str, value: int) -> None:
+    """By tensor parallelism, 3 GPUs could not share 8 heads either."""
+    hf: Any = SimpleNamespace(
+        kv_lora_rank=512,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        n_group=2,
+        n_routed_experts=9,
+        vocab_size=258,
+        num_attention_heads=8,
+    )
+    check_gpus(hf, DType.bfloat16, GPUS[:3], "tiny", spread=True)
+    setattr(hf, name, value)
+    with pytest.raises(InputError, match=f"{name} {value} of tiny cannot be shared equally by 3"):
+        check_gpus(hf, DType.bfloat16, GPUS[:3], "tiny", spread=True)

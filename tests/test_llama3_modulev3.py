@@ -1,6 +1,6 @@
 """Llama and its relatives on the ModuleV3 API: logits, hidden states and log probabilities.
 
-The references are the models of transformers. A graph takes a minute to compile, so four of
+The references are the models of transformers. A graph takes minutes to compile, so three of
 them share all features.
 """
 
@@ -72,21 +72,6 @@ FIRST_CONTEXT = 24
 Array = npt.NDArray[Any]
 
 
-def llama() -> LlamaConfig:
-    """Wavelengths on both sides of llama3's bounds; heads wider than hidden size / heads."""
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    return LlamaConfig(
-        **SHAPE, head_dim=32, attention_bias=True, tie_word_embeddings=True, rope_parameters=rope
-    )
-
-
 def granite(**changes: Any) -> GraniteConfig:
     constants = {
         "attention_multiplier": 0.4,
@@ -110,7 +95,24 @@ def phi3(**changes: Any) -> Phi3Config:
 
 
 def olmo() -> OlmoConfig:
-    return OlmoConfig(**SHAPE, clip_qkv=0.7)
+    """As a Llama may be, too: wavelengths on both sides of llama3's bounds, heads wider than
+    hidden size / heads, biases, a tied head."""
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    return OlmoConfig(
+        **SHAPE,
+        clip_qkv=0.7,
+        head_dim=32,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=rope,
+    )
 
 
 def reference(model: Any, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -140,21 +142,27 @@ def last(rows: torch.Tensor) -> torch.Tensor:
 # Features of a graph: each model has its own class of norms, ropes and constants
 
 
+class LayerNormModel(Llama3Model):
+    norm_method = "layer_norm"
+
+
 @pytest.fixture(scope="module")
-def llama_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Driver]:
-    """llama3 rope, biases, a tied head, grouped queries; logits and features of all tokens."""
-    folder = tmp_path_factory.mktemp("llama")
-    model = tiny_causal_lm(folder, llama())
+def olmo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Driver]:
+    """Layer norms without weights, clipped projections, llama3 rope, biases, a tied head, grouped
+    queries; logits and features of all tokens."""
+    folder = tmp_path_factory.mktemp("olmo")
+    model = tiny_causal_lm(folder, olmo())
     driver = Driver(
         folder,
+        LayerNormModel,
         return_logits=ReturnLogits.ALL,
         return_hidden_states=ReturnHiddenStates.ALL_NORMALIZED,
     )
     return model, driver
 
 
-def test_all_logits_and_normalized_states_of_a_llama(llama_model: tuple[Any, Driver]) -> None:
-    model, driver = llama_model
+def test_all_logits_and_normalized_states_of_an_olmo(olmo_model: tuple[Any, Driver]) -> None:
+    model, driver = olmo_model
     driver.begin(PROMPTS)
     inputs, outputs = driver.step()
     logits, _, normalized = zip(*(reference(model, ids) for ids in PROMPTS), strict=True)
@@ -166,8 +174,8 @@ def test_all_logits_and_normalized_states_of_a_llama(llama_model: tuple[Any, Dri
     assert inputs.input_row_offsets.to_numpy().tolist() == [0, *itertools.accumulate(LENGTHS)]
 
 
-def test_steps_after_the_first_read_the_cache(llama_model: tuple[Any, Driver]) -> None:
-    model, driver = llama_model
+def test_steps_after_the_first_read_the_cache(olmo_model: tuple[Any, Driver]) -> None:
+    model, driver = olmo_model
     texts = [list(ids) for ids in PROMPTS]
     driver.begin(texts)
     driver.step()
@@ -180,9 +188,9 @@ def test_steps_after_the_first_read_the_cache(llama_model: tuple[Any, Driver]) -
         assert_close(outputs.next_token_logits, [last(reference(model, ids)[0]) for ids in texts])
 
 
-def test_log_probabilities(llama_model: tuple[Any, Driver]) -> None:
+def test_log_probabilities(olmo_model: tuple[Any, Driver]) -> None:
     """Of the drawn token in every row, of the prompt in a row with echo, of the best 3."""
-    model, driver = llama_model
+    model, driver = olmo_model
     prompts, drawn = PROMPTS[:3], [9, 8, 7]
     driver.begin(prompts)
     inputs, outputs = driver.step()
@@ -215,10 +223,6 @@ class InterleavedConfig(Llama3Config):
     def initialize(cls, *arguments: Any, **options: Any) -> Any:
         config = super().initialize(*arguments, **options)
         return replace(config, interleaved_rope_weights=True)
-
-
-class LayerNormModel(Llama3Model):
-    norm_method = "layer_norm"
 
 
 class InterleavedLayerNormModel(LayerNormModel):
@@ -276,42 +280,29 @@ def test_more_logits_than_a_row_has_tokens(granite_model: tuple[Any, Driver]) ->
 
 @pytest.fixture(scope="module")
 def phi3_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Driver]:
-    """LongRoPE, joined projections; the last token's logits only."""
+    """LongRoPE, joined projections; the last token's logits, hidden states of all tokens."""
     folder = tmp_path_factory.mktemp("phi3")
-    return tiny_causal_lm(folder, phi3()), Driver(folder)
+    model = tiny_causal_lm(folder, phi3())
+    return model, Driver(folder, return_hidden_states=ReturnHiddenStates.ALL)
 
 
-def test_logits_of_a_phi3_beyond_its_first_context(phi3_model: tuple[Any, Driver]) -> None:
+def test_a_phi3_beyond_its_first_context(phi3_model: tuple[Any, Driver]) -> None:
     """In two parts, so that keys of the first one are read from the cache."""
     model, driver = phi3_model
     texts = [random_prompt(VOCAB, length, seed=9) for length in (FIRST_CONTEXT, 60, 35)]
     driver.begin(texts)
     _, outputs = driver.step()
-    long = outputs.next_token_logits.to_numpy()[1:]
-    assert_close(long, [last(reference(model, ids)[0]) for ids in texts[1:]])
+    logits, states, _ = zip(*(reference(model, ids) for ids in texts[1:]), strict=True)
+    assert_close(outputs.next_token_logits.to_numpy()[1:], [last(rows) for rows in logits])
+    assert outputs.hidden_states is not None
+    assert_close(outputs.hidden_states.to_numpy()[FIRST_CONTEXT:], states)
     driver.append([30, 31, 32])
     _, outputs = driver.step()
     texts = [[*ids, 30 + row] for row, ids in enumerate(texts)]
-    assert_close(outputs.next_token_logits, [last(reference(model, ids)[0]) for ids in texts])
-    assert outputs.hidden_states is None
+    logits, states, _ = zip(*(reference(model, ids) for ids in texts), strict=True)
+    assert_close(outputs.next_token_logits, [last(rows) for rows in logits])
+    assert_close(outputs.hidden_states, [last(rows) for rows in states])
     assert outputs.logit_offsets is None
-
-
-@pytest.fixture(scope="module")
-def olmo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Driver]:
-    """Layer norms without weights, clipped projections; hidden states of all tokens."""
-    folder = tmp_path_factory.mktemp("olmo")
-    model = tiny_causal_lm(folder, olmo())
-    return model, Driver(folder, LayerNormModel, return_hidden_states=ReturnHiddenStates.ALL)
-
-
-def test_logits_and_states_of_an_olmo(olmo_model: tuple[Any, Driver]) -> None:
-    model, driver = olmo_model
-    driver.begin(PROMPTS)
-    _, outputs = driver.step()
-    logits, states, _ = zip(*(reference(model, ids) for ids in PROMPTS), strict=True)
-    assert_close(outputs.logits, [last(rows) for rows in logits])
-    assert_close(outputs.hidden_states, states)
 
 
 # What a configuration says
@@ -373,7 +364,7 @@ def test_divisors_for_another_width_of_head_are_refused() -> None:
 
 
 def test_bad_choices_are_refused(tmp_path: Path) -> None:
-    config = read(tmp_path, llama())
+    config = read(tmp_path, olmo())
     with pytest.raises(InputError, match="norm_method 'batch_norm' is unknown; known: rms_norm"):
         replace(config, norm_method="batch_norm")
     with pytest.raises(InputError, match="'selected_layers' is not supported; supported: none"):

@@ -1,7 +1,7 @@
 """Builds the DeepSeek-V3 graphs for GPUs that are not there, and prints what they are as JSON.
 
-A process of its own: virtual devices are a setting of the process. Arguments: how many GPUs, and
-the folder of a checkpoint.
+A process of its own: virtual devices are a setting of the process. Arguments: how many GPUs, the
+folder of a checkpoint, and how the GPUs share it, `tensor` or `expert` parallelism.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from max.driver import (
 )
 from max.dtype import DType
 from max.graph import Graph, TensorValue, Type, Weight
+from max.pipelines.lib import PipelineConfig
 
 from unispec.checkpoints import read_tensors
 from unispec.pipelines.architectures.deepseekV3 import graph as target_graph
 from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
 from unispec.pipelines.architectures.deepseekV3.weights import (
     cast_stack,
+    dequantised,
     target_state_dict,
 )
 from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
@@ -36,7 +38,7 @@ from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
 from unispec.pipelines.runtime import EngineConfig
 
 
-def main(count: int, folder: Path) -> None:
+def main(count: int, folder: Path, parallelism: str) -> None:
     set_virtual_device_api("cuda")
     set_virtual_device_target_arch("sm_90a")
     set_virtual_device_count(count)
@@ -44,9 +46,10 @@ def main(count: int, folder: Path) -> None:
         model=str(folder), max_length=64, speculative_method="mtp", devices="gpu"
     ).pipeline_config()
     gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
-    model = engine.model.model_copy(update={"device_specs": gpus})
-    config = UnifiedMTPDeepseekV3Config.initialize(engine, model)
-    tensors = read_tensors([folder / "model.safetensors"])
+    engine = with_devices(engine, gpus, count if parallelism == "expert" else 1)
+    config = UnifiedMTPDeepseekV3Config.initialize(engine)
+    stored = read_tensors([folder / "model.safetensors"])
+    tensors = dequantised(stored, config.target, source="tiny")
     target = target_state_dict(tensors, config.target, source="tiny")
     draft = mtp_state_dict(tensors, config.target, source="tiny")
     state = {f"target.{name}": tensor for name, tensor in target.items()}
@@ -55,8 +58,9 @@ def main(count: int, folder: Path) -> None:
     state |= {f"draft.{name}": tensor for name, tensor in draft.items()}
     unified = graph.UnifiedMTPDeepseekV3(config)
     unified.load_state_dict(cast_stack(state, DType.bfloat16), weight_alignment=1)
+    alone_engine = EngineConfig(model=str(folder), max_length=64, devices="gpu").pipeline_config()
     plain = DeepseekV3Config.initialize(
-        EngineConfig(model=str(folder), max_length=64, devices="gpu").pipeline_config(), model
+        with_devices(alone_engine, gpus, count if parallelism == "expert" else 1)
     )
     # What a graph puts out is verified with all that it is made of.
     print(
@@ -76,6 +80,18 @@ def main(count: int, folder: Path) -> None:
     )
 
 
+def with_devices(
+    config: PipelineConfig, devices: list[DeviceSpec], replicas: int
+) -> PipelineConfig:
+    """On several devices, each of which has some experts if there are several replicas."""
+    changed = {"device_specs": devices, "data_parallel_degree": replicas}
+    model = config.model.model_copy(update=changed)
+    runtime = config.runtime.model_copy(update={"ep_size": replicas})
+    return config.model_copy(
+        update={"models": {**config.models, "main": model}, "runtime": runtime}
+    )
+
+
 def described(built: Graph) -> dict[str, Any]:
     text = str(built)
     return {
@@ -83,7 +99,7 @@ def described(built: Graph) -> dict[str, Any]:
         "outputs": types(built.output_types),
         "collectives": {
             name: text.count(f"mo.distributed.{name}")
-            for name in ("allreduce.sum", "allgather", "broadcast")
+            for name in ("allreduce.sum", "allgather", "broadcast", "ep.dispatch", "ep.combine")
         },
     }
 
@@ -120,4 +136,4 @@ def weights_by_device(layer: Any) -> dict[str, Sequence[Weight]]:
     }
 
 
-main(int(sys.argv[1]), Path(sys.argv[2]))
+main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

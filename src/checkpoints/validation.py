@@ -63,7 +63,8 @@ def validated_state_dict(
 
     Raises:
         InputError: If a tensor is missing, unexpected, of another shape, not of
-            floating point, or has NaN or infinite values.
+            floating point (bytes are taken for float8 where they have scales), or has NaN or
+            infinite values.
     """
     if missing := [name for name in expected if name not in names]:
         raise InputError(
@@ -79,7 +80,8 @@ def validated_state_dict(
     state: dict[str, Tensor] = {}
     for name, shape in expected.items():
         tensor = tensors[names[name]]
-        _check_tensor(tensor, shape, label=f"{source}: tensor {names[name]!r}")
+        label = f"{source}: tensor {names[name]!r}"
+        _check_tensor(tensor, shape, label=label, float8=name + "_scale" in expected)
         state[name] = tensor
     return state
 
@@ -92,12 +94,21 @@ def listed(names: list[str]) -> str:
     return f"{noun} {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-def _check_tensor(tensor: Tensor, shape: tuple[int, ...], *, label: str) -> None:
+def _check_tensor(tensor: Tensor, shape: tuple[int, ...], *, label: str, float8: bool) -> None:
     if tensor.shape != shape:
         raise InputError(
             f"{label} has shape {list(tensor.shape)}, expected {list(shape)}: use the config.json"
             " that belongs to the checkpoint"
         )
+    if float8:
+        if tensor.dtype != np.uint8:
+            raise InputError(
+                f"{label} has dtype {tensor.dtype} and scales, expected float8 e4m3: download or"
+                " convert the checkpoint again"
+            )
+        if bad := int(((tensor & 0x7F) == 0x7F).sum()):
+            raise InputError(_not_finite(label, bad))
+        return
     if not np.issubdtype(tensor.dtype, np.floating):
         raise InputError(
             f"{label} has dtype {tensor.dtype}, expected floating point: use a checkpoint that is"
@@ -107,7 +118,11 @@ def _check_tensor(tensor: Tensor, shape: tuple[int, ...], *, label: str) -> None
     with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(tensor.sum(dtype=np.float64))
     if not finite and (bad := int(tensor.size - np.isfinite(tensor).sum())):
-        raise InputError(
-            f"{label} has {bad} NaN or infinite values, expected none: download or convert the"
-            " checkpoint again"
-        )
+        raise InputError(_not_finite(label, bad))
+
+
+def _not_finite(label: str, count: int) -> str:
+    return (
+        f"{label} has {count} NaN or infinite values, expected none: download or convert the"
+        " checkpoint again"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from max.nn.kv_cache import (
 )
 from max.pipelines.speculative.block_driver import block_dispatch_metadata
 
-__all__ = ["grown_view", "on_device_of", "take_caches", "take_copies"]
+__all__ = ["as_one_batch", "grown_view", "on_device_of", "take_caches", "take_copies"]
 
 
 def take_caches(
@@ -45,7 +45,8 @@ def take_copies(
         inputs: graph inputs, in the order of `params.get_symbolic_inputs()`.
 
     Returns:
-        For each cache one paged cache a device, the first device's first.
+        For each cache one paged cache a device, the first device's first. Those of replicas,
+        which have different rows, keep the names of their batch dimensions.
     """
     values: Any = params.unflatten_kv_inputs(inputs)
     branches = (
@@ -53,10 +54,24 @@ def take_copies(
         if isinstance(params, MultiKVCacheParams)
         else [values]
     )
-    return [
-        [_bind_batch(copy) for copy in tree.leaves(branch, leaf=KVCacheInputsPerDevice)]
-        for branch in branches
-    ]
+    found = [tree.leaves(branch, leaf=KVCacheInputsPerDevice) for branch in branches]
+    if params.data_parallel_degree > 1:
+        return found
+    return [[_bind_batch(copy) for copy in copies] for copies in found]
+
+
+def as_one_batch(copies: Sequence[PagedCacheValues]) -> PagedCacheValues:
+    """The first device's cache, its lengths those of all rows, of whatever replica.
+
+    Args:
+        copies: of one cache, from `take_copies`.
+    """
+    first, *others = copies
+    if not others or first.cache_lengths.shape == others[0].cache_lengths.shape:
+        return first
+    device = first.cache_lengths.device
+    lengths = ops.concat([copy.cache_lengths.to(device) for copy in copies])
+    return replace(first, cache_lengths=ops.rebind(lengths, ["batch"]))
 
 
 def grown_view(
@@ -84,12 +99,12 @@ def grown_view(
 def on_device_of(
     copy: PagedCacheValues, view: PagedCacheValues, cache_lengths: TensorValue
 ) -> PagedCacheValues:
-    """A view of the first device's cache, made of another device's copy.
+    """A view of the first device's cache, made of one device's copy.
 
     Args:
-        copy: the cache as the other device has it.
+        copy: the cache as the device has it.
         view: the cache as the first device sees it.
-        cache_lengths: uint32 `[B]`, the view's, on the other device.
+        cache_lengths: uint32 `[B]`, the view's on that device, of the rows that it has.
     """
     grown = view.attention_dispatch_metadata is view.draft_attention_dispatch_metadata
     return replace(
@@ -99,7 +114,7 @@ def on_device_of(
         attention_dispatch_metadata=copy.draft_attention_dispatch_metadata
         if grown
         else copy.attention_dispatch_metadata,
-        mla_num_partitions=view.mla_num_partitions,
+        mla_num_partitions=copy.draft_mla_num_partitions if grown else copy.mla_num_partitions,
     )
 
 

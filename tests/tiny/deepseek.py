@@ -50,6 +50,7 @@ def tiny_deepseek(
     rope_interleave: bool = True,
     norm_topk_prob: bool = True,
     hidden_size: int = 64,
+    moe_intermediate_size: int = 32,
     heads: int = 4,
     kv_lora_rank: int = 32,
     qk_nope_head_dim: int = 16,
@@ -74,6 +75,7 @@ def tiny_deepseek(
         rope_interleave: Whether the columns that rotate together are neighbours.
         norm_topk_prob: Whether the chosen experts' weights are normalised.
         hidden_size: Width of the residual stream.
+        moe_intermediate_size: Width inside an expert.
         heads: Number of heads.
         kv_lora_rank: Width of the latent of keys and values.
         qk_nope_head_dim: Width of the part of a query head that is not rotated.
@@ -88,7 +90,7 @@ def tiny_deepseek(
         "model_type": "deepseek_v3",
         "hidden_size": hidden_size,
         "intermediate_size": 2 * hidden_size,
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": moe_intermediate_size,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,

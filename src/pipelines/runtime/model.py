@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,7 +51,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         return_logits: the graph keeps its logits to itself, whatever is asked.
         return_hidden_states: likewise.
         memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
-        max_batch_size: most rows in one step.
+        max_batch_size: most rows of a replica in one step.
 
     Attributes:
         kv_params: Parameters of the caches, see `get_kv_params` of the configuration.
@@ -118,11 +119,11 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         }
         stated: Any = self.huggingface_config
         hf = stated.get_text_config()
+        replicas = self.kv_params.data_parallel_degree
         self.batch = BatchBuilder(
-            max_batch_size=max_batch_size,
-            max_batch_input_tokens=max(
-                pipeline_config.runtime.max_batch_input_tokens, max_batch_size
-            ),
+            max_batch_size=replicas * max_batch_size,
+            max_batch_input_tokens=replicas
+            * max(pipeline_config.runtime.max_batch_input_tokens, max_batch_size),
             vocab_size=int(hf.vocab_size),
             num_speculative_tokens=self.kv_params.num_draft_tokens,
             device=devices[0],
@@ -228,31 +229,36 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         """Builds one step's inputs from requests, new and running ones alike.
 
         Args:
-            replica_batches: one batch, the requests in row order.
+            replica_batches: of each replica the requests in row order; one batch but where
+                attention is data-parallel.
             kv_cache_inputs: pages of the same requests in the same order.
             return_n_logits: 1; the number of logit rows follows from the drafts.
 
         Raises:
-            InputError: more than one replica, or another `return_n_logits`.
+            InputError: another number of replicas than the graph has, or another
+                `return_n_logits`.
         """
-        if len(replica_batches) != 1:
-            raise InputError(f"{len(replica_batches)} replicas were given; a unified graph has one")
+        replicas = self.kv_params.data_parallel_degree
+        if len(replica_batches) != replicas:
+            raise InputError(
+                f"batches of {len(replica_batches)} replicas were given; this graph has {replicas}"
+            )
         if return_n_logits != 1:
             raise InputError(
                 f"return_n_logits is {return_n_logits}, but it follows from the drafts: leave it 1"
             )
-        contexts = replica_batches[0]
-        fields: dict[str, Any] = {**self.batch.fields(contexts)}
+        fields: dict[str, Any] = {**self.batch.fields(list(chain(*replica_batches)))}
         num_drafts = int(fields["draft_tokens"].shape[1])
-        return self.inputs_cls(
-            **fields, **self.more_fields(contexts, num_drafts), kv_cache_inputs=kv_cache_inputs
-        )
+        more = self.more_fields(replica_batches, num_drafts)
+        return self.inputs_cls(**fields, **more, kv_cache_inputs=kv_cache_inputs)
 
-    def more_fields(self, contexts: Sequence[TextContext], num_drafts: int) -> dict[str, Any]:
+    def more_fields(
+        self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
+    ) -> dict[str, Any]:
         """Fields that only this model's inputs have, by name; none here.
 
         Args:
-            contexts: the requests in row order.
+            replica_batches: of each replica the requests in row order.
             num_drafts: draft tokens that the step verifies in every row.
         """
         return {}

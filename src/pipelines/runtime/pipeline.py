@@ -85,7 +85,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         """Runs one step: every row moves on by a prefill chunk or by 1 to K + 1 tokens.
 
         Args:
-            inputs: one batch; its requests' pages are allocated.
+            inputs: a batch for each replica; its requests' pages are allocated.
 
         Returns:
             The new tokens of each request, none for a chunk before the last.
@@ -98,8 +98,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         for context in contexts:
             # The cache manager sizes a step's reads by the number of drafts it sees here.
             context.spec_decoding_state.draft_tokens_to_verify = [VOID_TOKEN] * width
-        cache = self._kv_manager.runtime_inputs([contexts])
-        step = self.model.prepare_initial_token_inputs([contexts], cache)
+        cache = self._kv_manager.runtime_inputs(inputs.batches)
+        step = self.model.prepare_initial_token_inputs(inputs.batches, cache)
         before = perf_counter()
         outputs = self.model.execute(step)
         num_accepted = outputs.num_accepted_draft_tokens.to_numpy()

@@ -12,7 +12,7 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, DimLike, TensorType, TensorValue, Value
 from max.nn.kv_cache import KVCacheParamInterface, PagedCacheValues
 
-from unispec.kv_cache.views import take_copies
+from unispec.kv_cache.views import as_one_batch, take_copies
 from unispec.methods import LARGEST_DRAFT_TOKENS
 from unispec.sampling.inputs import SamplingInputs
 
@@ -55,7 +55,7 @@ class StepInputs:
     sampling: SamplingInputs
     """The sampling parameters of each row."""
     caches: Sequence[PagedCacheValues]
-    """The target's cache, then the draft's if there is one, on the first device."""
+    """The target's cache, then the draft's if there is one, as the first device sees it."""
     draft_probs: TensorValue | None
     """float32 `[B, K, V]`: what `draft_tokens` were sampled from, for sampled drafts."""
     in_thinking_phase: TensorValue | None
@@ -63,7 +63,8 @@ class StepInputs:
     more: Mapping[str, Sequence[Value[Any]]] = field(default_factory=dict)
     """The inputs that only some architectures have, see `StepSignature`."""
     copies: Sequence[Sequence[PagedCacheValues]] = ()
-    """Each of `caches` as every device has it, the first device's first."""
+    """Each of `caches` as every device has it, the first device's first; replicas of data-parallel
+    attention have the rows of `more["data_parallel_splits"]` only."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class StepSignature:
             draft_tokens=one("draft_tokens"),
             known_next_tokens=one("known_next_tokens"),
             num_speculative_tokens=one("num_speculative_tokens"),
-            caches=[cache for cache, *_ in copies],
+            caches=[as_one_batch(found) for found in copies],
             sampling=SamplingInputs(**{f.name: one(f.name) for f in fields(SamplingInputs)}),
             draft_probs=one("draft_probs_full") if self.sampled_drafts else None,
             in_thinking_phase=one("in_thinking_phase") if self.thinking_phase else None,

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Final
 
 from max.dtype import DType
 from max.graph import DeviceRef
+from max.nn.comm.ep import EPConfig
 from max.nn.kv_cache import KVCacheParams
+from max.nn.quant_config import QuantConfig
 from max.nn.rotary_embedding import DeepseekYarnRopeScalingParams
 from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
 from max.pipelines.lib.interfaces.arch_config import (
@@ -23,7 +25,8 @@ from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 from ..llama3.checks import check_cache_format, check_sizes, positive
 from ..llama3.config import encoding_of
 from .checks import check_routing, check_stack
-from .placement import check_gpus, check_parallelism, check_placement
+from .fp8 import block_scaled
+from .placement import check_gpus, check_placement, expert_parallelism, spread_over
 from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
 
@@ -43,7 +46,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
     """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16"}
-    """What weights and activations can be; FP8 and int4 files are dequantised."""
+    """What activations can be, and weights but for FP8 on GPUs."""
 
     hidden_size: int
     """H, width of the residual stream."""
@@ -109,6 +112,10 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """Rows and columns of the blocks of FP8 matrices; None: the checkpoint is not in FP8."""
     int4_group_size: int | None = None
     """Columns of the groups of packed int4 matrices; None: the checkpoint is not packed."""
+    ep: EPConfig | None = None
+    """How GPUs with data-parallel attention share the experts; None: they share every layer."""
+    fp8: QuantConfig | None = None
+    """How GPUs compute in FP8; None: the weights are dequantised, whatever they are stored as."""
 
     @property
     def on_gpus(self) -> bool:
@@ -170,12 +177,13 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     ) -> KVCacheParams:
         """Cache parameters of the stack, with room for the configured drafts.
 
-        max 26.7 reads its latent cache on GPUs only, each of which has all of it; on a CPU the
-        row is the one key head, and the one value head, of ordinary attention.
+        max 26.7 reads its latent cache on GPUs only, each of which has all of it, or, where
+        attention is data-parallel, that of its rows; on a CPU the row is the one key head, and
+        the one value head, of ordinary attention.
 
         Args:
             huggingface_config: the stack's, for widths and layers.
-            pipeline_config: for the speculative method and K.
+            pipeline_config: for the speculative method, K and `data_parallel_degree`.
             devices: where the cache lies.
             kv_cache_config: page size and prefix caching.
             cache_dtype: of the rows.
@@ -188,6 +196,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             head_dim=huggingface_config.kv_lora_rank + huggingface_config.qk_rope_head_dim,
             num_layers=huggingface_config.num_hidden_layers,
             devices=devices,
+            data_parallel_degree=pipeline_config.model.data_parallel_degree,
             is_mla=not devices[0].is_cpu(),
             num_q_heads=huggingface_config.num_attention_heads,
             speculative_method=method,
@@ -228,13 +237,14 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         check_placement(devices)
-        check_parallelism(pipeline_config, model_config)
         # A model that sees images may state it beside the part for the text.
         fp8_block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
         group_size = read_int4_group_size(hf, source) or read_int4_group_size(stated, source)
         predicted = getattr(hf, "num_nextn_predict_layers", None)
         dtype = supported_encoding_dtype(encoding_of(model_config))
-        check_gpus(hf, dtype, devices, source)
+        spread = spread_over(pipeline_config, model_config, hf, devices)
+        check_gpus(hf, dtype, devices, source, spread=spread)
+        fp8 = block_scaled(hf, fp8_block, devices, spread=spread)
         rope = read_deepseek_rope(hf, source)
         return cls(
             hidden_size=hf.hidden_size,
@@ -273,4 +283,6 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             num_nextn_predict_layers=1 if predicted is None else int(predicted),
             fp8_block=fp8_block,
             int4_group_size=group_size,
+            ep=expert_parallelism(hf, pipeline_config, devices, fp8) if spread else None,
+            fp8=fp8,
         )

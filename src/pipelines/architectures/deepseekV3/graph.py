@@ -44,7 +44,7 @@ def build_graph(config: DeepseekV3Config, module: DeepseekV3Alone) -> Graph:
         config.vocab_size,
         config.kv_params,
         order=DEEPSEEK_ORDER,
-        more=distributed_types(config.devices),
+        more=distributed_types(config.devices, config.ep),
     )
     with Graph("deepseekV3_target", input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())

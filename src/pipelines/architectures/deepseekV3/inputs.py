@@ -10,6 +10,7 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.graph import BufferType, DeviceRef, TensorType
 from max.nn.comm import Signals
+from max.nn.comm.ep import EPBatchManager, EPConfig
 from max.pipelines.lib import ModelInputs
 
 from unispec.pipelines.runtime.inputs import StepModelInputs
@@ -49,20 +50,22 @@ DEEPSEEK_ORDER = (
 
 
 def distributed_types(
-    devices: Sequence[DeviceRef],
+    devices: Sequence[DeviceRef], ep: EPConfig | None = None
 ) -> dict[str, Sequence[TensorType | BufferType]]:
     """Graph input types of `DistributedInputs`.
 
     Args:
-        devices: where the graph runs; their attention shares one batch.
+        devices: where the graph runs; their attention shares one batch, or each has rows of it.
+        ep: how they share experts in the second case.
     """
     cpu = DeviceRef.CPU()
+    replicas = len(devices) if ep else 1
     return {
         "host_input_row_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=cpu)],
-        "data_parallel_splits": [TensorType(DType.int64, [2], device=cpu)],
+        "data_parallel_splits": [TensorType(DType.int64, [replicas + 1], device=cpu)],
         "signal_buffers": Signals(devices).input_types() if len(devices) > 1 else [],
         "batch_context_lengths": [TensorType(DType.int32, [1], device=cpu) for _ in devices],
-        "ep_inputs": [],
+        "ep_inputs": EPBatchManager(ep).input_types() if ep else [],
     }
 
 
@@ -84,7 +87,8 @@ class DistributedInputs(ModelInputs):
     data_parallel_splits: Buffer
     """int64 `[replicas + 1]` on the host: where each replica's rows start."""
     ep_inputs: tuple[Buffer, ...] = ()
-    """Buffers of expert parallelism; empty, for experts are shared by tensor parallelism."""
+    """Where GPUs send tokens to each other's experts, see `max.nn.comm.ep`; empty where they share
+    experts by tensor parallelism."""
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,8 @@
 """Which layers run on which device: nothing else of the stack asks where it runs.
 
 On a CPU they are those of this package. On GPUs they are MAX's, for its kernels of latent attention
-and of experts run nowhere else; several GPUs share each of them by tensor parallelism.
+and of experts run nowhere else; several GPUs share each of them by tensor parallelism, or have
+attention and dense MLPs whole and some of the experts each.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from max.graph import ShardingStrategy, TensorValue
+from max.dtype import DType
+from max.graph import ShardingStrategy, TensorValue, Value
 from max.nn import (
     MLP,
     ColumnParallelLinear,
@@ -21,8 +23,10 @@ from max.nn import (
     VocabParallelEmbedding,
 )
 from max.nn.attention.multi_latent_attention import LatentAttentionWithRope, MLAPrefillMetadata
+from max.nn.attention.multi_latent_attention_fp8 import LatentAttentionWithRopeFp8
+from max.nn.comm.ep import EPBatchManager
 from max.nn.kv_cache import PagedCacheValues
-from max.nn.moe import MoE
+from max.nn.moe import MoE, MoEQuantized, forward_moe_sharded_layers
 
 from ..llama3.linear import GatedMLP
 from .attention import AbsorbedLatentAttention
@@ -39,9 +43,11 @@ __all__ = [
     "mlp",
     "prefill_plans",
     "shards",
+    "through_mlps",
     "unpacked",
 ]
 
+_FLOAT8: Final = DType.float8_e4m3fn
 _ONE_CHUNK: Final = 1 << 30
 """Tokens that a prefill may expand at once; what is allocated follows from the batch."""
 
@@ -54,23 +60,25 @@ def latent_attention(config: DeepseekV3Config) -> Module:
     """
     if not config.on_gpus:
         return AbsorbedLatentAttention(config)
-    return LatentAttentionWithRope(
+    shared: dict[str, Any] = {
         # Asked for nothing but to scale the scores, which `softmax_scale` has done.
-        rope=unscaled_embedding(config),
-        scale=config.softmax_scale,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=1,
-        hidden_size=config.hidden_size,
-        kv_params=config.kv_params,
-        dtype=config.dtype,
-        devices=config.devices,
-        q_lora_rank=config.q_lora_rank,
-        kv_lora_rank=config.kv_lora_rank,
-        qk_nope_head_dim=config.qk_nope_head_dim,
-        qk_rope_head_dim=config.qk_rope_head_dim,
-        v_head_dim=config.v_head_dim,
-        buffer_size=_ONE_CHUNK,
-    )
+        "rope": unscaled_embedding(config),
+        "scale": config.softmax_scale,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": 1,
+        "hidden_size": config.hidden_size,
+        "kv_params": config.kv_params,
+        "devices": config.devices,
+        "q_lora_rank": config.q_lora_rank,
+        "kv_lora_rank": config.kv_lora_rank,
+        "qk_nope_head_dim": config.qk_nope_head_dim,
+        "qk_rope_head_dim": config.qk_rope_head_dim,
+        "v_head_dim": config.v_head_dim,
+        "buffer_size": _ONE_CHUNK,
+    }
+    if config.fp8 is None:
+        return LatentAttentionWithRope(**shared, dtype=config.dtype)
+    return LatentAttentionWithRopeFp8(**shared, quant_config=config.fp8, norm_dtype=config.dtype)
 
 
 def mlp(config: DeepseekV3Config) -> Module:
@@ -82,7 +90,8 @@ def mlp(config: DeepseekV3Config) -> Module:
     hidden, inner = config.hidden_size, config.intermediate_size
     if not config.on_gpus:
         return GatedMLP(hidden, inner, config.dtype, config.devices[0])
-    return MLP(config.dtype, None, hidden, inner, config.devices)
+    dtype = config.dtype if config.fp8 is None else _FLOAT8
+    return MLP(dtype, None, hidden, inner, config.devices, quant_config=config.fp8)
 
 
 def experts(config: DeepseekV3Config) -> Module:
@@ -94,16 +103,22 @@ def experts(config: DeepseekV3Config) -> Module:
     if not config.on_gpus:
         return TiledExperts(config)
     inner = config.moe_intermediate_size
-    return MoE(
+    spread: dict[str, Any] = {}
+    if config.ep is not None:
+        spread = {"ep_size": len(config.devices), "ep_batch_manager": EPBatchManager(config.ep)}
+    layer, dtype = (MoE, config.dtype) if config.fp8 is None else (MoEQuantized, _FLOAT8)
+    return layer(
         config.devices,
         config.hidden_size,
         config.n_routed_experts,
         config.num_experts_per_tok,
         inner,
         gate_cls=partial(GroupLimitedGate, config),
-        dtype=config.dtype,
+        dtype=dtype,
+        quant_config=config.fp8,
         shared_experts_dim=inner * config.n_shared_experts,
         has_shared_experts=True,
+        **spread,
     )
 
 
@@ -147,11 +162,33 @@ def shards(module: Any, config: DeepseekV3Config) -> list[Any]:
     count = len(config.devices)
     if count == 1:
         return [module]
-    whole = isinstance(module, RMSNorm)
-    module.sharding_strategy = (
-        ShardingStrategy.replicate(count) if whole else ShardingStrategy.tensor_parallel(count)
-    )
+    if isinstance(module, RMSNorm):
+        strategy = ShardingStrategy.replicate(count)
+    elif config.ep is None:
+        strategy = ShardingStrategy.tensor_parallel(count)
+    elif isinstance(module, MoE):
+        strategy = ShardingStrategy.expert_parallel(count)
+    else:
+        strategy = ShardingStrategy.replicate(count)
+    module.sharding_strategy = strategy
     return list(module.shard(config.devices))
+
+
+def through_mlps(
+    mlps: Sequence[Any], xs: Sequence[TensorValue], ep_inputs: Sequence[Value[Any]]
+) -> list[TensorValue]:
+    """Runs a layer's experts, or its MLP, on every device: `[T, H]` each.
+
+    Args:
+        mlps: `experts` or `mlp`, one a device.
+        xs: `[T, H]` each.
+        ep_inputs: as in `LayerInputs`.
+    """
+    first = mlps[0]
+    if not isinstance(first, MoE) or not ep_inputs:
+        return [mlp(x) for mlp, x in zip(mlps, xs, strict=True)]
+    first.ep_batch_manager.fetch_buffers(ep_inputs)
+    return forward_moe_sharded_layers(mlps, list(xs))
 
 
 def prefill_plans(
@@ -171,7 +208,7 @@ def prefill_plans(
     Returns:
         The tensors of each device's plan; none where attention needs no plan.
     """
-    if not isinstance(attention[0], LatentAttentionWithRope):
+    if not isinstance(attention[0], LatentAttentionWithRope | LatentAttentionWithRopeFp8):
         return [[] for _ in attention]
     plans = [
         layer.create_mla_prefill_metadata(offsets, cache)

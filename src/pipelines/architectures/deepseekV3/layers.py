@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from max.graph import BufferValue, TensorValue, ops
+from max.graph import TensorValue, ops
 from max.nn import Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 
 from . import kernels
 from .config import DeepseekV3Config
-from .mesh import Mesh
+from .mesh import LayerInputs
 
 __all__ = ["DecoderLayer"]
 
@@ -47,23 +47,22 @@ class DecoderLayer(Module):
         freqs_cis: Sequence[TensorValue],
         row_offsets: Sequence[TensorValue],
         plans: Sequence[Sequence[TensorValue]],
-        signal_buffers: Sequence[BufferValue],
+        shared: LayerInputs,
     ) -> list[TensorValue]:
         """Runs the layer over ragged rows and writes their cache entries; all lists by device.
 
         Args:
             layer: uint32 scalar, the layer's index in the cache.
-            xs: `[T, H]` each, the same on every device.
+            xs: `[T, H]` each.
             caches: the stack's; row b is written from `cache.cache_lengths[b]` on.
             freqs_cis: `[positions, qk_rope_head_dim]` each, the rotary table.
             row_offsets: uint32 `[B + 1]` each.
             plans: those of `kernels.prefill_plans`.
-            signal_buffers: as in `Mesh`.
+            shared: what the devices speak through.
 
         Returns:
-            `[T, H]` each, the same on every device.
+            `[T, H]` each.
         """
-        mesh = Mesh(signal_buffers)
         attended = [
             attention(layer, norm(x), cache, freqs, offsets, *kernels.unpacked(plan))
             for attention, norm, x, cache, freqs, offsets, plan in zip(
@@ -77,9 +76,9 @@ class DecoderLayer(Module):
                 strict=True,
             )
         ]
-        xs = _added(xs, mesh.sum(attended))
-        inner = [mlp(norm(x)) for mlp, norm, x in zip(self.mlps, self._mlp_norms, xs, strict=True)]
-        return _added(xs, mesh.sum(inner))
+        xs = _added(xs, shared.sum(attended))
+        normed = [norm(x) for norm, x in zip(self._mlp_norms, xs, strict=True)]
+        return _added(xs, shared.sum(kernels.through_mlps(self.mlps, normed, shared.ep_inputs)))
 
 
 def _added(xs: Sequence[TensorValue], changes: Sequence[TensorValue]) -> list[TensorValue]:

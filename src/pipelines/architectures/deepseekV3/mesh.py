@@ -4,22 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from max.graph import BufferValue, TensorValue, ops
+from max.graph import BufferValue, TensorValue, Value, ops
 from max.nn import ColumnParallelLinear, Embedding, Linear, VocabParallelEmbedding
 from max.nn.kv_cache import PagedCacheValues
-from typing_extensions import Self
 
 from unispec.kv_cache.views import on_device_of
-from unispec.pipelines.speculative.step import StepInputs
 
-__all__ = ["ALONE", "Mesh"]
+__all__ = ["ALONE", "LayerInputs", "Mesh", "Parts"]
+
+
+class LayerInputs(NamedTuple):
+    """What the devices of a layer speak through."""
+
+    signal_buffers: list[BufferValue]
+    """uint8, one a device, where the layer's parts are summed; empty where they are not."""
+    ep_inputs: list[Value[Any]]
+    """Of `max.nn.comm.ep`, where each device has some of the experts; empty where it has none."""
+
+    def sum(self, parts: Sequence[TensorValue]) -> list[TensorValue]:
+        """What each device adds to its hidden states: the sum of all devices' parts, or its own.
+
+        Args:
+            parts: `[T, H]`, one a device.
+        """
+        if not self.signal_buffers:
+            return list(parts)
+        return ops.allreduce.sum(parts, self.signal_buffers)
+
+
+class Parts(NamedTuple):
+    """What each device works on; all lists by device."""
+
+    xs: list[TensorValue]
+    """`[T, H]`, ragged."""
+    row_offsets: list[TensorValue]
+    """uint32 `[B + 1]`."""
+    caches: list[PagedCacheValues]
+    """The stack's, for the same rows."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """The devices that share every layer of a stack.
+    """The devices that share every layer of a stack by tensor parallelism.
 
     Between two layers all of them have the same hidden states, so all that is no layer runs on
     the first one alone.
@@ -32,20 +60,32 @@ class Mesh:
     context_lengths: Sequence[TensorValue] = ()
     """int32 `[1]` on the host, one a device: cached tokens that a prefill may read, in pages."""
 
-    @classmethod
-    def of(cls, step: StepInputs, cache: int) -> Self:
-        """The devices of a step and their copies of one of its caches.
+    @property
+    def layer_inputs(self) -> LayerInputs:
+        """What a layer needs to speak with the other devices."""
+        return LayerInputs(list(self.signal_buffers), [])
+
+    def parts(
+        self, xs: Sequence[TensorValue], row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> Parts:
+        """What each device works on: here all of it.
 
         Args:
-            step: the step's inputs.
-            cache: which of its caches, 0 for the target's and 1 for the draft's.
+            xs: `[T, H]`, ragged, on every device or on the first one.
+            row_offsets: uint32 `[B + 1]`, on the first device.
+            cache: the stack's cache, or a `grown_view` of it.
         """
-        copies = step.copies[cache]
-        return cls(
-            signal_buffers=[value.buffer for value in step.more["signal_buffers"]],
-            copies=copies if len(copies) > 1 else (),
-            context_lengths=[value.tensor for value in step.more["batch_context_lengths"]],
-        )
+        everywhere = list(xs) if len(xs) > 1 else self.spread(xs[0])
+        return Parts(everywhere, self.spread(row_offsets), self._caches(cache))
+
+    def whole(self, parts: Sequence[TensorValue], like: TensorValue) -> TensorValue:
+        """What the devices made of their parts, on the first one.
+
+        Args:
+            parts: one a device.
+            like: `[T, ...]`, whatever was parted; its T is the result's.
+        """
+        return parts[0]
 
     def spread(self, value: TensorValue) -> list[TensorValue]:
         """A value of the first device, on each of them.
@@ -57,22 +97,8 @@ class Mesh:
             return [value]
         return ops.distributed_broadcast(value, self.signal_buffers)
 
-    def sum(self, parts: Sequence[TensorValue]) -> list[TensorValue]:
-        """The sum of all devices' parts, on each of them.
-
-        Args:
-            parts: one a device, of equal shapes.
-        """
-        if not self.signal_buffers:
-            return list(parts)
-        return ops.allreduce.sum(parts, self.signal_buffers)
-
-    def caches(self, view: PagedCacheValues) -> list[PagedCacheValues]:
-        """The first device's view of the cache, as each of them sees it.
-
-        Args:
-            view: the cache, or a `grown_view` of it.
-        """
+    def _caches(self, view: PagedCacheValues) -> list[PagedCacheValues]:
+        """The first device's view of the cache, as each of them sees it."""
         if not self.copies:
             return [view]
         first, *others = self.copies

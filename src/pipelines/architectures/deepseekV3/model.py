@@ -11,6 +11,7 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef
+from max.nn.comm.ep import EPCommInitializer, EPConfig
 from max.nn.kv_cache import KVCacheInputs, KVCacheParams
 from max.pipelines.context import TextContext
 from max.pipelines.lib import KVCacheConfig, ModelInputs, PipelineConfig
@@ -36,6 +37,7 @@ class DeepseekV3Model(UnifiedModel):
     """The class that reads `PipelineConfig`."""
     several_devices: ClassVar[bool] = True
     inputs_cls: ClassVar[type[StepModelInputs]] = DeepseekV3Inputs
+    _ep_inputs: tuple[Buffer, ...] = ()
 
     @classmethod
     def get_kv_params(
@@ -80,6 +82,7 @@ class DeepseekV3Model(UnifiedModel):
             cast_stack({f"target.{name}": value for name, value in state.items()}, config.dtype),
             weight_alignment=1,
         )
+        self.connect_experts(session, config.ep)
         return self.compile(session, build_graph(config, module), module.state_dict())
 
     def read_tensors(self, config: DeepseekV3Config) -> tuple[Mapping[str, Tensor], str]:
@@ -106,7 +109,8 @@ class DeepseekV3Model(UnifiedModel):
         """Builds one step's inputs from requests, new and running ones alike.
 
         Args:
-            replica_batches: one batch, the requests in row order.
+            replica_batches: of each replica the requests in row order; one batch but where
+                attention is data-parallel.
             kv_cache_inputs: pages of the same requests in the same order.
             return_n_logits: 1; the number of logit rows follows from the drafts.
             draft_tokens: int64 `[B, K]` to verify in place of what the last step proposed.
@@ -114,7 +118,7 @@ class DeepseekV3Model(UnifiedModel):
             **kwargs: none is known.
 
         Raises:
-            InputError: more than one replica, another `return_n_logits`, drafts of another
+            InputError: another number of replicas, another `return_n_logits`, drafts of another
                 shape than the last step's, or an argument that is not taken.
         """
         if draft_kv_cache_buffers is not None:
@@ -137,24 +141,47 @@ class DeepseekV3Model(UnifiedModel):
             inputs.draft_tokens = draft_tokens
         return inputs
 
-    def more_fields(self, contexts: Sequence[TextContext], num_drafts: int) -> dict[str, Any]:
+    def more_fields(
+        self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
+    ) -> dict[str, Any]:
         """The fields of `DistributedInputs`.
 
         Args:
-            contexts: the requests in row order.
+            replica_batches: of each replica the requests in row order.
             num_drafts: draft tokens that the step verifies in every row.
         """
-        counts = [len(context.tokens.active) for context in contexts]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+        counts = [len(context.tokens.active) for batch in replica_batches for context in batch]
+        rows = [len(batch) for batch in replica_batches]
         page = self.kv_params.page_size
-        ends = [context.tokens.current_position + num_drafts for context in contexts]
-        expanded = np.array([sum(-(-end // page) * page for end in ends)], np.int32)
+        expanded = []
+        for batch in replica_batches:
+            ends = [context.tokens.current_position + num_drafts for context in batch]
+            expanded.append(sum(-(-end // page) * page for end in ends))
+        if len(expanded) < len(self.devices):
+            expanded *= len(self.devices)
         return {
             "signal_buffers": self.signal_buffers,
-            "host_input_row_offsets": Buffer.from_numpy(offsets),
-            "batch_context_lengths": [Buffer.from_numpy(expanded) for _ in self.devices],
-            "data_parallel_splits": Buffer.from_numpy(np.array([0, len(contexts)], np.int64)),
+            "host_input_row_offsets": Buffer.from_numpy(np.cumsum([0, *counts], dtype=np.uint32)),
+            "batch_context_lengths": [
+                Buffer.from_numpy(np.array([tokens], np.int32)) for tokens in expanded
+            ],
+            "data_parallel_splits": Buffer.from_numpy(np.cumsum([0, *rows], dtype=np.int64)),
+            "ep_inputs": self._ep_inputs,
         }
+
+    def connect_experts(self, session: InferenceSession, ep: EPConfig | None) -> None:
+        """Sets up where GPUs send tokens to each other's experts, if each has some of them.
+
+        Args:
+            session: runs what sets it up.
+            ep: the stack's.
+        """
+        if ep is None:
+            return
+        # The buffers live as long as what made them.
+        self._connected = EPCommInitializer(ep)
+        self._connected.ep_init(session)
+        self._ep_inputs = tuple(self._connected.model_inputs())
 
     def prepare_next_token_inputs(
         self, next_tokens: Buffer, prev_model_inputs: ModelInputs

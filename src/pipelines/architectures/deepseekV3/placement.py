@@ -7,11 +7,19 @@ from typing import Any, Final
 
 from max.dtype import DType
 from max.graph import DeviceRef
+from max.nn.comm.ep import EPConfig
+from max.nn.quant_config import QuantConfig
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 
 from unispec.errors import InputError
 
-__all__ = ["check_gpus", "check_one_cpu", "check_parallelism", "check_placement"]
+__all__ = [
+    "check_gpus",
+    "check_one_cpu",
+    "check_placement",
+    "expert_parallelism",
+    "spread_over",
+]
 
 _MOST_GPUS: Final = 8
 """As many as MAX's signal buffers have room for."""
@@ -22,6 +30,9 @@ _KERNEL_SIZES: Final = {
     "v_head_dim": 128,
 }
 _SHARED: Final = ("num_attention_heads", "intermediate_size", "moe_intermediate_size", "vocab_size")
+"""What GPUs share equally by tensor parallelism."""
+_SPREAD: Final = ("n_routed_experts", "vocab_size")
+"""What they share equally by expert parallelism."""
 
 
 def check_one_cpu(devices: Sequence[DeviceRef], model: str) -> None:
@@ -61,7 +72,9 @@ def check_placement(devices: Sequence[DeviceRef]) -> None:
         )
 
 
-def check_gpus(hf: Any, dtype: DType, devices: Sequence[DeviceRef], source: str) -> None:
+def check_gpus(
+    hf: Any, dtype: DType, devices: Sequence[DeviceRef], source: str, *, spread: bool = False
+) -> None:
     """Refuses what MAX's layers for GPUs do not take; a CPU takes everything.
 
     Args:
@@ -69,6 +82,7 @@ def check_gpus(hf: Any, dtype: DType, devices: Sequence[DeviceRef], source: str)
         dtype: of weights and activations.
         devices: where it is to run.
         source: the file or folder, for the errors.
+        spread: whether they have some of the experts each, and attention whole.
 
     Raises:
         InputError: another dtype than bfloat16, other widths of attention than DeepSeek-V3's,
@@ -93,7 +107,7 @@ def check_gpus(hf: Any, dtype: DType, devices: Sequence[DeviceRef], source: str)
             f"norm_topk_prob {hf.norm_topk_prob!r} of {source} with n_group 1 does not run on"
             f" {_named(devices)}, whose router always normalises one group; use one CPU"
         )
-    for name in _SHARED:
+    for name in _SPREAD if spread else _SHARED:
         if getattr(hf, name) % len(devices):
             raise InputError(
                 f"{name} {getattr(hf, name)} of {source} cannot be shared equally by"
@@ -101,26 +115,74 @@ def check_gpus(hf: Any, dtype: DType, devices: Sequence[DeviceRef], source: str)
             )
 
 
-def check_parallelism(pipeline_config: PipelineConfig, model_config: MAXModelConfig) -> None:
-    """Refuses to share a stack in another way than by tensor parallelism.
+def spread_over(
+    pipeline_config: PipelineConfig,
+    model_config: MAXModelConfig,
+    hf: Any,
+    devices: Sequence[DeviceRef],
+) -> bool:
+    """Whether each GPU has rows of its own, with their attention whole, and some of the experts.
 
     Args:
         pipeline_config: for `ep_size`.
         model_config: for `data_parallel_degree`.
+        hf: a Hugging Face config that `check_stack` has passed.
+        devices: where it is to run.
+
+    Returns:
+        False for one device, or for tensor parallelism.
 
     Raises:
-        InputError: data-parallel attention or expert parallelism is asked for.
+        InputError: only one of the two is asked for, or for another number of devices, or the
+            stack has not one shared expert.
     """
-    asked = {
-        "data_parallel_degree": model_config.data_parallel_degree,
-        "ep_size": pipeline_config.runtime.ep_size,
-    }
-    for name, value in asked.items():
-        if value > 1:
-            raise InputError(
-                f"{name} is {value}, but DeepSeek-V3 is shared by tensor parallelism only here;"
-                " leave it 1, or use MAX's own architecture"
-            )
+    replicas, spread = model_config.data_parallel_degree, pipeline_config.runtime.ep_size
+    if replicas == spread == 1:
+        return False
+    if replicas != spread or replicas != len(devices) or devices[0].is_cpu():
+        raise InputError(
+            f"data_parallel_degree {replicas} with ep_size {spread} does not run on"
+            f" {_named(devices)}; make both 1, for tensor parallelism, or both the number of GPUs"
+        )
+    if hf.n_shared_experts != 1:
+        raise InputError(
+            f"n_shared_experts is {hf.n_shared_experts}, but expert parallelism runs with one;"
+            " make data_parallel_degree and ep_size 1"
+        )
+    return True
+
+
+def expert_parallelism(
+    hf: Any,
+    pipeline_config: PipelineConfig,
+    devices: Sequence[DeviceRef],
+    fp8: QuantConfig | None,
+) -> EPConfig:
+    """Sizes of what GPUs send to each other's experts.
+
+    Args:
+        hf: a Hugging Face config that `check_gpus` has passed.
+        pipeline_config: for the batch and K.
+        devices: the GPUs.
+        fp8: how the experts compute in FP8; None: in bfloat16.
+    """
+    runtime, speculative = pipeline_config.runtime, pipeline_config.speculative
+    drafts = (speculative.num_speculative_tokens or 0) if speculative else 0
+    tokens = runtime.max_batch_input_tokens
+    return EPConfig(
+        dispatch_dtype=DType.bfloat16 if fp8 is None else DType.float8_e4m3fn,
+        dispatch_quant_config=fp8,
+        combine_dtype=DType.bfloat16,
+        hidden_size=hf.hidden_size,
+        top_k=hf.num_experts_per_tok,
+        n_experts=hf.n_routed_experts,
+        max_tokens_per_rank=tokens + drafts * min(runtime.max_batch_size or tokens, tokens),
+        n_gpus_per_node=len(devices),
+        n_nodes=1,
+        node_id=0,
+        # The other way, a side stream, cannot be built into a draft's loop in max 26.7.
+        fused_shared_expert=True,
+    )
 
 
 def _named(devices: Sequence[DeviceRef]) -> str:

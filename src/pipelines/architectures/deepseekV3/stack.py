@@ -17,6 +17,7 @@ from . import kernels
 from .config import DeepseekV3Config
 from .layers import DecoderLayer
 from .mesh import ALONE, Mesh
+from .replicas import mesh_of
 from .rope import rotary_embedding
 
 __all__ = ["DeepseekV3", "TargetOfStep"]
@@ -76,7 +77,7 @@ class DeepseekV3(Module):
         """Runs the layers over embedded tokens.
 
         Args:
-            xs: `[T, H]`, ragged, the same on every device.
+            xs: `[T, H]`, ragged, on every device or on the first one.
             row_offsets: uint32 `[B + 1]`.
             cache: the stack's cache.
             mesh: the devices.
@@ -86,12 +87,12 @@ class DeepseekV3(Module):
             `[T, n * H]` for n tapped layers.
         """
         outputs: dict[int, TensorValue] = {}
+        parts, offsets, caches = mesh.parts(xs, row_offsets, cache)
 
         def keep(index: int, hidden: list[TensorValue]) -> None:
             if index in self.tapped_layers:
-                outputs[index] = hidden[0]
+                outputs[index] = mesh.whole(hidden, xs[0])
 
-        caches, offsets = mesh.caches(cache), mesh.spread(row_offsets)
         freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
         first = self.layers[0]
         assert isinstance(first, DecoderLayer)
@@ -99,7 +100,7 @@ class DeepseekV3(Module):
         # Read first: layers that share a subgraph lose the beginnings of their names.
         prefixes = [self._prefix(index) for index in range(len(self.layers))]
         # One subgraph for the dense layers and one for those with experts.
-        x, *_ = forward_sequential_layers(
+        hidden = forward_sequential_layers(
             list(self.layers),
             inputs_for_layer=lambda index, xs: [
                 layer_index(index),
@@ -108,18 +109,18 @@ class DeepseekV3(Module):
                 freqs_cis,
                 offsets,
                 plans,
-                list(mesh.signal_buffers),
+                mesh.layer_inputs,
             ],
-            initial_hidden_states=list(xs),
+            initial_hidden_states=parts,
             on_layer_output=keep,
             subgraph_layer_groups=self.alike,
             name_for_subgraph=lambda group: f"{prefixes[0]}deepseekV3_{group}",
             weight_prefix_for_layer=prefixes.__getitem__,
         )
-        hidden = self.norm(x)
+        normed = self.norm(mesh.whole(hidden, xs[0]))
         if not self.tapped_layers:
-            return hidden, hidden
-        return hidden, ops.concat([outputs[index] for index in self.tapped_layers], axis=-1)
+            return normed, normed
+        return normed, ops.concat([outputs[index] for index in self.tapped_layers], axis=-1)
 
     def logits(self, hidden: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`.
@@ -147,7 +148,7 @@ class TargetOfStep:
 
     def __init__(self, stack: DeepseekV3, step: StepInputs) -> None:
         self._stack = stack
-        self._mesh = Mesh.of(step, 0)
+        self._mesh = mesh_of(step, 0)
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues

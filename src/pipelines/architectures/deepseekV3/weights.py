@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
 from max.dtype import DType
 from max.graph.weights import WeightData
 
@@ -15,6 +16,7 @@ from unispec.checkpoints.packed_int4 import dequantise_packed
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from .config import DeepseekV3Config
+from .fp8 import as_float8, with_scales
 from .layouts import in_layout
 
 __all__ = [
@@ -29,13 +31,15 @@ Shapes = dict[str, tuple[int, ...]]
 """Names of tensors and their shapes."""
 
 _PROJECTIONS: Final = ("gate_proj", "up_proj", "down_proj")
-_ROUTER: Final = (".gate.weight", ".e_score_correction_bias")
+_EXACT: Final = (".gate.weight", ".e_score_correction_bias", ".weight_scale")
 
 
 def dequantised(
     tensors: Mapping[str, Tensor], config: DeepseekV3Config, *, source: str
 ) -> Mapping[str, Tensor]:
     """The tensors as they are, or multiplied by their scales if the checkpoint is quantised.
+
+    A stack that computes in FP8 takes matrices and scales as they are.
 
     Args:
         tensors: the checkpoint's, by name.
@@ -45,6 +49,8 @@ def dequantised(
     Raises:
         InputError: scales that do not fit.
     """
+    if config.fp8 is not None:
+        return {name.replace("weight_scale_inv", "weight_scale"): tensors[name] for name in tensors}
     if config.fp8_block is not None:
         return dequantise_blocks(tensors, config.fp8_block, source=source)
     if config.int4_group_size is not None:
@@ -60,7 +66,7 @@ def target_state_dict(
     Layers after the last one are those of multi-token prediction and are left out.
 
     Args:
-        tensors: under Hugging Face's names, with or without `model.`, not quantised.
+        tensors: of `dequantised`, under Hugging Face's names, with or without `model.`.
         config: the shape of the model.
         source: the file or folder, for the errors.
 
@@ -120,27 +126,37 @@ def layer_shapes(config: DeepseekV3Config, layer: int) -> Shapes:
         for name in ("input_layernorm", "post_attention_layernorm")
     }
     shapes |= {f"{prefix}.self_attn.{name}.weight": shape for name, shape in attention.items()}
-    mlp = f"{prefix}.mlp"
-    if not config.has_experts(layer):
-        return shapes | _mlp_shapes(mlp, hidden, config.intermediate_size)
-    inner, experts = config.moe_intermediate_size, config.n_routed_experts
-    shapes[f"{mlp}.gate.weight"] = (experts, hidden)
-    shapes[f"{mlp}.gate.e_score_correction_bias"] = (experts,)
-    for expert in range(experts):
-        shapes |= _mlp_shapes(f"{mlp}.experts.{expert}", hidden, inner)
-    return shapes | _mlp_shapes(f"{mlp}.shared_experts", hidden, inner * config.n_shared_experts)
+    shapes |= _mlp_or_experts(config, layer, f"{prefix}.mlp")
+    return shapes if config.fp8 is None else with_scales(shapes)
 
 
 def cast_stack(state: Mapping[str, Tensor], dtype: DType) -> dict[str, Tensor | WeightData]:
-    """Casts weights to the graph's dtype, a router's to float32.
+    """Casts weights to the graph's dtype, a router's and scales to float32; FP8 stays.
 
     Args:
         state: by the graph's names.
-        dtype: of all but the routers.
+        dtype: of all others.
     """
-    routers = {name: tensor for name, tensor in state.items() if name.endswith(_ROUTER)}
-    others = {name: tensor for name, tensor in state.items() if name not in routers}
-    return {**cast_weights(others, dtype), **cast_weights(routers, DType.float32)}
+    codes = {name for name, tensor in state.items() if tensor.dtype == np.uint8}
+    exact = {name for name in state if name.endswith(_EXACT)}
+    return {
+        **{name: as_float8(state[name], name) for name in codes},
+        **cast_weights({name: state[name] for name in exact}, DType.float32),
+        **cast_weights({n: t for n, t in state.items() if n not in codes | exact}, dtype),
+    }
+
+
+def _mlp_or_experts(config: DeepseekV3Config, layer: int, prefix: str) -> Shapes:
+    hidden, inner = config.hidden_size, config.moe_intermediate_size
+    if not config.has_experts(layer):
+        return _mlp_shapes(prefix, hidden, config.intermediate_size)
+    shapes: Shapes = {
+        f"{prefix}.gate.weight": (config.n_routed_experts, hidden),
+        f"{prefix}.gate.e_score_correction_bias": (config.n_routed_experts,),
+    }
+    for expert in range(config.n_routed_experts):
+        shapes |= _mlp_shapes(f"{prefix}.experts.{expert}", hidden, inner)
+    return shapes | _mlp_shapes(f"{prefix}.shared_experts", hidden, inner * config.n_shared_experts)
 
 
 def _mlp_shapes(prefix: str, hidden: int, inner: int) -> Shapes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -200,17 +201,19 @@ class KimiK2_5Model(DeepseekV3Model):
         widened = widen_placeholders(tokens, items, placeholder, prompt=name)
         return MediaPrompt(widened, items, placeholder)
 
-    def more_fields(self, contexts: Sequence[TextContext], num_drafts: int) -> dict[str, Any]:
+    def more_fields(
+        self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
+    ) -> dict[str, Any]:
         """The fields of `ImageInputs` and `DistributedInputs`.
 
         Args:
-            contexts: the requests in row order.
+            replica_batches: one batch, the requests in row order.
             num_drafts: draft tokens that the step verifies in every row.
         """
         features: list[npt.NDArray[np.float32]] = []
         places: list[npt.NDArray[np.int64]] = []
         offset = 0
-        for context in contexts:
+        for context in chain(*replica_batches):
             begin = context.tokens.processed_length
             end = begin + len(context.tokens.active)
             for start, item in media_items(context):
@@ -219,7 +222,8 @@ class KimiK2_5Model(DeepseekV3Model):
                     features.append(self.encoder(item)[first - start : last - start])
                     places.append(np.arange(first, last) - begin + offset)
             offset += end - begin + num_drafts
-        return {**super().more_fields(contexts, num_drafts), **self._images(features, places)}
+        more = super().more_fields(replica_batches, num_drafts)
+        return {**more, **self._images(features, places)}
 
     def _images(
         self,

@@ -18,6 +18,7 @@ from ..deepseekV3 import kernels
 from ..deepseekV3.config import DeepseekV3Config
 from ..deepseekV3.layers import DecoderLayer
 from ..deepseekV3.mesh import ALONE, Mesh
+from ..deepseekV3.replicas import mesh_of
 from ..deepseekV3.rope import rotary_embedding
 from ..llama3.stack import layer_index
 
@@ -77,17 +78,17 @@ class MtpDraft(Module):
         embedded, *_ = mesh.embed(self.embed_tokens, tokens)
         embedded = ops.rebind(embedded, features.shape)
         x = self.eh_proj(ops.concat([self.enorm(embedded), self.hnorm(features)], axis=-1))
-        caches, offsets = mesh.caches(cache), mesh.spread(row_offsets)
-        x, *_ = self.layer(
+        parts, offsets, caches = mesh.parts([x], row_offsets, cache)
+        hidden = self.layer(
             layer_index(0),
-            mesh.spread(x),
+            parts,
             caches,
             [self.rope.freqs_cis.to(device) for device in self.devices],
             offsets,
             kernels.prefill_plans(self.layer.attention, offsets, caches, mesh.context_lengths),
-            mesh.signal_buffers,
+            mesh.layer_inputs,
         )
-        return self.norm(x)
+        return self.norm(mesh.whole(hidden, x))
 
     def logits(self, features: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
         """float32 `[..., V]` for features `[..., H]`.
@@ -109,7 +110,7 @@ class DraftOfStep:
 
     def __init__(self, draft: MtpDraft, step: StepInputs) -> None:
         self._draft = draft
-        self._mesh = Mesh.of(step, 1)
+        self._mesh = mesh_of(step, 1)
 
     def __call__(
         self,

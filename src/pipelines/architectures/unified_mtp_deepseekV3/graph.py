@@ -55,7 +55,7 @@ def build_graph(config: UnifiedMTPDeepseekV3Config, module: UnifiedMTPDeepseekV3
         sampled_drafts=speculative.draft_proposal == "sampled",
         thinking_phase=speculative.use_relaxed_acceptance_for_thinking,
         order=DEEPSEEK_ORDER,
-        more=distributed_types(config.devices),
+        more=distributed_types(config.devices, config.target.ep),
     )
     with Graph("unified_mtp_deepseekV3", input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())

@@ -60,6 +60,7 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
         state = {f"target.{name}": value for name, value in target.items()}
         state |= {f"draft.{name}": value for name, value in draft.items()}
         module.load_state_dict(cast_stack(state, config.target.dtype), weight_alignment=1)
+        self.connect_experts(session, config.target.ep)
         return self.compile(session, build_graph(config, module), module.state_dict())
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
