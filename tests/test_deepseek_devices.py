@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from max.driver import Buffer
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.weights import WeightData
@@ -28,7 +29,10 @@ from unispec.errors import InputError
 from unispec.pipelines.architectures.deepseekV3 import fp8
 from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
 from unispec.pipelines.architectures.deepseekV3.fp8 import block_scaled
-from unispec.pipelines.architectures.deepseekV3.inputs import distributed_types
+from unispec.pipelines.architectures.deepseekV3.inputs import (
+    DeepseekV3Inputs,
+    distributed_types,
+)
 from unispec.pipelines.architectures.deepseekV3.model import DeepseekV3Model
 from unispec.pipelines.architectures.deepseekV3.placement import (
     check_gpus,
@@ -329,18 +333,19 @@ def test_float8_is_what_torch_reads(fp8_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "block", "count", "spread", "computed"),
+    ("changes", "block", "count", "spread", "obstacle"),
     [
-        ({}, (128, 128), 1, False, True),
-        ({}, (128, 128), 2, False, True),
-        ({}, (128, 128), 2, True, True),
-        ({}, (128, 128), 4, False, False),
-        ({"moe_intermediate_size": 128}, (128, 128), 2, False, False),
-        ({"moe_intermediate_size": 128}, (128, 128), 2, True, True),
-        ({"hidden_size": 64}, (128, 128), 1, False, False),
-        ({"q_lora_rank": None}, (128, 128), 1, False, False),
-        ({}, (64, 128), 1, False, False),
-        ({}, None, 1, False, False),
+        ({}, (128, 128), 1, False, None),
+        ({}, (128, 128), 2, False, None),
+        ({}, (128, 128), 2, True, None),
+        ({}, (128, 128), 4, False, "a device's part of intermediate_size is 64, no multiple"),
+        ({"moe_intermediate_size": 128}, (128, 128), 2, False, "moe_intermediate_size is 64"),
+        ({"moe_intermediate_size": 128}, (128, 128), 2, True, None),
+        ({"num_attention_heads": 2}, (128, 128), 2, False, "a device's queries is 192"),
+        ({"hidden_size": 64}, (128, 128), 1, False, "hidden_size is 64"),
+        ({"q_lora_rank": None}, (128, 128), 1, False, "q_lora_rank is not set"),
+        ({}, (64, 128), 1, False, r"blocks are \(64, 128\)"),
+        ({}, None, 1, False, "blocks are None"),
     ],
 )
 def test_when_gpus_compute_in_fp8(
@@ -349,8 +354,9 @@ def test_when_gpus_compute_in_fp8(
     block: tuple[int, int] | None,
     count: int,
     spread: bool,
-    computed: bool,
+    obstacle: str | None,
 ) -> None:
+    """Where it is possible, if nothing else is asked for."""
     hf: Any = SimpleNamespace(
         **{
             "hidden_size": 128,
@@ -368,10 +374,45 @@ def test_when_gpus_compute_in_fp8(
     architecture = "sm_90a"
     monkeypatch.setattr(fp8, "accelerator_api", lambda: "cuda")
     monkeypatch.setattr(fp8, "accelerator_architecture_name", lambda: architecture)
-    assert (block_scaled(hf, block, GPUS[:count], spread=spread) is not None) is computed
-    assert block_scaled(hf, block, [CPU], spread=False) is None
+
+    def found(asked: str | None, devices: list[DeviceRef]) -> QuantConfig | None:
+        return block_scaled(hf, block, devices, asked, "tiny", spread=spread)
+
+    gpus = GPUS[:count]
+    assert (found(None, gpus) is None) is (obstacle is not None)
+    assert found("bfloat16", gpus) is None
+    assert found(None, [CPU]) is None
+    if obstacle is not None:
+        with pytest.raises(InputError, match=f"'float8_e4m3fn' of tiny .*{obstacle}.* 'bfloat16'"):
+            found("float8_e4m3fn", gpus)
+    with pytest.raises(InputError, match="the device has no kernels"):
+        found("float8_e4m3fn", [CPU])
     architecture = "sm_80"
-    assert block_scaled(hf, block, GPUS[:count], spread=spread) is None
+    assert found(None, gpus) is None
+    with pytest.raises(InputError, match="the device has no kernels"):
+        found("float8_e4m3fn", gpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "message"),
+    [
+        ("model.layers.0.self_attn.o_proj.weight", None, r"o_proj.weight' has no scales"),
+        ("model.layers.3.eh_proj.weight", np.ones((1, 2)), r"eh_proj.weight' has scales"),
+    ],
+)
+def test_a_checkpoint_partly_in_fp8_is_refused_where_layers_compute_in_it(
+    fp8_folder: Path, name: str, scale: Any, message: str
+) -> None:
+    tensors = {**read_tensors([fp8_folder / "model.safetensors"])}
+    blocks = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+    config = on_gpus(fp8_folder, fp8=blocks)
+    tensors.pop(name + "_scale_inv", None)
+    if scale is not None:
+        tensors[name + "_scale_inv"] = scale
+    with pytest.raises(InputError, match=message + ".*use quantization encoding 'bfloat16'"):
+        dequantised(tensors, config, source="tiny")
+    plain = dequantised(tensors, on_gpus(fp8_folder), source="tiny")
+    assert not any("_scale" in found for found in plain)
 
 
 @pytest.mark.parametrize("q_lora_rank", [24, None])
@@ -424,13 +465,7 @@ def test_a_prefill_expands_whole_pages_of_every_row(
     replicas: list[list[int]], expanded: list[int], splits: list[int]
 ) -> None:
     """Two rows of 9 tokens and of 127 with two drafts, on two devices."""
-    batches = [
-        [
-            TextContext(max_length=512, tokens=TokenBuffer(np.arange(length, dtype=np.int64)))
-            for length in lengths
-        ]
-        for lengths in replicas
-    ]
+    batches = [rows(*lengths) for lengths in replicas]
     model: Any = SimpleNamespace(
         kv_params=SimpleNamespace(page_size=128),
         devices=[None, None],
@@ -515,9 +550,18 @@ def test_what_gpus_do_not_take_is_refused(
         check_gpus(changed, dtype, GPUS[:count], "tiny")
 
 
-def asked(devices: list[DeviceRef], replicas: int, spread: int, shared_experts: int = 1) -> bool:
+def asked(
+    devices: list[DeviceRef], replicas: int, spread: int, shared_experts: int = 1, **changes: Any
+) -> bool:
     hf = SimpleNamespace(n_shared_experts=shared_experts)
-    pipeline: Any = SimpleNamespace(runtime=SimpleNamespace(ep_size=spread))
+    runtime = {
+        "ep_size": spread,
+        "ep_use_allreduce": False,
+        "eplb_redundant_experts_per_gpu": 0,
+        "max_batch_size": 4,
+        **changes,
+    }
+    pipeline: Any = SimpleNamespace(runtime=SimpleNamespace(**runtime))
     model: Any = SimpleNamespace(data_parallel_degree=replicas)
     return spread_over(pipeline, model, hf, devices)
 
@@ -528,8 +572,8 @@ def test_gpus_share_all_layers_or_spread_the_experts() -> None:
     assert asked(GPUS[:2], 2, 2)
 
 
-@pytest.mark.parametrize(("batch", "tokens"), [(4, 100 + 3 * 4), (None, 100 + 3 * 100)])
-def test_room_for_what_gpus_send_to_each_others_experts(batch: int | None, tokens: int) -> None:
+@pytest.mark.parametrize(("batch", "tokens"), [(4, 100 + 3 * 4), (200, 200 + 3 * 200)])
+def test_room_for_what_gpus_send_to_each_others_experts(batch: int, tokens: int) -> None:
     """New tokens, and three drafts of every row."""
     hf = SimpleNamespace(hidden_size=64, num_experts_per_tok=2, n_routed_experts=8)
     pipeline: Any = SimpleNamespace(
@@ -552,6 +596,8 @@ def test_room_for_what_gpus_send_to_each_others_experts(batch: int | None, token
         (GPUS[:2], 1, 2, "data_parallel_degree 1 with ep_size 2 .* both the number of GPUs"),
         (GPUS, 4, 4, "data_parallel_degree 4 with ep_size 4"),
         ([CPU, CPU], 2, 2, "does not run on cpu:0, cpu:0"),
+        (GPUS[2:4], 2, 2, "expert parallelism does not run on gpu:2, gpu:3; give all GPUs from"),
+        (GPUS[1::-1], 2, 2, "gpu:1, gpu:0; .* in their order"),
     ],
 )
 def test_other_ways_to_share_a_stack_are_refused(
@@ -559,6 +605,69 @@ def test_other_ways_to_share_a_stack_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         asked(devices, replicas, spread)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_batch_size": None}, "max_batch_size is not set, .*; set it"),
+        ({"ep_use_allreduce": True}, "ep_use_allreduce is True .*; leave them out"),
+        ({"eplb_redundant_experts_per_gpu": 1}, "eplb_redundant_experts_per_gpu 1, .* not supp"),
+    ],
+)
+def test_settings_that_expert_parallelism_does_not_go_with(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        asked(GPUS[:2], 2, 2, **changes)
+    assert not asked(GPUS[:2], 1, 1, max_batch_size=None)
+
+
+class Replicated(DeepseekV3Model):
+    """Two replicas without a graph, with two drafts and room for 9 tokens each."""
+
+    def __init__(self) -> None:
+        self.kv_params = SimpleNamespace(data_parallel_degree=2, page_size=128)
+        self.devices: Any = [SimpleNamespace(is_host=False)] * 2
+        self.signal_buffers: Any = ["s", "t"]
+        self._connected: Any = SimpleNamespace(config=SimpleNamespace(max_tokens_per_rank=9))
+        self.seen: list[TextContext] = []
+        drafts = Buffer.from_numpy(np.full((3, 2), -1))
+        names = ("tokens", "input_row_offsets", "return_n_logits", "draft_tokens")
+
+        def fields(contexts: list[TextContext]) -> dict[str, Buffer]:
+            self.seen = contexts
+            return dict.fromkeys(names, drafts)
+
+        self.batch: Any = SimpleNamespace(fields=fields)
+
+
+def rows(*lengths: int) -> list[TextContext]:
+    return [
+        TextContext(max_length=512, tokens=TokenBuffer(np.arange(length, dtype=np.int64)))
+        for length in lengths
+    ]
+
+
+def test_batches_of_replicas_become_one() -> None:
+    model = Replicated()
+    batches = [rows(3, 1), rows(7)]
+    inputs = model.prepare_initial_token_inputs(batches)
+    assert isinstance(inputs, DeepseekV3Inputs)
+    assert [id(context) for context in model.seen] == [id(c) for batch in batches for c in batch]
+    assert inputs.data_parallel_splits.to_numpy().tolist() == [0, 2, 3]
+    assert inputs.host_input_row_offsets.to_numpy().tolist() == [0, 3, 4, 11]
+
+
+def test_a_wrong_number_of_replicas_is_refused() -> None:
+    message = "batches of 1 replicas were given; this graph has 2: give one for each"
+    with pytest.raises(InputError, match=message):
+        Replicated().prepare_initial_token_inputs([rows(3, 1, 7)])
+
+
+def test_a_replica_gets_no_more_tokens_than_there_is_room_for() -> None:
+    with pytest.raises(InputError, match=r"batch of replica 1 has 10 tokens, .* room for 9: give"):
+        Replicated().prepare_initial_token_inputs([rows(3, 1), rows(8)])
 
 
 def test_a_part_of_the_shared_experts_is_refused() -> None:

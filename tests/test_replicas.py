@@ -81,6 +81,11 @@ def replicas_model(session: InferenceSession, params: KVCacheParams) -> Model:
             width = lengths.shape[0] + 1
             ramp = ops.range(0, width, 1, out_dim=width, dtype=DType.uint32, device=REF)
             own = mesh.parts([feature], ramp, view)
+            for copy, seen in zip(copies, own.caches, strict=True):
+                assert seen.attention_dispatch_metadata is copy.draft_attention_dispatch_metadata
+                assert seen.mla_num_partitions is copy.draft_mla_num_partitions
+                assert seen.lookup_table is copy.lookup_table
+                assert seen.kv_blocks is copy.kv_blocks
             # Each replica adds its rows' lengths, and how many rows it has.
             added = [
                 part

@@ -84,7 +84,11 @@ def with_devices(
     config: PipelineConfig, devices: list[DeviceSpec], replicas: int
 ) -> PipelineConfig:
     """On several devices, each of which has some experts if there are several replicas."""
-    changed = {"device_specs": devices, "data_parallel_degree": replicas}
+    changed = {
+        "device_specs": devices,
+        "data_parallel_degree": replicas,
+        "quantization_encoding": None,
+    }
     model = config.model.model_copy(update=changed)
     runtime = config.runtime.model_copy(update={"ep_size": replicas})
     return config.model_copy(

@@ -37,8 +37,8 @@ def make_cache_manager(
     Args:
         params: the target's cache, or a tree with the children `target` and `draft`.
         session: the session that runs the graph.
-        num_pages: pages in all.
-        max_batch_size: most rows in one step.
+        num_pages: pages in all, of each replica.
+        max_batch_size: most rows in one step, of each replica.
         draft_reads_next_token: the draft's entry of a position depends on the token
             after it (EAGLE, MTP), so pages are shared only where that token agrees.
     """

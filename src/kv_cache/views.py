@@ -30,7 +30,8 @@ def take_caches(
         inputs: graph inputs, in the order of `params.get_symbolic_inputs()`.
 
     Returns:
-        Paged caches on the first device, whose batch dimension is named `batch`.
+        Paged caches on the first device, whose batch dimension is named `batch` if there are no
+        replicas.
     """
     return [copies[0] for copies in take_copies(params, inputs)]
 
@@ -62,6 +63,8 @@ def take_copies(
 
 def as_one_batch(copies: Sequence[PagedCacheValues]) -> PagedCacheValues:
     """The first device's cache, its lengths those of all rows, of whatever replica.
+
+    Its pages and all else stay the first replica's.
 
     Args:
         copies: of one cache, from `take_copies`.

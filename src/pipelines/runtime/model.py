@@ -241,7 +241,8 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         replicas = self.kv_params.data_parallel_degree
         if len(replica_batches) != replicas:
             raise InputError(
-                f"batches of {len(replica_batches)} replicas were given; this graph has {replicas}"
+                f"batches of {len(replica_batches)} replicas were given; this graph has {replicas}:"
+                " give one for each, empty ones too"
             )
         if return_n_logits != 1:
             raise InputError(

@@ -76,7 +76,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
 
     @property
     def max_batch_size(self) -> int:
-        """Most rows in one step."""
+        """Most rows in one step, of each replica."""
         return self.model.max_batch_size
 
     def execute(

@@ -11,7 +11,7 @@ def unplanned(max_batch_size: int, max_seq_len: int) -> MemoryPlan:
     """A plan of these sizes that reserves nothing.
 
     Args:
-        max_batch_size: most rows in one step.
+        max_batch_size: most rows in one step, of each replica.
         max_seq_len: longest sequence, prompt and output, in tokens.
     """
     return MemoryPlan(

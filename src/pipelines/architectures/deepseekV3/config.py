@@ -25,7 +25,7 @@ from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 from ..llama3.checks import check_cache_format, check_sizes, positive
 from ..llama3.config import encoding_of
 from .checks import check_routing, check_stack
-from .fp8 import block_scaled
+from .fp8 import FP8_ENCODING, block_scaled
 from .placement import check_gpus, check_placement, expert_parallelism, spread_over
 from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
@@ -45,8 +45,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
 
     DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
     """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
-    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16"}
-    """What activations can be, and weights but for FP8 on GPUs."""
+    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16", FP8_ENCODING}
+    """What can be asked for; FP8 on GPUs only, and int4 files are dequantised."""
 
     hidden_size: int
     """H, width of the residual stream."""
@@ -101,7 +101,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     max_seq_len: int
     """Longest sequence of a request, prompt and output, in tokens."""
     dtype: DType
-    """Of weights and activations."""
+    """Of activations, and of weights but for FP8 on GPUs."""
     kv_params: KVCacheParams
     """The cache: a token's latent and rotated key part, one row for all heads."""
     devices: list[DeviceRef]
@@ -241,10 +241,12 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         fp8_block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
         group_size = read_int4_group_size(hf, source) or read_int4_group_size(stated, source)
         predicted = getattr(hf, "num_nextn_predict_layers", None)
-        dtype = supported_encoding_dtype(encoding_of(model_config))
+        asked = model_config.quantization_encoding
+        in_fp8 = asked == FP8_ENCODING
+        dtype = DType.bfloat16 if in_fp8 else supported_encoding_dtype(encoding_of(model_config))
         spread = spread_over(pipeline_config, model_config, hf, devices)
+        fp8 = block_scaled(hf, fp8_block, devices, asked, source, spread=spread)
         check_gpus(hf, dtype, devices, source, spread=spread)
-        fp8 = block_scaled(hf, fp8_block, devices, spread=spread)
         rope = read_deepseek_rope(hf, source)
         return cls(
             hidden_size=hf.hidden_size,

@@ -1,4 +1,4 @@
-"""FP8 checkpoints on GPUs: computed with as they are where the kernels can, else dequantised."""
+"""FP8 checkpoints on GPUs: computed with in FP8 where the kernels can, else dequantised."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from max.graph.weights import WeightData
 from max.nn.quant_config import QuantConfig
 
 from unispec.checkpoints import Tensor
+from unispec.errors import InputError
 
-__all__ = ["as_float8", "block_scaled", "with_scales"]
+__all__ = ["FP8_ENCODING", "as_float8", "as_stored", "block_scaled", "with_scales"]
 
+FP8_ENCODING: Final = "float8_e4m3fn"
+"""MAX's name of the encoding."""
+_SCALE: Final = "_scale_inv"
+_PLAIN: Final = (".gate.weight", "eh_proj.weight", "embed_tokens.weight", "head.weight")
+"""Matrices among the layers that are not in FP8."""
 _BLOCK: Final = 128
 """Rows and columns of a block that MAX's kernels take, those of DeepSeek-V3."""
 _FIRST_WITH_FP8: Final = 90
@@ -23,39 +29,60 @@ _FIRST_WITH_FP8: Final = 90
 
 
 def block_scaled(
-    hf: Any, block: tuple[int, int] | None, devices: Sequence[DeviceRef], *, spread: bool
+    hf: Any,
+    block: tuple[int, int] | None,
+    devices: Sequence[DeviceRef],
+    asked: str | None,
+    source: str,
+    *,
+    spread: bool,
 ) -> QuantConfig | None:
-    """How the layers compute in FP8; None where they do not.
+    """How the layers compute in FP8, activations too; None where weights are dequantised.
 
     Args:
         hf: a Hugging Face config that `check_stack` has passed.
         block: rows and columns of the checkpoint's blocks; None: it is not in FP8.
         devices: where it is to run.
+        asked: the quantization encoding asked for; None: FP8 where it is possible.
+        source: the file or folder, for the errors.
         spread: whether they have some of the experts each, and attention whole.
 
-    Returns:
-        None on a CPU or a GPU without FP8, for another block, for queries without latent, which
-        MAX's FP8 attention does not know, and where a matrix, or what a device has of it, is
-        not of whole blocks.
+    Raises:
+        InputError: FP8 is asked for and not possible.
     """
-    if devices[0].is_cpu() or block != (_BLOCK, _BLOCK) or hf.q_lora_rank is None:
+    if asked not in (None, FP8_ENCODING):
         return None
-    if not _have_fp8():
-        return None
-    parts = 1 if spread else len(devices)
-    shared = (
-        hf.num_attention_heads * (hf.qk_nope_head_dim + hf.qk_rope_head_dim),
-        hf.num_attention_heads * hf.v_head_dim,
-        hf.intermediate_size,
-        hf.moe_intermediate_size,
-    )
-    if any(size % _BLOCK for size in (hf.hidden_size, hf.q_lora_rank)):
-        return None
-    if any(size % (parts * _BLOCK) for size in shared):
-        return None
+    if obstacle := _obstacle(hf, block, devices, spread=spread):
+        if asked is None:
+            return None
+        raise InputError(
+            f"quantization encoding {asked!r} of {source} is not possible: {obstacle}; use"
+            " 'bfloat16' on GPUs or 'float32' on a CPU, for which FP8 is dequantised"
+        )
     # The layer of multi-token prediction comes after the last one.
     layers = range(hf.num_hidden_layers + 1)
     return QuantConfig.blockscaled_fp8(mlp_quantized_layers=layers, attn_quantized_layers=layers)
+
+
+def as_stored(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """The tensors, scales under the names that the layers give them.
+
+    Args:
+        tensors: the checkpoint's, by name.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: a matrix of a layer is not in FP8, or one that is no layer's is.
+    """
+    for name, tensor in tensors.items():
+        expected = tensor.ndim == 2 and ".layers." in f".{name}" and not name.endswith(_PLAIN)
+        if not name.endswith(_SCALE) and expected != (name + _SCALE in tensors):
+            found = "has no scales" if expected else "has scales"
+            raise InputError(
+                f"{source}: {name!r} {found}, but FP8 layers take all matrices of attention and"
+                " experts in FP8 and no others; use quantization encoding 'bfloat16'"
+            )
+    return {name.replace(_SCALE, "_scale"): tensor for name, tensor in tensors.items()}
 
 
 def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -80,6 +107,32 @@ def as_float8(tensor: Tensor, name: str) -> WeightData:
     """
     data = Buffer.from_numpy(np.ascontiguousarray(tensor)).view(DType.float8_e4m3fn, tensor.shape)
     return WeightData(data, name, DType.float8_e4m3fn, Shape(tensor.shape))
+
+
+def _obstacle(
+    hf: Any, block: tuple[int, int] | None, devices: Sequence[DeviceRef], *, spread: bool
+) -> str | None:
+    """Why the layers cannot compute in FP8; None if they can."""
+    if devices[0].is_cpu() or not _have_fp8():
+        return "the device has no kernels for it"
+    if block != (_BLOCK, _BLOCK):
+        return f"the checkpoint's blocks are {block}, the kernels' are {(_BLOCK, _BLOCK)}"
+    if hf.q_lora_rank is None:
+        return "q_lora_rank is not set"
+    query = hf.qk_nope_head_dim + hf.qk_rope_head_dim
+    parts = 1 if spread else len(devices)
+    sizes = {
+        "hidden_size": hf.hidden_size,
+        "q_lora_rank": hf.q_lora_rank,
+        "the width of a device's queries": hf.num_attention_heads * query / parts,
+        "the width of a device's values": hf.num_attention_heads * hf.v_head_dim / parts,
+        "a device's part of intermediate_size": hf.intermediate_size / parts,
+        "a device's part of moe_intermediate_size": hf.moe_intermediate_size / parts,
+    }
+    for name, size in sizes.items():
+        if size % _BLOCK:
+            return f"{name} is {size:g}, no multiple of {_BLOCK}"
+    return None
 
 
 def _have_fp8() -> bool:

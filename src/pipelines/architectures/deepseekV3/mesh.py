@@ -75,8 +75,8 @@ class Mesh:
             row_offsets: uint32 `[B + 1]`, on the first device.
             cache: the stack's cache, or a `grown_view` of it.
         """
-        everywhere = list(xs) if len(xs) > 1 else self.spread(xs[0])
-        return Parts(everywhere, self.spread(row_offsets), self._caches(cache))
+        copies = list(xs) if len(xs) > 1 else self.everywhere(xs[0])
+        return Parts(copies, self.everywhere(row_offsets), self._caches(cache))
 
     def whole(self, parts: Sequence[TensorValue], like: TensorValue) -> TensorValue:
         """What the devices made of their parts, on the first one.
@@ -87,7 +87,7 @@ class Mesh:
         """
         return parts[0]
 
-    def spread(self, value: TensorValue) -> list[TensorValue]:
+    def everywhere(self, value: TensorValue) -> list[TensorValue]:
         """A value of the first device, on each of them.
 
         Args:
@@ -104,7 +104,7 @@ class Mesh:
         first, *others = self.copies
         if view is first:
             return list(self.copies)
-        _, *lengths = self.spread(view.cache_lengths)
+        _, *lengths = self.everywhere(view.cache_lengths)
         return [
             view,
             *(on_device_of(copy, view, own) for copy, own in zip(others, lengths, strict=True)),
@@ -131,7 +131,7 @@ class Mesh:
             hidden: on the first device.
         """
         if isinstance(head, ColumnParallelLinear):
-            return head(self.spread(hidden), self.signal_buffers)[0]
+            return head(self.everywhere(hidden), self.signal_buffers)[0]
         return head(hidden)
 
 

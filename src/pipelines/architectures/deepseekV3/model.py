@@ -37,6 +37,7 @@ class DeepseekV3Model(UnifiedModel):
     """The class that reads `PipelineConfig`."""
     several_devices: ClassVar[bool] = True
     inputs_cls: ClassVar[type[StepModelInputs]] = DeepseekV3Inputs
+    _connected: EPCommInitializer | None = None
     _ep_inputs: tuple[Buffer, ...] = ()
 
     @classmethod
@@ -86,7 +87,7 @@ class DeepseekV3Model(UnifiedModel):
         return self.compile(session, build_graph(config, module), module.state_dict())
 
     def read_tensors(self, config: DeepseekV3Config) -> tuple[Mapping[str, Tensor], str]:
-        """The target's checkpoint, not quantised, and what to call it in errors.
+        """The target's checkpoint as the stack takes it, and what to call it in errors.
 
         Args:
             config: the stack.
@@ -118,8 +119,9 @@ class DeepseekV3Model(UnifiedModel):
             **kwargs: none is known.
 
         Raises:
-            InputError: another number of replicas, another `return_n_logits`, drafts of another
-                shape than the last step's, or an argument that is not taken.
+            InputError: another number of replicas, more tokens of one than there is room for,
+                another `return_n_logits`, drafts of another shape than the last step's, or an
+                argument that is not taken.
         """
         if draft_kv_cache_buffers is not None:
             kwargs["draft_kv_cache_buffers"] = draft_kv_cache_buffers
@@ -130,6 +132,7 @@ class DeepseekV3Model(UnifiedModel):
         inputs = super().prepare_initial_token_inputs(
             replica_batches, kv_cache_inputs, return_n_logits
         )
+        self._check_room(replica_batches, inputs)
         if draft_tokens is not None:
             assert inputs.draft_tokens is not None
             expected = tuple(inputs.draft_tokens.shape)
@@ -140,6 +143,22 @@ class DeepseekV3Model(UnifiedModel):
                 )
             inputs.draft_tokens = draft_tokens
         return inputs
+
+    def _check_room(
+        self, replica_batches: Sequence[Sequence[TextContext]], inputs: StepModelInputs
+    ) -> None:
+        """Refuses more tokens of a replica than there is room for in what GPUs send each other."""
+        if self._connected is None:
+            return
+        assert inputs.draft_tokens is not None
+        room, drafts = self._connected.config.max_tokens_per_rank, inputs.draft_tokens.shape[1]
+        for replica, batch in enumerate(replica_batches):
+            tokens = sum(len(context.tokens.active) + drafts for context in batch)
+            if tokens > room:
+                raise InputError(
+                    f"the batch of replica {replica} has {tokens} tokens, drafts included, there"
+                    f" is room for {room}: give it fewer, or raise max_batch_input_tokens"
+                )
 
     def more_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
@@ -179,9 +198,9 @@ class DeepseekV3Model(UnifiedModel):
         if ep is None:
             return
         # The buffers live as long as what made them.
-        self._connected = EPCommInitializer(ep)
-        self._connected.ep_init(session)
-        self._ep_inputs = tuple(self._connected.model_inputs())
+        self._connected = connected = EPCommInitializer(ep)
+        connected.ep_init(session)
+        self._ep_inputs = tuple(connected.model_inputs())
 
     def prepare_next_token_inputs(
         self, next_tokens: Buffer, prev_model_inputs: ModelInputs

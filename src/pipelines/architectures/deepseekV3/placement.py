@@ -133,8 +133,8 @@ def spread_over(
         False for one device, or for tensor parallelism.
 
     Raises:
-        InputError: only one of the two is asked for, or for another number of devices, or the
-            stack has not one shared expert.
+        InputError: only one of the two is asked for, or for other devices than all GPUs in
+            order, or settings that go with neither, or the stack has not one shared expert.
     """
     replicas, spread = model_config.data_parallel_degree, pipeline_config.runtime.ep_size
     if replicas == spread == 1:
@@ -143,6 +143,22 @@ def spread_over(
         raise InputError(
             f"data_parallel_degree {replicas} with ep_size {spread} does not run on"
             f" {_named(devices)}; make both 1, for tensor parallelism, or both the number of GPUs"
+        )
+    if [device.id for device in devices] != list(range(len(devices))):
+        raise InputError(
+            f"expert parallelism does not run on {_named(devices)}; give all GPUs from gpu:0 on, in"
+            " their order"
+        )
+    runtime = pipeline_config.runtime
+    if runtime.ep_use_allreduce or runtime.eplb_redundant_experts_per_gpu:
+        raise InputError(
+            f"ep_use_allreduce is {runtime.ep_use_allreduce} and eplb_redundant_experts_per_gpu"
+            f" {runtime.eplb_redundant_experts_per_gpu}, which are not supported; leave them out"
+        )
+    if runtime.max_batch_size is None:
+        raise InputError(
+            "max_batch_size is not set, but expert parallelism makes room for the drafts of so"
+            " many rows; set it"
         )
     if hf.n_shared_experts != 1:
         raise InputError(
@@ -162,13 +178,13 @@ def expert_parallelism(
 
     Args:
         hf: a Hugging Face config that `check_gpus` has passed.
-        pipeline_config: for the batch and K.
+        pipeline_config: that `spread_over` has passed, for the batch and K.
         devices: the GPUs.
         fp8: how the experts compute in FP8; None: in bfloat16.
     """
     runtime, speculative = pipeline_config.runtime, pipeline_config.speculative
     drafts = (speculative.num_speculative_tokens or 0) if speculative else 0
-    tokens = runtime.max_batch_input_tokens
+    rows = runtime.max_batch_size or 1
     return EPConfig(
         dispatch_dtype=DType.bfloat16 if fp8 is None else DType.float8_e4m3fn,
         dispatch_quant_config=fp8,
@@ -176,11 +192,11 @@ def expert_parallelism(
         hidden_size=hf.hidden_size,
         top_k=hf.num_experts_per_tok,
         n_experts=hf.n_routed_experts,
-        max_tokens_per_rank=tokens + drafts * min(runtime.max_batch_size or tokens, tokens),
+        max_tokens_per_rank=max(runtime.max_batch_input_tokens, rows) + drafts * rows,
         n_gpus_per_node=len(devices),
         n_nodes=1,
         node_id=0,
-        # The other way, a side stream, cannot be built into a draft's loop in max 26.7.
+        # Else MAX runs it in a side stream, which a draft's loop cannot have in max 26.7.
         fused_shared_expert=True,
     )
 

@@ -16,7 +16,7 @@ from unispec.checkpoints.packed_int4 import dequantise_packed
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from .config import DeepseekV3Config
-from .fp8 import as_float8, with_scales
+from .fp8 import as_float8, as_stored, with_scales
 from .layouts import in_layout
 
 __all__ = [
@@ -37,9 +37,9 @@ _EXACT: Final = (".gate.weight", ".e_score_correction_bias", ".weight_scale")
 def dequantised(
     tensors: Mapping[str, Tensor], config: DeepseekV3Config, *, source: str
 ) -> Mapping[str, Tensor]:
-    """The tensors as they are, or multiplied by their scales if the checkpoint is quantised.
+    """The tensors as the stack takes them: multiplied by their scales if they are quantised.
 
-    A stack that computes in FP8 takes matrices and scales as they are.
+    A stack that computes in FP8 takes matrices and scales as they are stored.
 
     Args:
         tensors: the checkpoint's, by name.
@@ -47,10 +47,10 @@ def dequantised(
         source: the file or folder, for the errors.
 
     Raises:
-        InputError: scales that do not fit.
+        InputError: scales that do not fit, or not those that FP8 layers need.
     """
     if config.fp8 is not None:
-        return {name.replace("weight_scale_inv", "weight_scale"): tensors[name] for name in tensors}
+        return as_stored(tensors, source=source)
     if config.fp8_block is not None:
         return dequantise_blocks(tensors, config.fp8_block, source=source)
     if config.int4_group_size is not None:

@@ -29,7 +29,7 @@ def mtp_state_dict(
     with several such layers gives the first one.
 
     Args:
-        tensors: the checkpoint's, names with or without `model.`, not quantised.
+        tensors: of `dequantised`, names with or without `model.`.
         config: the target's shape.
         source: the file or folder, for the errors.
 
