@@ -379,6 +379,7 @@ def test_the_command_makes_a_draft_that_generate_loads(
     assert record["measures"][-1]["length"] == 1 + sum(record["measures"][-1]["acceptance"])
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
     assert "Held-out acceptance" in (output / "README.md").read_text()
+    assert "/" not in (output / "config.json").read_text()  # no folder of this machine
     assert load_file(output / "model.safetensors")["d2t"].shape == (100,)
     # Reads the configurations of both and refuses what does not fit.
     Engine(EngineConfig(model=str(model), draft_model=str(output), speculative_method=method))

@@ -69,6 +69,7 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
         for name, tensor in draft.state_dict().items()
     }
     config = draft.config() | {"dtype": "float16"}
+    config.pop("_name_or_path", None)  # a folder of this machine
     if draft.reduced:
         ids = draft.target_ids.cpu()
         tensors["d2t"] = ids - torch.arange(len(ids))
