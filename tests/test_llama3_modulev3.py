@@ -404,8 +404,8 @@ WATCHED = f"""
 import runpy, sys
 from unispec.pipelines.architectures.llama3_modulev3 import Llama3Model
 execute = Llama3Model.execute
-def execute_and_say(self, inputs):
-    outputs = execute(self, inputs)
+def execute_and_say(self, model_inputs):
+    outputs = execute(self, model_inputs)
     print({STEPPED!r}, outputs.hidden_states, file=sys.stderr)
     return outputs
 Llama3Model.execute = execute_and_say
