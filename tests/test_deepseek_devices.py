@@ -27,6 +27,7 @@ from unispec.checkpoints import read_tensors
 from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.errors import InputError
 from unispec.pipelines.architectures.deepseekV3 import fp8
+from unispec.pipelines.architectures.deepseekV3.arch import ARCHITECTURE
 from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
 from unispec.pipelines.architectures.deepseekV3.fp8 import block_scaled
 from unispec.pipelines.architectures.deepseekV3.inputs import (
@@ -47,6 +48,9 @@ from unispec.pipelines.architectures.deepseekV3.weights import (
     target_state_dict,
 )
 from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
+from unispec.pipelines.architectures.unified_mtp_deepseekV3.arch import (
+    ARCHITECTURE as SPECULATOR,
+)
 from unispec.pipelines.runtime import EngineConfig
 
 LAYERS = 3
@@ -320,6 +324,24 @@ def test_fp8_matrices_and_scales_are_the_checkpoint_s(fp8_folder: Path) -> None:
             np.testing.assert_array_equal(multiplied[name], tensor, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda codes: np.where(codes == codes[0, 0], 0x7F, codes), r"has \d+ NaN or infinite"),
+        (lambda codes: codes.astype(np.float32), "has dtype float32 and scales, expected float8"),
+    ],
+    ids=["not a number", "not FP8"],
+)
+def test_a_damaged_fp8_matrix_is_refused(fp8_folder: Path, change: Any, message: str) -> None:
+    name = "model.layers.0.self_attn.o_proj.weight"
+    tensors = {**read_tensors([fp8_folder / "model.safetensors"])}
+    tensors[name] = change(tensors[name])
+    blocks = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+    config = on_gpus(fp8_folder, fp8=blocks)
+    with pytest.raises(InputError, match=f"tiny: tensor '{name}' {message}"):
+        target_state_dict(dequantised(tensors, config, source="tiny"), config, source="tiny")
+
+
 def test_float8_is_what_torch_reads(fp8_folder: Path) -> None:
     name = "model.layers.0.self_attn.o_proj.weight"
     codes = read_tensors([fp8_folder / "model.safetensors"])[name]
@@ -391,6 +413,11 @@ def test_when_gpus_compute_in_fp8(
     assert found(None, gpus) is None
     with pytest.raises(InputError, match="the device has no kernels"):
         found("float8_e4m3fn", gpus)
+
+
+def test_max_may_choose_fp8() -> None:
+    assert "float8_e4m3fn" in ARCHITECTURE.supported_encodings
+    assert SPECULATOR.base is ARCHITECTURE
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from max.graph.weights import WeightsFormat
 from max.pipelines.context import TextContext
 from max.pipelines.kv_cache import PagedMemoryPlanner
 from max.pipelines.lib import PipelineModel, SupportedArchitecture, TextTokenizer
+from max.pipelines.modeling.config_enums import SupportedEncoding
 from max.pipelines.modeling.types import PipelineTask
 
 from .llama3.config import Llama3Config
@@ -21,6 +22,7 @@ def text_architecture(
     config: type[Any],
     *,
     example_repo_id: str,
+    supported_encodings: set[SupportedEncoding] = Llama3Config.SUPPORTED_ENCODINGS,
     **options: Any,
 ) -> SupportedArchitecture:
     """An entry of MAX's registry for a model that generates text on one device.
@@ -31,6 +33,7 @@ def text_architecture(
         model: the pipeline model.
         config: its configuration.
         example_repo_id: a repository of the hub that it runs.
+        supported_encodings: what MAX may choose or be asked for.
         options: further fields of the entry.
     """
     return SupportedArchitecture(
@@ -42,7 +45,7 @@ def text_architecture(
         context_type=TextContext,
         default_weights_format=WeightsFormat.safetensors,
         default_encoding=Llama3Config.DEFAULT_ENCODING,
-        supported_encodings=Llama3Config.SUPPORTED_ENCODINGS,
+        supported_encodings=supported_encodings,
         example_repo_ids=[example_repo_id],
         memory_planner=PagedMemoryPlanner,
         supports_overlap_scheduler=False,

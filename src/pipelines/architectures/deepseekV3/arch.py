@@ -14,6 +14,7 @@ ARCHITECTURE = text_architecture(
     DeepseekV3Model,
     DeepseekV3Config,
     example_repo_id="deepseek-ai/DeepSeek-V3",
+    supported_encodings=DeepseekV3Config.SUPPORTED_ENCODINGS,
     pipeline_cls=UnservedPipeline,
 )
 """The entry of MAX's registry, for engines of this package; MAX's own commands keep MAX's."""

@@ -93,7 +93,7 @@ def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, .
     """
     scaled = dict(shapes)
     for name, shape in shapes.items():
-        if len(shape) == 2 and not name.endswith(".gate.weight"):
+        if len(shape) == 2 and not name.endswith(_PLAIN):
             scaled[name + "_scale"] = tuple(-(-size // _BLOCK) for size in shape)
     return scaled
 
