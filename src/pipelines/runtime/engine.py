@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from max.driver import load_devices
 from max.engine import InferenceSession
 from max.graph.weights import SafetensorWeights
 from max.pipelines.context import EOSTracker, TextContext
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from unispec.checkpoints.generation_config import read_eos_token_ids
+from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, pages_per_row
 from unispec.pipelines.architectures.registry import pipeline_model
@@ -72,7 +72,7 @@ class Engine:
         self._kv_params = arch.get_kv_params()
         self._vocab_size = int(hf.get_text_config().vocab_size)
         self.eos_token_ids = read_eos_token_ids(config.model, hf)
-        self.tokenizer: PreTrainedTokenizerFast = _load_tokenizer(config.model)
+        self.tokenizer: PreTrainedTokenizerFast = read_tokenizer(config.model, hf.model_type)
         self._thinking = (
             ThinkingTokens.of(self.tokenizer, config.thinking_tokens)
             if config.use_relaxed_acceptance_for_thinking
@@ -233,25 +233,3 @@ class Engine:
             draft_reads_next_token=model.draft_reads_next_token,
         )
         return SpeculativePipeline(model, manager, thinking=self._thinking)
-
-
-def _load_tokenizer(model: str) -> PreTrainedTokenizerFast:
-    folder = Path(model).expanduser()
-    is_local = folder.is_dir()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder if is_local else model, trust_remote_code=False
-        )
-    # Damaged files raise what the parsers stumble over, a bare Exception included.
-    except Exception as error:
-        if is_local and not (folder / "tokenizer.json").is_file():
-            raise InputError(
-                f"{model} has no tokenizer.json; copy it from the model's repository"
-            ) from error
-        raise InputError(
-            f"the tokenizer of {model} cannot be read ({' '.join(str(error).split())}); download"
-            " tokenizer.json and tokenizer_config.json again"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"{model} has no fast tokenizer; add a tokenizer.json")
-    return tokenizer

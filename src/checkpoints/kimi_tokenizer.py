@@ -1,0 +1,149 @@
+"""Kimi K2's tokenizer of its own files, which are no tokenizer.json.
+
+`tiktoken.model` has a line for each token: its bytes in base64 and its rank, which is its id.
+`tokenizer_config.json` names the special tokens behind them. The pattern that splits a text first,
+and the names of tokens that have none, are those of `tokenization_kimi.py` of the repositories
+moonshotai/Kimi-K2-Instruct and moonshotai/Kimi-K2.5, which is not run.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from unispec.errors import InputError
+
+__all__ = ["build_kimi_tokenizer"]
+
+NUM_RESERVED: Final = 256
+"""Ids behind the last rank, named or not."""
+
+_UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_BEFORE: Final = r"[^\r\n\p{L}\p{N}]?"
+_SHORT: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+SPLIT: Final = "|".join(
+    [
+        r"[\p{Han}]+",
+        f"{_BEFORE}{_UPPER}*{_LOWER}+{_SHORT}",
+        f"{_BEFORE}{_UPPER}+{_LOWER}*{_SHORT}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+"""Chinese, words of other letters, up to three digits, signs, ends of lines, blanks."""
+
+
+def build_kimi_tokenizer(
+    ranks: Path, config: Path, chat_template: Path | None = None
+) -> PreTrainedTokenizerFast:
+    """The tokenizer that Kimi's files describe.
+
+    Args:
+        ranks: `tiktoken.model`.
+        config: `tokenizer_config.json`.
+        chat_template: `chat_template.jinja`; none takes that of `tokenizer_config.json`, if any.
+
+    Raises:
+        InputError: a file is damaged, or names a special token that does not lie behind the ranks.
+    """
+    found = _read_ranks(ranks)
+    stated = _read_config(config)
+    letters = bytes_to_unicode()  # type: ignore[no-untyped-call]
+
+    def written(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    vocabulary = {written(token): rank for token, rank in found.items()}
+    merges = [(written(left), written(right)) for left, right in _merges(found)]
+    # tiktoken takes a piece that is a token as it is.
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(_added_tokens(stated, len(found), config))
+    named = {
+        name: token["content"] if isinstance(token, dict) else token
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if (token := stated.get(name)) is not None
+    }
+    template = chat_template.read_text() if chat_template else stated.get("chat_template")
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+        **named,
+    )
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise InputError(
+                f"{path}: line {number + 1} is {line[:40]!r}, not base64 and a rank: download it"
+                " again"
+            ) from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
+        raise InputError(
+            f"{path}: its {len(ranks)} ranks are not 0, 1, 2, ... of at least 256 tokens: download"
+            " it again"
+        )
+    return ranks
+
+
+def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Pairs in the order in which they are joined: by the rank of what they become."""
+    return [
+        (token[:cut], token[cut:])
+        for token in sorted(ranks, key=ranks.__getitem__)
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        stated = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): download it again") from error
+    if not isinstance(stated, dict):
+        raise InputError(f"{path} is no JSON object: download it again")
+    return stated
+
+
+def _added_tokens(stated: dict[str, Any], first: int, path: Path) -> list[AddedToken]:
+    """All tokens behind the ranks, in the order of their ids."""
+    names: dict[int, dict[str, Any]] = {
+        int(number): token for number, token in stated.get("added_tokens_decoder", {}).items()
+    }
+    for number, token in names.items():
+        if not first <= number < first + NUM_RESERVED:
+            raise InputError(
+                f"{path}: the token {token['content']!r} has id {number}, outside of {first} to"
+                f" {first + NUM_RESERVED - 1}: it does not belong to this tiktoken.model"
+            )
+    return [
+        AddedToken(
+            names.get(number, {}).get("content", f"<|reserved_token_{number}|>"),
+            special=names.get(number, {}).get("special", True),
+            normalized=False,
+        )
+        for number in range(first, first + NUM_RESERVED)
+    ]
