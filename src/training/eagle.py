@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig
+from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from .collection import Collected
@@ -74,17 +74,22 @@ class EagleDraft(Draft):
         """
         embedded = self.embedding[tokens[:, 1:]]  # [S, R, H]
         rows = embedded.shape[1]
-        own, entered, found = features[:, :-1], [], []
-        for number in range(1, passes + 1):
-            entered.append(self.fc(torch.cat([embedded, own], dim=-1)))
-            hidden = torch.cat(entered, dim=1)  # [S, p * R, H]
-            places = torch.arange(rows, device=tokens.device).repeat(number)[None]
-            rotation = self.rotary(hidden, places)
+        own, found = features[:, :-1], []
+        seen = DynamicCache(config=self._config)  # keys and values of the passes before
+        places = torch.arange(rows, device=tokens.device)[None]
+        rotation = self.rotary(embedded, places)
+        for number in range(passes):
+            hidden = self.fc(torch.cat([embedded, own], dim=-1))
             mask = _visible(rows, number, hidden)
             for layer in self.layers:
-                hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation)
-            found.append(hidden[:, -rows:])
-            own = F.pad(found[-1][:, :-1], (0, 0, 1, 0))  # row j reads the output of row j - 1
+                hidden = layer(
+                    hidden,
+                    attention_mask=mask,
+                    position_embeddings=rotation,
+                    past_key_values=seen,
+                )
+            found.append(hidden)
+            own = F.pad(hidden[:, :-1], (0, 0, 1, 0))  # row j reads the output of row j - 1
         return found
 
     def loss(self, batch: Sequence[Collected], generator: torch.Generator) -> Tensor:
@@ -92,22 +97,25 @@ class EagleDraft(Draft):
         tokens, features = padded(batch, self.head.device)
         rows = tokens.shape[1] - 1
         place = torch.arange(rows)
-        # Row i speaks for token i + 2, which must be part of the answer.
+        # Row i speaks for token i + 2, which must be part of the answer; the first are void in the
+        # last pass.
         counts = torch.stack(
-            [(place + 2 >= one.prompt_length) & (place + 2 < len(one.tokens)) for one in batch]
+            [
+                (place + 2 >= max(one.prompt_length, PASSES + 1)) & (place + 2 < len(one.tokens))
+                for one in batch
+            ]
         ).to(tokens.device)  # [S, R]
+        if not counts.any():
+            return 0 * self.fc.bias.sum()  # answers too short to learn from
         spread = torch.cat([one.features[:-1] for one in batch]).std().to(features.device)
-        total = 0 * self.fc.bias.sum()
-        for number, output in enumerate(self.outputs(tokens, features, PASSES)):
-            chosen = counts & (place >= number).to(tokens.device)
-            if not chosen.any():
-                continue  # of an answer too short for this pass
-            truth = features[:, 1:][chosen]  # [M, H]
-            ours = output[chosen]  # [M, H]
-            soft = (truth @ self.head.T).softmax(dim=-1)  # [M, N]
-            total = total + F.cross_entropy(ours @ self.head.T, soft)
-            total = total + FEATURE_WEIGHT * F.smooth_l1_loss(ours / spread, truth / spread)
-        return total / PASSES
+        truth = features[:, 1:][counts]  # [M, H]
+        soft = (truth @ self.head.T).softmax(dim=-1)  # [M, N]
+        losses = []
+        for output in self.outputs(tokens, features, PASSES):
+            ours = output[counts]  # [M, H]
+            losses.append(F.cross_entropy(ours @ self.head.T, soft))
+            losses.append(FEATURE_WEIGHT * F.smooth_l1_loss(ours / spread, truth / spread))
+        return torch.stack(losses).sum() / PASSES
 
     @torch.inference_mode()
     def matches(self, one: Collected) -> Tensor:
@@ -127,27 +135,17 @@ class EagleDraft(Draft):
         return self._config.to_dict() | {"architectures": ["LlamaForCausalLMEagle"]}
 
 
-def _visible(rows: int, passes: int, like: Tensor) -> Tensor:
-    """What the rows of all passes see, as a mask `[1, 1, p * R, p * R]` to add.
+def _visible(rows: int, number: int, like: Tensor) -> Tensor:
+    """What the rows of a pass see of those before it and of their own, `[1, 1, R, (p + 1) * R]`.
 
-    Row j of pass p continues what row j - p + 1 of the first pass began: it sees the first
-    pass up to there, and of each pass between the one row on the way.
+    Row j of pass p continues what row j - p of the first pass, 0, began: it sees the first pass
+    up to there, and of each later one the one row on the way. The mask is one to add.
     """
     place = torch.arange(rows, device=like.device)
     distance = place[:, None] - place  # [R, R]
-    blocks = [
-        [
-            distance >= query
-            if key == 0
-            else distance == query - key
-            if key <= query
-            else torch.zeros_like(distance, dtype=torch.bool)
-            for key in range(passes)
-        ]
-        for query in range(passes)
-    ]
-    seen = torch.cat([torch.cat(row, dim=1) for row in blocks])  # [p * R, p * R]
+    on_the_way = [distance == number - key for key in range(1, number + 1)]
+    seen = torch.cat([distance >= number, *on_the_way], dim=1)
     # A void row sees itself, or its softmax would be over nothing.
-    seen |= torch.eye(len(seen), dtype=torch.bool, device=like.device)
+    seen[:, -rows:] |= distance == 0
     mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
     return mask.masked_fill(~seen, float("-inf"))[None, None]

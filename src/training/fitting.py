@@ -46,7 +46,7 @@ class FitSettings:
 
     epochs: int = 10
     seconds: float | None = None
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 1e-3
     seed: int = 0
 
