@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from max.driver import CPU as CPUDevice
 from max.driver import Buffer
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.weights import WeightData
 from max.nn.quant_config import QuantConfig
 from max.pipelines.context import TextContext, TokenBuffer
+from max.pipelines.lib import UnifiedEagleOutputs
+from max.pipelines.modeling.types import TextGenerationInputs
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from tiny import in_fp8_blocks, tiny_deepseek
@@ -52,6 +55,8 @@ from unispec.pipelines.architectures.unified_mtp_deepseekV3.arch import (
     ARCHITECTURE as SPECULATOR,
 )
 from unispec.pipelines.runtime import EngineConfig
+from unispec.pipelines.runtime.batch import BatchBuilder
+from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 
 LAYERS = 3
 SHAPE: dict[str, Any] = {
@@ -684,6 +689,58 @@ def test_batches_of_replicas_become_one() -> None:
     assert [id(context) for context in model.seen] == [id(c) for batch in batches for c in batch]
     assert inputs.data_parallel_splits.to_numpy().tolist() == [0, 2, 3]
     assert inputs.host_input_row_offsets.to_numpy().tolist() == [0, 3, 4, 11]
+
+
+class Answering(Replicated):
+    """Its graph's outputs are given beforehand, a step's rows one after the other."""
+
+    def __init__(self, *steps: tuple[list[int], list[int], list[list[int]]]) -> None:
+        super().__init__()
+        self._connected = None
+        self._steps = iter(steps)
+        self.inputs: list[DeepseekV3Inputs] = []
+        self.batch = BatchBuilder(
+            max_batch_size=4,
+            max_batch_input_tokens=32,
+            vocab_size=64,
+            num_speculative_tokens=2,
+            device=CPUDevice(),
+        )
+
+    def execute(self, model_inputs: Any) -> UnifiedEagleOutputs:
+        self.inputs.append(model_inputs)
+        outputs = [Buffer.from_numpy(np.array(values)) for values in next(self._steps)]
+        return UnifiedEagleOutputs(
+            num_accepted_draft_tokens=outputs[0],
+            next_tokens=outputs[1],
+            next_draft_tokens=outputs[2],
+        )
+
+
+def test_a_step_of_two_replicas_moves_each_row_on_by_its_own_tokens() -> None:
+    model = Answering(
+        ([0, 0, 0], [10, 20, 30], [[11, 12], [21, 22], [31, 32]]),
+        ([2, 1], [23, 40], [[24, 25], [41, 42]]),
+    )
+    asked: list[Any] = []
+    manager: Any = SimpleNamespace(runtime_inputs=asked.append, step=lambda context: None)
+    pipeline = SpeculativePipeline(model, manager)
+    first, second, third = rows(3, 1, 7)
+
+    new = pipeline.execute(TextGenerationInputs(batches=[[first, second], [third]]))
+    assert [new[one.request_id].tokens for one in (first, second, third)] == [[10], [20], [30]]
+    pipeline.release(first.request_id)
+    new = pipeline.execute(TextGenerationInputs(batches=[[second], [third]]))
+    assert new[second.request_id].tokens == [21, 22, 23]
+    assert new[third.request_id].tokens == [31, 40]
+
+    assert asked == [[[first, second], [third]], [[second], [third]]]
+    last = model.inputs[1]
+    assert last.tokens.to_numpy().tolist() == [20, 30]
+    assert last.draft_tokens is not None
+    assert last.draft_tokens.to_numpy().tolist() == [[21, 22], [31, 32]]
+    assert last.data_parallel_splits.to_numpy().tolist() == [0, 1, 2]
+    assert model.batch.row(third).drafts == [41, 42]
 
 
 def test_a_wrong_number_of_replicas_is_refused() -> None:

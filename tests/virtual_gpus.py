@@ -1,24 +1,28 @@
 """Builds the DeepSeek-V3 graphs for GPUs that are not there, and prints what they are as JSON.
 
 A process of its own: virtual devices are a setting of the process. Arguments: how many GPUs, the
-folder of a checkpoint, and how the GPUs share it, `tensor` or `expert` parallelism.
+folder of a checkpoint, and how the GPUs share it, `tensor` or `expert` parallelism. With
+`--compile` the unified graph is compiled for them too.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from max.driver import (
     DeviceSpec,
+    load_devices,
     set_virtual_device_api,
     set_virtual_device_count,
     set_virtual_device_target_arch,
 )
 from max.dtype import DType
+from max.engine import InferenceSession
 from max.graph import Graph, TensorValue, Type, Weight
 from max.pipelines.lib import PipelineConfig
 
@@ -38,7 +42,7 @@ from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
 from unispec.pipelines.runtime import EngineConfig
 
 
-def main(count: int, folder: Path, parallelism: str) -> None:
+def main(count: int, folder: Path, parallelism: str, *, compiles: bool) -> None:
     set_virtual_device_api("cuda")
     set_virtual_device_target_arch("sm_90a")
     set_virtual_device_count(count)
@@ -62,11 +66,16 @@ def main(count: int, folder: Path, parallelism: str) -> None:
     plain = DeepseekV3Config.initialize(
         with_devices(alone_engine, gpus, count if parallelism == "expert" else 1)
     )
+    built = graph.build_graph(config, unified)
+    if compiles:
+        began = time.monotonic()
+        InferenceSession(devices=load_devices(gpus)).compile(built)
+        print(f"compiled in {time.monotonic() - began:.0f} s")
     # What a graph puts out is verified with all that it is made of.
     print(
         json.dumps(
             {
-                "unified": described(graph.build_graph(config, unified)),
+                "unified": described(built),
                 "alone": described(target_graph.build_graph(plain, alone)),
                 # Types only: MAX casts no values where devices are virtual.
                 "weights": {
@@ -140,4 +149,4 @@ def weights_by_device(layer: Any) -> dict[str, Sequence[Weight]]:
     }
 
 
-main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], compiles="--compile" in sys.argv)
