@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import tiktoken
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny.kimi import tiny_kimi
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from unispec.chat import encode_message
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
+from unispec.pipelines.runtime import Engine, EngineConfig
 
 HAN = r"[\p{Han}]+"
 # tokenization_kimi.py, written down once more.
@@ -39,6 +43,13 @@ NAMED = {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 21: "<|media_pad|>", 255: "[PA
 SAID = "<|tool|>"
 """A named token, at distance 5, that is no special one: decoding keeps it."""
 
+CHAT_TEMPLATE = (
+    "{% for m in messages %}é:{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}"
+    "{% if part.type == 'image' %}<|media_pad|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+)
+
 TEXTS = [
     "The quick brown fox doesn't jump over 1234567 lazy dogs; they're HERE, aren't THEY'RE?",
     "中文English混合 北京市 Pascal 汉字abc。你好\uff0c世界\uff01 你好世界",
@@ -56,7 +67,7 @@ def ranks() -> dict[bytes, int]:
     learnt = Tokenizer(models.BPE())
     learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     learnt.train_from_iterator(TEXTS * 3, trainer)
     letters = {letter: bytes([byte]) for byte, letter in byte_letters().items()}
     vocabulary = learnt.get_vocab()
@@ -86,9 +97,7 @@ def write(folder: Path, found: dict[bytes, int], **changes: Any) -> Path:
         "unk_token": None,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config | changes))
-    (folder / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    )
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return folder
 
 
@@ -123,17 +132,38 @@ def test_any_text(ours: Any, theirs: tiktoken.Encoding, text: str) -> None:
     assert ours.encode(text) == theirs.encode(text, disallowed_special=())
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([*" \n\r\tabI'sT12中文あ.,-é", "the", "  ", "<|"]), max_size=30))
-def test_texts_of_what_the_pattern_is_about(
-    ours: Any, theirs: tiktoken.Encoding, parts: list[str]
-) -> None:
-    text = "".join(parts)
-    assert ours.encode(text) == theirs.encode(text, disallowed_special=())
+PARTS = [*" \n\r\tabI'sT12中文あ.,-é\u0301ǅʰ", "the", "  ", "<|"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces(text: str, ours: Any) -> None:
+    assert pieces(ours, text) == tiktokens_pieces(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=20).map("".join))
+def test_pieces_of_what_the_pattern_is_about(ours: Any, text: str) -> None:
+    assert pieces(ours, text) == tiktokens_pieces(text)
+
+
+def pieces(tokenizer: Any, text: str) -> list[str]:
+    split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    return [text[start:end] for _, (start, end) in split]
+
+
+def tiktokens_pieces(text: str) -> list[str]:
+    """Tokens may agree where pieces do not; a vocabulary of all substrings shows the pieces."""
+    whole = {bytes([byte]) for byte in range(256)}
+    whole |= {text[i:j].encode() for i in range(len(text)) for j in range(i + 1, len(text) + 1)}
+    numbered = {token: rank for rank, token in enumerate(sorted(whole, key=lambda t: (len(t), t)))}
+    shown = tiktoken.Encoding(
+        "pieces", pat_str=PATTERN, mergeable_ranks=numbered, special_tokens={}
+    )
+    return [shown.decode([token]) for token in shown.encode(text, disallowed_special=())]
 
 
 @pytest.mark.parametrize(
-    ("text", "pieces"),
+    ("text", "expected"),
     [
         # What moonshotai's tokenizer makes of them, as other implementations test it.
         ("中文English混合", ["中文", "English", "混合"]),
@@ -141,9 +171,8 @@ def test_texts_of_what_the_pattern_is_about(
         ("北京市 Pascal", ["北京市", " Pascal"]),
     ],
 )
-def test_chinese_is_split_from_other_letters(text: str, pieces: list[str], ours: Any) -> None:
-    split = ours.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    assert [text[start:end] for _, (start, end) in split] == pieces
+def test_chinese_is_split_from_other_letters(text: str, expected: list[str], ours: Any) -> None:
+    assert pieces(ours, text) == expected
 
 
 def test_named_tokens(ours: Any, found: dict[bytes, int]) -> None:
@@ -157,16 +186,111 @@ def test_named_tokens(ours: Any, found: dict[bytes, int]) -> None:
     assert ours.unk_token is None
     assert len(ours) == first + 256
     assert ours.decode([first + 2, first + 5, found[b"A"]], skip_special_tokens=True) == SAID + "A"
-    message = [{"role": "user", "content": "hi"}]
-    assert ours.apply_chat_template(message, tokenize=False) == "hi<|im_end|>"
+    assert ours.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == (
+        "é:hi<|im_end|>"
+    )
 
 
-def test_tokenizer_json_comes_first(found: dict[bytes, int], ours: Any, tmp_path: Path) -> None:
+def test_images_of_a_message_have_their_placeholders(
+    ours: Any, theirs: tiktoken.Encoding, found: dict[bytes, int]
+) -> None:
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What changed?"}]
+    tokens = encode_message(ours, parts)
+    said = "é:<|media_pad|><|media_pad|>What changed?<|im_end|>"
+    assert tokens == theirs.encode(said, allowed_special="all")
+    assert tokens.count(len(found) + 21) == 2
+
+
+def test_the_engine_reads_them(found: dict[bytes, int], ours: Any, tmp_path: Path) -> None:
+    folder = write(tiny_kimi(tmp_path), found)
+    (folder / "tokenizer.json").unlink()
+    engine = Engine(EngineConfig(model=str(folder), max_length=64))
+    assert engine.tokenizer.encode(TEXTS[1]) == ours.encode(TEXTS[1])
+
+
+def test_they_come_before_a_tokenizer_json(
+    found: dict[bytes, int], ours: Any, tmp_path: Path
+) -> None:
+    """Beside which their tokenizer_config.json asks transformers for code that is not run."""
     write(tmp_path, found)
-    ours.save_pretrained(tmp_path)
     ours.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tiktoken.model").write_text("damaged")
     assert read_tokenizer(str(tmp_path), "kimi_k25").encode(TEXTS[1]) == ours.encode(TEXTS[1])
+
+
+class Hub:
+    """A repository of some files, of which some were downloaded before."""
+
+    def __init__(self, folder: Path, *, cached: set[str] | None = None) -> None:
+        self._folder, self._cached = folder, cached
+
+    def download(self, model: str, name: str) -> str:
+        assert model == "them/kimi"
+        if self._cached is not None and name not in self._cached:
+            raise LocalEntryNotFoundError("offline")
+        if not (self._folder / name).is_file():
+            raise EntryNotFoundError("404")
+        return str(self._folder / name)
+
+
+def of_hub(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Any:
+    monkeypatch.setattr("unispec.checkpoints.tokenizer.hf_hub_download", hub.download)
+    return read_tokenizer("them/kimi", "kimi_k25")
+
+
+def test_a_repository(
+    found: dict[bytes, int], ours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, found)
+    tokenizer = of_hub(monkeypatch, Hub(tmp_path))
+    assert tokenizer.encode(TEXTS[1]) == ours.encode(TEXTS[1])
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    (tmp_path / "chat_template.jinja").unlink()
+    assert of_hub(monkeypatch, Hub(tmp_path)).chat_template is None
+
+
+def test_a_file_that_the_hub_cannot_be_asked_about_is_not_taken_for_missing(
+    found: dict[bytes, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, found)
+    cached = {"tiktoken.model", "tokenizer_config.json"}
+    message = r"chat_template.jinja of them/kimi was not downloaded before, .*: go online"
+    with pytest.raises(InputError, match=message):
+        of_hub(monkeypatch, Hub(tmp_path, cached=cached))
+
+
+NAMES: dict[str, Any] = {"bos_token": None, "eos_token": None, "pad_token": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"added_tokens_decoder": None}, ["cannot be used", "download"]),
+        ({"added_tokens_decoder": []}, ["cannot be used", "download"]),
+        ({"added_tokens_decoder": {"first": {"content": "x"}}}, ["'first'", "download"]),
+        ({"added_tokens_decoder": {"500": {"special": True}}}, ["'content'", "download"]),
+        ({"added_tokens_decoder": {"500": "x"}}, ["cannot be used", "download"]),
+        ({"added_tokens_decoder": {"756": {"content": "<|late|>"}}}, ["<|late|>", "756", "755"]),
+        ({"added_tokens_decoder": {"5": {"content": "<|early|>"}}}, ["<|early|>", "id 5", "500"]),
+        (
+            {"added_tokens_decoder": {"500": {"content": "x|"}, "501": {"content": "x|"}}},
+            ["'x|' of id 501", "another"],
+        ),
+        ({"added_tokens_decoder": {"500": {"content": ""}}}, ["'' of id 500", "another"]),
+        ({"added_tokens_decoder": {"500": {"content": "a"}}}, ["'a' of id 500", "another"]),
+        ({"eos_token": "[NOPE]"}, ["eos_token '[NOPE]'", "no token", "download"]),
+        ({"eos_token": {"special": True}}, ["'content'", "download"]),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    changes: dict[str, Any], parts: list[str], found: dict[bytes, int], tmp_path: Path
+) -> None:
+    assert len(found) == 500
+    names = NAMES if "added_tokens_decoder" in changes else {}
+    write(tmp_path, found, **names | changes)
+    with pytest.raises(InputError) as error:
+        read_tokenizer(str(tmp_path), "kimi_k25")
+    for part in ["tokenizer_config.json", *parts]:
+        assert part in str(error.value)
 
 
 def test_damaged_files(found: dict[bytes, int], tmp_path: Path) -> None:
@@ -175,9 +299,11 @@ def test_damaged_files(found: dict[bytes, int], tmp_path: Path) -> None:
             read_tokenizer(str(tmp_path), "kimi_k25")
         assert all(part in str(error.value) for part in parts), error.value
 
-    refused(str(tmp_path), "neither tokenizer.json", "tiktoken.model", "copy")
+    refused(str(tmp_path), "no tokenizer.json", "copy")
     model = write(tmp_path, found) / "tiktoken.model"
     text = model.read_text()
+    model.write_text(text + "\n")
+    assert len(read_tokenizer(str(tmp_path), "kimi_k25")) == len(found) + 256
     model.write_text(text + "not base64\n")
     refused("tiktoken.model", f"line {len(found) + 1}", "not base64", "download")
     model.write_text(text.replace("\n", " 7\n", 1))
@@ -186,10 +312,13 @@ def test_damaged_files(found: dict[bytes, int], tmp_path: Path) -> None:
     refused("tiktoken.model", "ranks", "download")
     model.write_text("")
     refused("tiktoken.model", "256", "download")
-    outside = {str(len(found) + 256): {"content": "<|late|>", "special": True}}
-    write(tmp_path, found, added_tokens_decoder=outside)
-    refused("tokenizer_config.json", "<|late|>", str(len(found) + 256))
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    refused("tokenizer_config.json", "JSON", "download")
-    (tmp_path / "tokenizer_config.json").write_text("[]")
-    refused("tokenizer_config.json", "object", "download")
+    model.write_text(text)
+    config = tmp_path / "tokenizer_config.json"
+    for content in ("{", "[]"):
+        config.write_text(content)
+        refused("tokenizer_config.json", "download")
+    config.unlink()
+    refused("tiktoken.model and no tokenizer_config.json", "copy")
+    write(tmp_path, found)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xe9")
+    refused("chat_template.jinja", "download")

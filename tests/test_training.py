@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from unispec.checkpoints.demo import demo_draft_folder
 from unispec.cli import unispec
 from unispec.errors import InputError
 from unispec.methods import DRAFT_METHODS, Method
@@ -45,6 +46,7 @@ from unispec.training import (
     publish,
 )
 from unispec.training.attention import GROUPED
+from unispec.training.collection import Collected
 from unispec.training.draft import Draft
 from unispec.training.fitting import History, Measure
 from unispec.training.prompts import built_in_prompts
@@ -234,25 +236,26 @@ def test_a_killed_fit_ends_as_one_that_ran_through(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@METHODS
+@pytest.mark.parametrize(("method", "layers"), [("eagle", 1), ("eagle", 2), ("dflash", 3)])
 def test_measured_matches_are_what_decoding_accepts(
     target: TorchTarget,
     collected: Callable[[Method], Collection],
     tiny_target: Callable[[str], TargetReference],
     tmp_path: Path,
     method: Method,
+    layers: int,
 ) -> None:
     """The first proposals at every measured place, and runs of several, by the reference."""
     collection = collected(method)
-    draft = untrained(target, collection, method)
+    draft = make_draft(target, collection, replace(SHAPES[method], layers=layers), seed=1)
     fit(draft, collection, FitSettings(epochs=2, learning_rate=3e-3), tmp_path / "state.pt")
     publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)
     rounded(draft)
     references: dict[Method, Any] = {"eagle": EagleReference, "dflash": DFlashReference}
     reference = references[method](tmp_path, tiny_target("D"))
     one = collection.read(collection.held_out[0])
-    layers = SHAPES[method].tapped_layers(target.config)
-    one = replace(one, features=features(target, one.tokens.tolist(), layers))
+    taps = SHAPES[method].tapped_layers(target.config)
+    one = replace(one, features=features(target, one.tokens.tolist(), taps))
     k, ids = draft.num_proposals, one.tokens.tolist()
     found = draft.matches(one)
     every = 1 if method == "eagle" else 3
@@ -268,6 +271,33 @@ def test_measured_matches_are_what_decoding_accepts(
         expected = [a == b for a, b in zip(proposals, follow, strict=True)]
         agreed = next((i for i, ok in enumerate(expected) if not ok), k)
         assert right[: agreed + 1].tolist() == expected[: agreed + 1]
+
+
+def test_void_rows_of_an_eagle_draft_are_not_learnt_from(
+    target: TorchTarget, collected: Callable[[Method], Collection]
+) -> None:
+    """Of a prompt of one token, the first row has nothing before it in the second pass."""
+    draft: Any = untrained(target, collected("eagle"), "eagle")
+    generator = torch.Generator().manual_seed(0)
+    width = target.config.hidden_size
+
+    def answer(length: int) -> Collected:
+        tokens = torch.randint(0, 256, (length,), generator=generator)
+        return Collected(tokens, torch.randn(length, width, generator=generator), 1)
+
+    assert draft.loss([answer(3)], generator) == 0
+    one = answer(4)
+    truth = one.features[2]
+    spread = one.features[:-1].std()
+    expected = 0.0
+    for output in draft.outputs(one.tokens[None], one.features[None], 2):
+        ours = output[0, 1]  # speaks for the last token
+        soft = (draft.head @ truth).softmax(dim=-1)
+        expected -= (soft * (draft.head @ ours).log_softmax(dim=-1)).sum().item() / 2
+        away = ((ours - truth) / spread).abs()
+        smooth = torch.where(away < 1, away**2 / 2, away - 0.5).mean().item()
+        expected += 0.1 * smooth / 2
+    assert draft.loss([one], generator).item() == pytest.approx(expected, rel=1e-5)
 
 
 def card() -> dict[str, str]:
@@ -301,7 +331,8 @@ def test_the_graph_runs_what_was_fitted(
     """
     assert demo_engines(method).pipeline
     target = TorchTarget(str(demo_model))
-    shape = DraftShape(method=method, vocab_size=8192, mask_token_id=16)
+    packaged = json.loads((demo_draft_folder(method) / "config.json").read_text())
+    shape = DraftShape(method=method, vocab_size=packaged["draft_vocab_size"], mask_token_id=16)
     settings = CollectSettings(
         layers=shape.tapped_layers(target.config), tokens=1, max_new_tokens=8
     )
@@ -590,7 +621,7 @@ def test_a_state_of_another_draft(
     with pytest.raises(InputError, match="is of a fit with another proposed tokens"):
         fit(fewer, collection, settings, state)
     same = untrained(target, collection, "eagle")
-    with pytest.raises(InputError, match="is of a fit with another settings"):
+    with pytest.raises(InputError, match=r"another epochs \(10, not 3\)"):
         fit(same, collection, FitSettings(epochs=3), state)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"state\.pt is damaged"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -48,25 +48,43 @@ def build_kimi_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer that Kimi's files describe.
 
+    A text of more than 400,000 characters, or one with 25,000 and no blank among them, may become
+    other tokens than with Kimi's own code, which cuts it before it is split.
+
     Args:
         ranks: `tiktoken.model`.
         config: `tokenizer_config.json`.
         chat_template: `chat_template.jinja`; none takes that of `tokenizer_config.json`, if any.
 
     Raises:
-        InputError: a file is damaged, or names a special token that does not lie behind the ranks.
+        InputError: a file is damaged, or they do not belong together.
     """
     found = _read_ranks(ranks)
-    stated = _read_config(config)
-    letters = bytes_to_unicode()  # type: ignore[no-untyped-call]
-
-    def written(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    vocabulary = {written(token): rank for token, rank in found.items()}
-    merges = [(written(left), written(right)) for left, right in _merges(found)]
-    # tiktoken takes a piece that is a token as it is.
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    try:
+        stated = json.loads(config.read_text(encoding="utf-8"))
+        names = {
+            int(number): AddedToken(
+                token["content"], special=token.get("special", False), normalized=False
+            )
+            for number, token in stated.get("added_tokens_decoder", {}).items()
+        }
+        named = {
+            name: token["content"] if isinstance(token, dict) else token
+            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            if (token := stated.get(name)) is not None
+        }
+        template = (
+            chat_template.read_text(encoding="utf-8")
+            if chat_template
+            else stated.get("chat_template")
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        files = f"{config} or {chat_template}" if chat_template else config
+        raise InputError(
+            f"{files} cannot be used ({type(error).__name__}: {error}): download it again"
+        ) from error
+    added = _added_tokens(names, len(found), config)
+    tokenizer = Tokenizer(_bpe(found))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
@@ -74,13 +92,19 @@ def build_kimi_tokenizer(
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(_added_tokens(stated, len(found), config))
-    named = {
-        name: token["content"] if isinstance(token, dict) else token
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        if (token := stated.get(name)) is not None
-    }
-    template = chat_template.read_text() if chat_template else stated.get("chat_template")
+    # Ids are given in order; a token that is there already would keep its own.
+    tokenizer.add_tokens(list(added.values()))
+    for number, token in added.items():
+        if tokenizer.token_to_id(token.content) != number:
+            raise InputError(
+                f"{config}: the token {token.content!r} of id {number} is also another one:"
+                " download it again"
+            )
+    for name, content in named.items():
+        if tokenizer.token_to_id(content) is None:
+            raise InputError(
+                f"{config}: {name} {content!r} is no token of {ranks.name}: download both again"
+            )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         chat_template=template,
@@ -92,6 +116,8 @@ def build_kimi_tokenizer(
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines()):
+        if not line:
+            continue
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -108,42 +134,31 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Pairs in the order in which they are joined: by the rank of what they become."""
-    return [
-        (token[:cut], token[cut:])
+def _bpe(ranks: dict[bytes, int]) -> models.BPE:
+    """Joins what becomes the token of the lowest rank first, as tiktoken does."""
+    letters = bytes_to_unicode()  # type: ignore[no-untyped-call]
+    written = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = [
+        (written[token[:cut]], written[token[cut:]])
         for token in sorted(ranks, key=ranks.__getitem__)
         for cut in range(1, len(token))
         if token[:cut] in ranks and token[cut:] in ranks
     ]
+    vocabulary = {written[token]: rank for token, rank in ranks.items()}
+    # A piece that is a token is taken as it is, whatever its merges.
+    return models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        stated = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): download it again") from error
-    if not isinstance(stated, dict):
-        raise InputError(f"{path} is no JSON object: download it again")
-    return stated
-
-
-def _added_tokens(stated: dict[str, Any], first: int, path: Path) -> list[AddedToken]:
-    """All tokens behind the ranks, in the order of their ids."""
-    names: dict[int, dict[str, Any]] = {
-        int(number): token for number, token in stated.get("added_tokens_decoder", {}).items()
+def _added_tokens(names: dict[int, AddedToken], first: int, path: Path) -> dict[int, AddedToken]:
+    """All tokens behind the ranks by their ids, in order; those without a name are special."""
+    added = {
+        number: AddedToken(f"<|reserved_token_{number}|>", special=True, normalized=False)
+        for number in range(first, first + NUM_RESERVED)
     }
     for number, token in names.items():
-        if not first <= number < first + NUM_RESERVED:
+        if number not in added:
             raise InputError(
-                f"{path}: the token {token['content']!r} has id {number}, outside of {first} to"
+                f"{path}: the token {token.content!r} has id {number}, outside of {first} to"
                 f" {first + NUM_RESERVED - 1}: it does not belong to this tiktoken.model"
             )
-    return [
-        AddedToken(
-            names.get(number, {}).get("content", f"<|reserved_token_{number}|>"),
-            special=names.get(number, {}).get("special", True),
-            normalized=False,
-        )
-        for number in range(first, first + NUM_RESERVED)
-    ]
+    return added | names

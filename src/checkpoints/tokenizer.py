@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from unispec.errors import InputError
@@ -20,24 +20,23 @@ _RANKS: Final = "tiktoken.model"
 
 
 def read_tokenizer(model: str, model_type: str) -> PreTrainedTokenizerFast:
-    """Reads tokenizer.json; without one Kimi K2.5's own files.
+    """Reads tokenizer.json, or of Kimi K2.5 the files that its repository has instead.
 
     Args:
         model: folder, or Hugging Face repository id.
         model_type: of config.json.
 
     Raises:
-        InputError: there is no such file, or it is damaged.
+        InputError: a file is missing or damaged.
     """
     folder = Path(model).expanduser()
     is_local = folder.is_dir()
     name = str(folder) if is_local else model
+    # Before tokenizer.json: beside one, Kimi's tokenizer_config.json asks for code that is not run.
+    if model_type == KimiK25HFConfig.model_type and (ranks := _find(name, _RANKS, needed=False)):
+        return _read_kimi(name, ranks)
     try:
-        if model_type == KimiK25HFConfig.model_type and not _find(name, "tokenizer.json"):
-            return _read_kimi(name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except InputError:
-        raise
     # Damaged files raise what the parsers stumble over, a bare Exception included.
     except Exception as error:
         if is_local and not (folder / "tokenizer.json").is_file():
@@ -53,22 +52,32 @@ def read_tokenizer(model: str, model_type: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _read_kimi(model: str) -> PreTrainedTokenizerFast:
-    ranks, config = (_find(model, name) for name in (_RANKS, "tokenizer_config.json"))
-    if ranks is None or config is None:
+def _read_kimi(model: str, ranks: Path) -> PreTrainedTokenizerFast:
+    config = _find(model, "tokenizer_config.json")
+    if config is None:
         raise InputError(
-            f"{model} has neither tokenizer.json nor both {_RANKS} and tokenizer_config.json; copy"
-            " them from the model's repository"
+            f"{model} has {_RANKS} and no tokenizer_config.json; copy it from the model's"
+            " repository"
         )
     return build_kimi_tokenizer(ranks, config, _find(model, "chat_template.jinja"))
 
 
-def _find(model: str, name: str) -> Path | None:
-    """Where a file of a folder or of a repository lies; none if it has no such file."""
+def _find(model: str, name: str, *, needed: bool = True) -> Path | None:
+    """Where a file of a folder or of a repository lies; none if it has no such file.
+
+    Raises:
+        InputError: the hub cannot be asked about a file that would be needed if it is there.
+    """
     folder = Path(model)
     if folder.is_dir():
         return path if (path := folder / name).is_file() else None
     try:
         return Path(hf_hub_download(model, name))
+    except LocalEntryNotFoundError as error:
+        if not needed:
+            return None
+        raise InputError(
+            f"{name} of {model} was not downloaded before, and the hub cannot be reached: go online"
+        ) from error
     except EntryNotFoundError:
         return None

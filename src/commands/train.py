@@ -103,6 +103,13 @@ NEEDED = ("torch", "matplotlib")
     help="Times that every answer is learnt from.",
 )
 @click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Answers of a step.",
+)
+@click.option(
     "--learning-rate",
     type=FiniteRange(min=0, min_open=True),
     default=1e-3,
@@ -142,6 +149,7 @@ def train(
     draft_layers: int | None,
     block_size: int,
     epochs: int,
+    batch_size: int,
     learning_rate: float,
     max_new_tokens: int,
     chat_template: bool,
@@ -180,6 +188,7 @@ def train(
     fitting = FitSettings(
         epochs=epochs,
         seconds=None if seconds is None else (1 - COLLECTING) * seconds,
+        batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
     )

@@ -70,12 +70,12 @@ class EagleDraft(Draft):
             passes: how many.
 
         Returns:
-            For each pass `[S, T - 1, H]`; the first rows of pass p, p - 1 of them, are void.
+            For each pass, counted from 0, `[S, T - 1, H]`; the first p rows of pass p are void.
         """
         embedded = self.embedding[tokens[:, 1:]]  # [S, R, H]
         rows = embedded.shape[1]
         own, found = features[:, :-1], []
-        seen = DynamicCache(config=self._config)  # keys and values of the passes before
+        seen = DynamicCache()  # keys and values of the passes before
         places = torch.arange(rows, device=tokens.device)[None]
         rotation = self.rotary(embedded, places)
         for number in range(passes):
@@ -136,16 +136,14 @@ class EagleDraft(Draft):
 
 
 def _visible(rows: int, number: int, like: Tensor) -> Tensor:
-    """What the rows of a pass see of those before it and of their own, `[1, 1, R, (p + 1) * R]`.
+    """What the rows of pass p see of those before it and of their own, `[1, 1, R, (p + 1) * R]`.
 
-    Row j of pass p continues what row j - p of the first pass, 0, began: it sees the first pass
-    up to there, and of each later one the one row on the way. The mask is one to add.
+    Row j of pass p continues what row j - p of pass 0 began: it sees pass 0 up to there, and of
+    each later one the one row on the way; a void row sees itself. The mask is one to add.
     """
     place = torch.arange(rows, device=like.device)
     distance = place[:, None] - place  # [R, R]
     on_the_way = [distance == number - key for key in range(1, number + 1)]
     seen = torch.cat([distance >= number, *on_the_way], dim=1)
-    # A void row sees itself, or its softmax would be over nothing.
-    seen[:, -rows:] |= distance == 0
     mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
     return mask.masked_fill(~seen, float("-inf"))[None, None]

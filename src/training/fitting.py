@@ -8,7 +8,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ def _identity(draft: Draft, collection: Collection, settings: FitSettings) -> di
         "draft": config,
         "proposed tokens": hashlib.sha256(draft.target_ids.cpu().numpy().tobytes()).hexdigest(),
         "sequences": str(len(collection.training)),
-        "settings": str(settings),
+        **{name: str(value) for name, value in asdict(settings).items()},
     }
 
 
@@ -246,8 +246,8 @@ def _restore(draft: Draft, optimizer: Any, state: Path, identity: dict[str, str]
     for name, value in identity.items():
         if found.get(name) != value:
             raise InputError(
-                f"{state} is of a fit with another {name}: give the same options again, or another"
-                " --output"
+                f"{state} is of a fit with another {name} ({found.get(name, 'none')[:80]}, not"
+                f" {value[:80]}): give the same options again, or another --output"
             )
     draft.load_state_dict(content["draft"])
     optimizer.load_state_dict(content["optimizer"])
