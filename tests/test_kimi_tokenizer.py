@@ -279,6 +279,7 @@ NAMES: dict[str, Any] = {"bos_token": None, "eos_token": None, "pad_token": None
         ({"added_tokens_decoder": {"500": {"content": "a"}}}, ["'a' of id 500", "another"]),
         ({"eos_token": "[NOPE]"}, ["eos_token '[NOPE]'", "no token", "download"]),
         ({"eos_token": {"special": True}}, ["'content'", "download"]),
+        ({"eos_token": 5}, ["5 is no token", "download"]),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(

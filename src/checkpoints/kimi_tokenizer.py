@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -60,29 +60,12 @@ def build_kimi_tokenizer(
         InputError: a file is damaged, or they do not belong together.
     """
     found = _read_ranks(ranks)
-    try:
-        stated = json.loads(config.read_text(encoding="utf-8"))
-        names = {
-            int(number): AddedToken(
-                token["content"], special=token.get("special", False), normalized=False
-            )
-            for number, token in stated.get("added_tokens_decoder", {}).items()
-        }
-        named = {
-            name: token["content"] if isinstance(token, dict) else token
-            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-            if (token := stated.get(name)) is not None
-        }
-        template = (
-            chat_template.read_text(encoding="utf-8")
-            if chat_template
-            else stated.get("chat_template")
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        files = f"{config} or {chat_template}" if chat_template else config
-        raise InputError(
-            f"{files} cannot be used ({type(error).__name__}: {error}): download it again"
-        ) from error
+    names, roles, template = _read_config(config)
+    if chat_template:
+        try:
+            template = chat_template.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise InputError(f"{chat_template} is no UTF-8 ({error}): download it again") from error
     added = _added_tokens(names, len(found), config)
     tokenizer = Tokenizer(_bpe(found))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -100,7 +83,7 @@ def build_kimi_tokenizer(
                 f"{config}: the token {token.content!r} of id {number} is also another one:"
                 " download it again"
             )
-    for name, content in named.items():
+    for name, content in roles.items():
         if tokenizer.token_to_id(content) is None:
             raise InputError(
                 f"{config}: {name} {content!r} is no token of {ranks.name}: download both again"
@@ -109,7 +92,7 @@ def build_kimi_tokenizer(
         tokenizer_object=tokenizer,
         chat_template=template,
         clean_up_tokenization_spaces=False,
-        **named,
+        **roles,
     )
 
 
@@ -147,6 +130,35 @@ def _bpe(ranks: dict[bytes, int]) -> models.BPE:
     vocabulary = {written[token]: rank for token, rank in ranks.items()}
     # A piece that is a token is taken as it is, whatever its merges.
     return models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True)
+
+
+def _read_config(path: Path) -> tuple[dict[int, AddedToken], dict[str, str], Any]:
+    """Named tokens by their ids, tokens by their roles, and the chat template."""
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        names = {
+            int(number): AddedToken(
+                _text(token), special=token.get("special", False), normalized=False
+            )
+            for number, token in stated.get("added_tokens_decoder", {}).items()
+        }
+        roles = {
+            name: _text(token)
+            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            if (token := stated.get(name)) is not None
+        }
+        return names, roles, stated.get("chat_template")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be used ({type(error).__name__}: {error}): download it again"
+        ) from error
+
+
+def _text(token: str | dict[str, Any]) -> str:
+    content = token["content"] if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise TypeError(f"{content!r} is no token")
+    return content
 
 
 def _added_tokens(names: dict[int, AddedToken], first: int, path: Path) -> dict[int, AddedToken]:
