@@ -1,12 +1,12 @@
 """Builds the DeepSeek-V3 graphs for GPUs that are not there, and prints what they are as JSON.
 
-A process of its own: virtual devices are a setting of the process. Arguments: how many GPUs, the
-folder of a checkpoint, and how the GPUs share it, `tensor` or `expert` parallelism. With
-`--compile` the unified graph is compiled for them too.
+A process of its own: virtual devices are a setting of the process. With `--compile` the unified
+graph is compiled for them too, which takes ten minutes and no test does.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -42,9 +42,9 @@ from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
 from unispec.pipelines.runtime import EngineConfig
 
 
-def main(count: int, folder: Path, parallelism: str, *, compiles: bool) -> None:
+def main(count: int, folder: Path, parallelism: str, arch: str, *, compiles: bool) -> None:
     set_virtual_device_api("cuda")
-    set_virtual_device_target_arch("sm_90a")
+    set_virtual_device_target_arch(arch)
     set_virtual_device_count(count)
     engine = EngineConfig(
         model=str(folder), max_length=64, speculative_method="mtp", devices="gpu"
@@ -70,7 +70,7 @@ def main(count: int, folder: Path, parallelism: str, *, compiles: bool) -> None:
     if compiles:
         began = time.monotonic()
         InferenceSession(devices=load_devices(gpus)).compile(built)
-        print(f"compiled in {time.monotonic() - began:.0f} s")
+        print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr)
     # What a graph puts out is verified with all that it is made of.
     print(
         json.dumps(
@@ -149,4 +149,10 @@ def weights_by_device(layer: Any) -> dict[str, Sequence[Weight]]:
     }
 
 
-main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], compiles="--compile" in sys.argv)
+parser = argparse.ArgumentParser()
+parser.add_argument("count", type=int, help="how many GPUs")
+parser.add_argument("folder", type=Path, help="of a checkpoint")
+parser.add_argument("parallelism", choices=["tensor", "expert"], help="how the GPUs share it")
+parser.add_argument("--arch", default="sm_90a", help="of the GPUs")
+parser.add_argument("--compile", action="store_true", dest="compiles")
+main(**vars(parser.parse_args()))
