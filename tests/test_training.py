@@ -332,7 +332,11 @@ def test_the_graph_runs_what_was_fitted(
     assert demo_engines(method).pipeline
     target = TorchTarget(str(demo_model))
     packaged = json.loads((demo_draft_folder(method) / "config.json").read_text())
-    shape = DraftShape(method=method, vocab_size=packaged["draft_vocab_size"], mask_token_id=16)
+    shape = DraftShape(
+        method=method,
+        vocab_size=packaged["draft_vocab_size"],
+        mask_token_id=packaged.get("dflash_config", {}).get("mask_token_id"),
+    )
     settings = CollectSettings(
         layers=shape.tapped_layers(target.config), tokens=1, max_new_tokens=8
     )
