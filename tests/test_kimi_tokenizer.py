@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import tiktoken
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from httpx import Request, Response
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.kimi import tiny_kimi
@@ -220,13 +221,15 @@ def test_they_come_before_a_tokenizer_json(
 class Hub:
     """A repository of some files, of which some were downloaded before."""
 
-    def __init__(self, folder: Path, *, cached: set[str] | None = None) -> None:
-        self._folder, self._cached = folder, cached
+    def __init__(
+        self, folder: Path, *, cached: set[str] | None = None, error: Exception | None = None
+    ) -> None:
+        self._folder, self._cached, self._error = folder, cached, error
 
     def download(self, model: str, name: str) -> str:
         assert model == "them/kimi"
-        if self._cached is not None and name not in self._cached:
-            raise LocalEntryNotFoundError("offline")
+        if self._error is not None and name not in (self._cached or ()):
+            raise self._error
         if not (self._folder / name).is_file():
             raise EntryNotFoundError("404")
         return str(self._folder / name)
@@ -248,14 +251,18 @@ def test_a_repository(
     assert of_hub(monkeypatch, Hub(tmp_path)).chat_template is None
 
 
-def test_a_file_that_the_hub_cannot_be_asked_about_is_not_taken_for_missing(
-    found: dict[bytes, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+REFUSAL = HfHubHTTPError("503", response=Response(503, request=Request("GET", "https://hub")))
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), REFUSAL])
+def test_a_file_that_the_hub_does_not_give_is_not_taken_for_missing(
+    error: Exception, found: dict[bytes, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, found)
-    cached = {"tiktoken.model", "tokenizer_config.json"}
-    message = r"chat_template.jinja of them/kimi was not downloaded before, .*: go online"
+    hub = Hub(tmp_path, cached={"tiktoken.model", "tokenizer_config.json"}, error=error)
+    message = rf"chat_template.jinja of them/kimi was not .*\({error}\): check the network"
     with pytest.raises(InputError, match=message):
-        of_hub(monkeypatch, Hub(tmp_path, cached=cached))
+        of_hub(monkeypatch, hub)
 
 
 NAMES: dict[str, Any] = {"bos_token": None, "eos_token": None, "pad_token": None}

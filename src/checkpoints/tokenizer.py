@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from unispec.errors import InputError
@@ -66,18 +66,20 @@ def _find(model: str, name: str, *, needed: bool = True) -> Path | None:
     """Where a file of a folder or of a repository lies; none if it has no such file.
 
     Raises:
-        InputError: the hub cannot be asked about a file that would be needed if it is there.
+        InputError: the hub does not say, and the file would be needed if it is there.
     """
     folder = Path(model)
     if folder.is_dir():
         return path if (path := folder / name).is_file() else None
     try:
         return Path(hf_hub_download(model, name))
-    except LocalEntryNotFoundError as error:
-        if not needed:
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        unasked = not isinstance(error, EntryNotFoundError)
+        # The hub could not be asked, and the file is not in its cache either.
+        unasked |= isinstance(error, LocalEntryNotFoundError)
+        if not (unasked and needed):
             return None
         raise InputError(
-            f"{name} of {model} was not downloaded before, and the hub cannot be reached: go online"
+            f"{name} of {model} was not downloaded before, and the hub does not give it"
+            f" ({' '.join(str(error).split())}): check the network and your access"
         ) from error
-    except EntryNotFoundError:
-        return None
