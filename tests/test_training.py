@@ -45,6 +45,7 @@ from unispec.training import (
     make_draft,
     publish,
 )
+from unispec.training.answering import draw
 from unispec.training.attention import GROUPED
 from unispec.training.collection import Collected
 from unispec.training.draft import Draft
@@ -171,6 +172,45 @@ def test_each_answer_has_its_temperature(
     assert answers(seed=2)[1] != warm
 
 
+@METHODS
+def test_an_answer_that_ends_leaves_the_others_as_they_are(
+    tiny_pair: Callable[[str], TinyPair],
+    tiny_target: Callable[[str], TargetReference],
+    method: Method,
+) -> None:
+    """Prompts of all lengths end at tokens of many places; each is as if it were alone."""
+    target = TorchTarget(str(tiny_pair("D").target))
+    target.eos = list(range(0, 256, 16))
+    prompts = [random_prompt(256, 3 + 2 * number, seed=number) for number in range(16)]
+    layers = SHAPES[method].tapped_layers(target.config)
+    answered = target.answers(prompts, [0.0] * len(prompts), layers, 40, seed=0)
+    assert len({len(one.tokens) - one.prompt_length for one in answered}) > 4
+    for prompt, one in zip(prompts, answered, strict=True):
+        expected = tiny_target("D").greedy(prompt, 40, target.eos).token_ids
+        assert one.tokens == [*prompt, *expected]
+        assert one.prompt_length == len(prompt)
+        truth = features(tiny_target("D"), one.tokens, layers)
+        torch.testing.assert_close(one.features[:-1].float(), truth[:-1], rtol=2e-3, atol=2e-3)
+        assert not one.features[-1].any()
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    """At evenly spread draws the shares are the probabilities, but for the grid's spacing."""
+    logits = torch.tensor([3.0, -1.0, 0.5, 2.0, -30.0])
+    many = 100_000
+    draws = (torch.arange(many) + 0.5) / many
+    for temperature in (0.7, 1.0):
+        drawn = draw(logits.expand(many, -1), torch.full((many,), temperature), draws)
+        shares = torch.bincount(drawn, minlength=5) / many
+        expected = (logits / temperature).softmax(dim=-1)
+        assert (shares - expected).abs().max() < 3 / many
+    ends = torch.tensor([0.0, 1 - 2**-24])
+    assert draw(logits.expand(2, -1), torch.ones(2), ends).tolist() == [0, 3]
+    assert draw(logits.expand(2, -1), torch.zeros(2), ends).tolist() == [0, 0]
+    with pytest.raises(ArithmeticError):
+        draw(logits.where(logits > 0, torch.nan)[None], torch.ones(1), ends[:1])
+
+
 def test_a_killed_collection_goes_on(target: TorchTarget, tmp_path: Path) -> None:
     settings = CollectSettings(tokens=3500, **SETTINGS)
 
@@ -206,6 +246,32 @@ def test_a_little_training_lifts_acceptance(
     assert after.acceptance[0] > 0.4
     assert after.length > before.length + 0.4
     assert after.loss < 0.6 * history.losses[0]
+
+
+@METHODS
+def test_a_fit_in_bfloat16_goes_the_way_of_one_in_float32(
+    target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path, method: Method
+) -> None:
+    collection, last = collected(method), []
+    for dtype in (torch.float32, torch.bfloat16):
+        draft = untrained(target, collection, method)
+        settings = FitSettings(epochs=2, learning_rate=3e-3, dtype=dtype)
+        history = fit(draft, collection, settings, tmp_path / f"{dtype}.pt")
+        assert all(one.dtype == torch.float32 for one in draft.parameters())
+        last.append((history.losses, history.measures[-1]))
+    (exact, end), (rounded_losses, other_end) = last
+    assert exact != rounded_losses
+    assert exact == pytest.approx(rounded_losses, rel=0.05)
+    assert other_end.length == pytest.approx(end.length, abs=0.1)
+
+
+def test_a_target_in_bfloat16(tiny_pair: Callable[[str], TinyPair], target: TorchTarget) -> None:
+    prompts = [random_prompt(256, length, seed=length) for length in (5, 30)]
+    rough = TorchTarget(str(tiny_pair("D").target), dtype=torch.bfloat16)
+    ours, theirs = (one.answers(prompts, [0, 0], (), 1, seed=0) for one in (rough, target))
+    for one, exact in zip(ours, theirs, strict=True):
+        assert not torch.equal(one.features, exact.features)
+        torch.testing.assert_close(one.features, exact.features, rtol=0.1, atol=0.1)
 
 
 @METHODS
@@ -410,6 +476,7 @@ def test_the_command_makes_a_draft_that_generate_loads(
     assert done.exit_code == 0, done.output
     assert "Held-out length" in done.stderr
     record = json.loads((output / "training.json").read_text())
+    assert record["settings"]["dtype"] == "float32"
     assert record["settings"]["sequences"] > record["settings"]["held-out sequences"] > 0
     assert record["measures"][-1]["length"] == 1 + sum(record["measures"][-1]["acceptance"])
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -435,7 +502,7 @@ def test_a_command_that_is_killed_twice(
 ) -> None:
     """By SIGKILL: while it collects, and while it fits. What comes out is what would have."""
     given = ["--model", tiny_pair("D").target, "--speculative-method", "eagle"]
-    given += ["--prompts", prompt_file, "--tokens", 2000, "--epochs", 2, "--no-chat-template"]
+    given += ["--prompts", prompt_file, "--tokens", 5000, "--epochs", 2, "--no-chat-template"]
     given += ["--max-new-tokens", 48]
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "unispec.cli", "train", *map(str, given), "--resume"]

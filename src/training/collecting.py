@@ -18,7 +18,7 @@ from .target import TorchTarget
 
 __all__ = ["CollectSettings", "collect", "encode"]
 
-SHARD = 32
+SHARD = 64
 """Sequences of a shard, which are also a batch."""
 
 TEMPERATURES = (0.0, 0.7, 1.0)

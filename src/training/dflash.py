@@ -168,7 +168,8 @@ class DFlashDraft(Draft):
         labels = self.draft_ids[labels].masked_fill(~inside, -1)
         output = self.outputs(tokens, features, starts)
         chosen = labels >= 0
-        losses = F.cross_entropy(output[chosen] @ self.head.T, labels[chosen], reduction="none")
+        logits = (output[chosen] @ self.head.T).float()
+        losses = F.cross_entropy(logits, labels[chosen], reduction="none")
         order = torch.arange(self.block_size - 1, device=tokens.device)
         weight = torch.exp(-order / DECAY).expand_as(labels)[chosen]
         return (losses * weight).sum() / weight.sum().clamp(min=1e-9)

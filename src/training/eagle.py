@@ -79,7 +79,8 @@ class EagleDraft(Draft):
         places = torch.arange(rows, device=tokens.device)[None]
         rotation = self.rotary(embedded, places)
         for number in range(passes):
-            hidden = self.fc(torch.cat([embedded, own], dim=-1))
+            # What layers add to stays exact where products are taken in bfloat16.
+            hidden = self.fc(torch.cat([embedded, own], dim=-1)).float()
             mask = _visible(rows, number, hidden)
             for layer in self.layers:
                 hidden = layer(
@@ -109,11 +110,12 @@ class EagleDraft(Draft):
             return 0 * self.fc.bias.sum()  # answers too short to learn from
         spread = torch.cat([one.features[:-1] for one in batch]).std().to(features.device)
         truth = features[:, 1:][counts]  # [M, H]
-        soft = (truth @ self.head.T).softmax(dim=-1)  # [M, N]
+        with torch.autocast(truth.device.type, enabled=False):
+            soft = (truth @ self.head.T).softmax(dim=-1)  # [M, N]
         losses = []
         for output in self.outputs(tokens, features, PASSES):
             ours = output[counts]  # [M, H]
-            losses.append(F.cross_entropy(ours @ self.head.T, soft))
+            losses.append(F.cross_entropy((ours @ self.head.T).float(), soft))
             losses.append(FEATURE_WEIGHT * F.smooth_l1_loss(ours / spread, truth / spread))
         return torch.stack(losses).sum() / PASSES
 

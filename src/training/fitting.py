@@ -41,6 +41,7 @@ class FitSettings:
         seconds: stop after so much time instead.
         batch_size: sequences of a step.
         learning_rate: AdamW's, at its highest.
+        dtype: of matrix products; bfloat16 or float32. Parameters are float32.
         seed: of the order and of what the draft draws.
     """
 
@@ -48,6 +49,7 @@ class FitSettings:
     seconds: float | None = None
     batch_size: int = 4
     learning_rate: float = 1e-3
+    dtype: torch.dtype = torch.float32
     seed: int = 0
 
 
@@ -130,7 +132,10 @@ def fit(
         batch = [collection.read(collection.training[index]) for index in chosen]
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(done)
-        loss = draft.loss(batch, _generator(settings.seed, 1, history.step))
+        with torch.autocast(
+            draft.head.device.type, settings.dtype, enabled=settings.dtype != torch.float32
+        ):
+            loss = draft.loss(batch, _generator(settings.seed, 1, history.step))
         _check_finite(loss, "loss", history, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -9,19 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.model_config import read_model_config
 from unispec.errors import InputError
 
+from .answering import answer
 from .attention import GROUPED
 
 __all__ = ["Answered", "TorchTarget"]
@@ -42,11 +36,12 @@ class Answered(NamedTuple):
 
 
 class TorchTarget:
-    """A Llama in Hugging Face's format, float32 on a CPU and bfloat16 on a GPU.
+    """A Llama in Hugging Face's format.
 
     Args:
         model: folder or Hugging Face repository id.
         device: `cpu` or `cuda`.
+        dtype: of weights and activations; bfloat16 or float32.
 
     Attributes:
         name: as it was given.
@@ -60,7 +55,7 @@ class TorchTarget:
         InputError: no Llama, weights that are missing or cannot be read, or no such device.
     """
 
-    def __init__(self, model: str, device: str = "cpu") -> None:
+    def __init__(self, model: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda was asked for, but torch finds no GPU: use cpu")
         self.name, self.device = model, torch.device(device)
@@ -70,7 +65,6 @@ class TorchTarget:
                 f"{model}: a draft is trained for {_ARCHITECTURE}, not for"
                 f" {', '.join(self.config.architectures or ['nothing'])}: choose a Llama"
             )
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self.model: Any
         self.tokenizer: Any
         try:
@@ -90,10 +84,7 @@ class TorchTarget:
         self.model.to(device).eval().requires_grad_(False)
         if device == "cpu":
             self.model.set_attn_implementation(GROUPED)
-        # Its penalties and cuts would take the place of all that is not stated below.
-        self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self.eos = sorted(read_eos_token_ids(model, self.config))
-        self._pad = self.eos[0] if self.eos else 0
 
     @property
     def embedding(self) -> Tensor:
@@ -107,7 +98,6 @@ class TorchTarget:
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight.float()
 
-    @torch.inference_mode()
     def answers(
         self,
         prompts: Sequence[Sequence[int]],
@@ -129,77 +119,41 @@ class TorchTarget:
         Raises:
             InputError: a logit is no number.
         """
-        longest = max(map(len, prompts))
-        rows = [[self._pad] * (longest - len(ids)) + list(ids) for ids in prompts]
-        seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-        torch.manual_seed(seed)
-        with self._features(layers) as passes:
-            output = self.model.generate(
-                torch.tensor(rows, device=self.device),
-                attention_mask=torch.tensor(seen, device=self.device),
-                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=self.eos or None,
-                    pad_token_id=self._pad,
-                    do_sample=True,
-                    top_k=0,
-                ),
-                logits_processor=LogitsProcessorList(
-                    [_Temperatures(self.name, torch.tensor(temperatures, device=self.device))]
-                ),
-            )
-        features = torch.cat([torch.cat(taps, dim=-1) for taps in passes], dim=1)  # [S, L - 1, F]
-        answered = []
-        for row, prompt in enumerate(prompts):
-            tokens = [*prompt, *self._until_end(output[row, longest:].tolist())]
-            begin = longest - len(prompt)
-            own = features[row, begin : begin + len(tokens) - 1]
-            answered.append(Answered(tokens, len(prompt), F.pad(own, (0, 0, 0, 1))))
-        return answered
+        width = self.config.hidden_size * max(len(layers), 1)
+        longest = max(map(len, prompts)) + max_new_tokens
+        features = torch.zeros(len(prompts), longest, width, dtype=torch.float16)  # [S, L, F]
+        largest = torch.finfo(torch.float16).max
+
+        with self._tapped(layers) as taps:
+
+            def keep(rows: Tensor, places: Tensor, hidden: Tensor) -> None:
+                states = torch.cat(taps, dim=-1) if taps else hidden  # [N, T, F]
+                taps.clear()
+                read = places >= 0
+                kept = states[read].clamp(-largest, largest).to(torch.float16).cpu()
+                features[rows[:, None].expand_as(places)[read].cpu(), places[read].cpu()] = kept
+
+            try:
+                answers = answer(
+                    self.model, prompts, temperatures, max_new_tokens, self.eos, seed, keep
+                )
+            except ArithmeticError as error:
+                raise InputError(f"{self.name} computes NaN: use a sound checkpoint") from error
+        return [
+            Answered([*prompt, *written], len(prompt), own[: len(prompt) + len(written)])
+            for prompt, written, own in zip(prompts, answers, features, strict=True)
+        ]
 
     @contextmanager
-    def _features(self, layers: Sequence[int]) -> Iterator[list[list[Tensor]]]:
-        """Takes down what each pass puts out: of every tap, float16 `[S, T, H]` on the CPU."""
-        decoder = self.model.get_decoder()
-        tapped = [decoder.layers[layer] for layer in layers] or [decoder.norm]
-        largest = torch.finfo(torch.float16).max
-        passes: list[list[Tensor]] = []
+    def _tapped(self, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+        """Takes down what these layers put out in a pass, each `[N, T, H]`."""
+        taps: list[Tensor] = []
 
         def keep(module: Any, _: Any, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output
-            if module is tapped[0]:
-                passes.append([])
-            passes[-1].append(states.clamp(-largest, largest).to(torch.float16).cpu())
+            taps.append(output[0] if isinstance(output, tuple) else output)
 
         with ExitStack() as hooks:
-            for module in tapped:
-                hooks.callback(module.register_forward_hook(keep).remove)
-            yield passes
-
-    def _until_end(self, answer: list[int]) -> list[int]:
-        for length, token in enumerate(answer, start=1):
-            if token in self.eos:
-                return answer[:length]
-        return answer
-
-
-class _Temperatures(LogitsProcessor):
-    """Divides each row's logits by its own temperature; of a greedy row leaves the best.
-
-    Args:
-        name: of the target.
-        temperatures: `[S]`.
-    """
-
-    def __init__(self, name: str, temperatures: Tensor) -> None:
-        self._name = name
-        self._greedy = (temperatures == 0)[:, None]
-        self._divisors = temperatures[:, None].where(~self._greedy, 1.0)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Takes and returns `[S, V]`."""
-        if scores.isnan().any():
-            raise InputError(f"{self._name} computes NaN: use a sound checkpoint")
-        best = torch.full_like(scores, float("-inf"))
-        best.scatter_(1, scores.argmax(dim=-1, keepdim=True), 0.0)
-        return torch.where(self._greedy, best, scores / self._divisors)
+            for layer in layers:
+                tapped = self.model.get_decoder().layers[layer]
+                hooks.callback(tapped.register_forward_hook(keep).remove)
+            yield taps
