@@ -50,6 +50,7 @@ from unispec.training.attention import GROUPED
 from unispec.training.collection import Collected
 from unispec.training.draft import Draft
 from unispec.training.fitting import History, Measure
+from unispec.training.methods import check_beginning
 from unispec.training.prompts import built_in_prompts
 
 METHODS = pytest.mark.parametrize("method", DRAFT_METHODS)
@@ -677,6 +678,62 @@ def test_an_answer_of_one_token_teaches_nothing_and_harms_nothing(
     loss = draft.loss([short], torch.Generator())
     loss.backward()
     assert loss.item() == 0
+
+
+@METHODS
+def test_a_fit_begins_with_another_draft(
+    target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path, method: Method
+) -> None:
+    """It begins at the acceptance that the other ended with, whatever tokens it proposes."""
+    collection, shape = collected(method), SHAPES[method]
+    first = make_draft(target, collection, replace(shape, mask_token_id=7), seed=1)
+    history = fit(first, collection, FitSettings(epochs=4, learning_rate=3e-3), tmp_path / "a.pt")
+    publish(first, history, card(), tmp_path)
+    again = make_draft(target, collection, shape, seed=5, begin_with=tmp_path)
+    onwards = fit(again, collection, FitSettings(seconds=1e-3), tmp_path / "b.pt")
+    ended, began = history.measures[-1], onwards.measures[0]
+    assert began.acceptance == pytest.approx(ended.acceptance, abs=0.02)  # stored in float16
+    assert ended.acceptance[0] > 0.15
+    fewer = make_draft(target, collection, replace(shape, vocab_size=50), 5, begin_with=tmp_path)
+    assert len(fewer.target_ids) == 50
+    rounded(first)
+    assert all(map(torch.equal, fewer.parameters(), first.parameters()))
+    with pytest.raises(InputError, match="is of a fit with another first weights"):
+        fresh = make_draft(target, collection, replace(shape, mask_token_id=7), seed=5)
+        fit(fresh, collection, FitSettings(seconds=1e-3), tmp_path / "b.pt")
+
+
+def test_drafts_that_no_fit_can_begin_with(target: TorchTarget, tmp_path: Path) -> None:
+    shape = DraftShape(method="eagle")
+    collection = collect(target, PROMPTS, CollectSettings(tokens=1, **SETTINGS), tmp_path / "data")
+    draft = make_draft(target, collection, shape, seed=1)
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), folder)
+    check_beginning(target, shape, folder)
+    with pytest.raises(InputError, match=r"has num_hidden_layers 1 where this draft has 2"):
+        check_beginning(target, replace(shape, layers=2), folder)
+    with pytest.raises(InputError, match=r"has architectures \['LlamaForCausalLMEagle'\]"):
+        check_beginning(target, DraftShape(method="dflash", layers=1), folder)
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    narrow = tensors | {"fc.weight": tensors["fc.weight"][:, 1:].contiguous()}
+    save_file(narrow, weights)
+    with pytest.raises(InputError, match=r"has fc\.weight \[64, 127\] where this draft has"):
+        check_beginning(target, shape, folder)
+    del tensors["fc.bias"]
+    save_file(tensors, weights)
+    with pytest.raises(InputError, match=r"has fc\.bias None where this draft has"):
+        check_beginning(target, shape, folder)
+    weights.write_bytes(b"no tensors")
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        check_beginning(target, shape, folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="has architectures None"):
+        check_beginning(target, shape, folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        check_beginning(target, shape, folder)
 
 
 def test_a_state_of_another_draft(

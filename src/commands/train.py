@@ -85,6 +85,12 @@ NEEDED = ("torch", "matplotlib")
 )
 @click.option("--resume", is_flag=True, help="Go on where an earlier run was stopped.")
 @click.option(
+    "--draft-model-path",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A draft of the same shape for this target, to begin the fit with.  [default: random "
+    "weights]",
+)
+@click.option(
     "--draft-vocab-size",
     type=click.IntRange(min=1),
     help="Propose only so many tokens, the most frequent ones.  [default: all]",
@@ -152,6 +158,7 @@ def train(
     device: str,
     dtype: str | None,
     resume: bool,
+    draft_model_path: Path | None,
     draft_vocab_size: int | None,
     draft_layers: int | None,
     block_size: int,
@@ -201,7 +208,18 @@ def train(
         dtype=getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16")),
         seed=seed,
     )
-    _train(Console(stderr=True), model, device, prompts, shape, collecting, fitting, output, data)
+    _train(
+        Console(stderr=True),
+        model,
+        device,
+        prompts,
+        shape,
+        draft_model_path,
+        collecting,
+        fitting,
+        output,
+        data,
+    )
 
 
 def _train(
@@ -210,6 +228,7 @@ def _train(
     device: str,
     prompts: tuple[str, ...] | None,
     shape: DraftShape,
+    begin_with: Path | None,
     collecting: CollectSettings,
     fitting: FitSettings,
     output: Path,
@@ -221,12 +240,15 @@ def _train(
     from unispec.pipelines.runtime import Engine, EngineConfig
     from unispec.training import TorchTarget, collect, fit, make_draft, publish
     from unispec.training.collection import make_folder, write_whole
+    from unispec.training.methods import check_beginning
     from unispec.training.prompts import built_in_prompts
 
     # Refuses now what `unispec generate` would refuse in the end.
     Engine(EngineConfig(model=model))
     target = TorchTarget(model, device, fitting.dtype)
     shape.check(target.config)
+    if begin_with is not None:
+        check_beginning(target, shape, begin_with)
     collecting = replace(collecting, layers=shape.tapped_layers(target.config))
     working = output / "training"
     make_folder(working)
@@ -247,7 +269,7 @@ def _train(
             )
         ended = json.dumps({"shards": collection.num_shards})
         write_whole(over, lambda part: part.write_text(ended))
-        draft = make_draft(target, collection, shape, fitting.seed).to(target.device)
+        draft = make_draft(target, collection, shape, fitting.seed, begin_with).to(target.device)
         with bar(console, "fitting", "{state}") as show:
             history = fit(
                 draft,
@@ -264,6 +286,7 @@ def _train(
     settings: dict[str, Any] = {
         "model": model,
         "method": shape.method,
+        "began with": str(begin_with) if begin_with else "random weights",
         "draft layers": draft.config()["num_hidden_layers"],
         "draft vocabulary": len(draft.target_ids),
         "prompts": f"{len(prompts)} of a file" if prompts else "the built-in ones",

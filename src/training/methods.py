@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from unispec.errors import InputError
 from unispec.methods import Method
 
+from .beginning import read_config, take_weights
 from .collection import Collection
 from .dflash import DFlashDraft
 from .draft import Draft
 from .eagle import EagleDraft
 from .target import TorchTarget
 
-__all__ = ["DraftShape", "make_draft"]
+__all__ = ["DraftShape", "check_beginning", "make_draft"]
 
 _LAYERS = {"eagle": 1, "dflash": 3}
 _TAPS = 3
@@ -71,20 +73,56 @@ class DraftShape:
         return tuple(sorted(spread))
 
 
-def make_draft(target: TorchTarget, collection: Collection, shape: DraftShape, seed: int) -> Draft:
-    """An untrained draft.
+def make_draft(
+    target: TorchTarget,
+    collection: Collection,
+    shape: DraftShape,
+    seed: int,
+    begin_with: Path | None = None,
+) -> Draft:
+    """A draft that is to be fitted.
 
     Args:
         target: whose embedding and head it borrows.
         collection: says which tokens are frequent.
         shape: of the draft.
         seed: of its weights.
+        begin_with: folder of a draft of the same shape, whose weights it takes instead.
 
     Raises:
-        InputError: more tokens to propose than the target has.
+        InputError: more tokens to propose than the target has, or a draft to begin with that is
+            of another shape or cannot be read.
     """
     shape.check(target.config)
     counts = collection.count_tokens(target.config.vocab_size)
+    return _make(target, counts, shape, seed, begin_with)
+
+
+def check_beginning(target: TorchTarget, shape: DraftShape, begin_with: Path) -> None:
+    """Refuses a draft that a fit cannot begin with.
+
+    Args:
+        target: of the fit.
+        shape: of the draft that is to be fitted.
+        begin_with: folder of the other.
+
+    Raises:
+        InputError: it is of another shape or cannot be read.
+    """
+    every = torch.zeros(target.config.vocab_size, dtype=torch.long)
+    _make(target, every, replace(shape, vocab_size=None), 0, begin_with)
+
+
+def _make(
+    target: TorchTarget, counts: Tensor, shape: DraftShape, seed: int, begin_with: Path | None
+) -> Draft:
+    """See `make_draft`; `counts` says how often each token was written, int64 `[V]`."""
+    if begin_with is not None:
+        # The draft learnt what the embedding of its own mask token means.
+        mask = read_config(begin_with).get("dflash_config", {}).get("mask_token_id")
+        draft = _make(target, counts, replace(shape, mask_token_id=mask), seed, None)
+        take_weights(draft, begin_with)
+        return draft
     torch.manual_seed(seed)
     config: Any = target.config
     layers = shape.layers or _LAYERS[shape.method]
