@@ -87,8 +87,8 @@ NEEDED = ("torch", "matplotlib")
 @click.option(
     "--draft-model-path",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A draft of the same shape for this target, to begin the fit with.  [default: random "
-    "weights]",
+    help="Folder of a draft that was trained with this command for this target and in the same "
+    "shape, to begin the fit with.  [default: random weights]",
 )
 @click.option(
     "--draft-vocab-size",
@@ -210,20 +210,21 @@ def train(
     )
     _train(
         Console(stderr=True),
-        model,
-        device,
-        prompts,
-        shape,
-        draft_model_path,
-        collecting,
-        fitting,
-        output,
-        data,
+        model=model,
+        device=device,
+        prompts=prompts,
+        shape=shape,
+        begin_with=draft_model_path,
+        collecting=collecting,
+        fitting=fitting,
+        output=output,
+        data=data or output / "data",
     )
 
 
 def _train(
     console: Console,
+    *,
     model: str,
     device: str,
     prompts: tuple[str, ...] | None,
@@ -232,7 +233,7 @@ def _train(
     collecting: CollectSettings,
     fitting: FitSettings,
     output: Path,
-    data: Path | None,
+    data: Path,
 ) -> None:
     import torch
 
@@ -248,7 +249,7 @@ def _train(
     target = TorchTarget(model, device, fitting.dtype)
     shape.check(target.config)
     if begin_with is not None:
-        check_beginning(target, shape, begin_with)
+        check_beginning(target.config, shape, begin_with)
     collecting = replace(collecting, layers=shape.tapped_layers(target.config))
     working = output / "training"
     make_folder(working)
@@ -260,7 +261,7 @@ def _train(
                 target,
                 list(prompts) if prompts else built_in_prompts(),
                 collecting,
-                data or output / "data",
+                data,
                 shards=json.loads(over.read_text())["shards"] if over.exists() else None,
                 on_shard=lambda found: show(
                     _share(found, collecting, time.monotonic() - begin),
@@ -280,13 +281,13 @@ def _train(
             )
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"the memory of {device} is full: use a lower --max-new-tokens, shorter prompts or"
-            " --device cpu"
+            f"the memory of {device} is full: use a lower --max-new-tokens or --batch-size, shorter"
+            " prompts or --device cpu"
         ) from error
     settings: dict[str, Any] = {
         "model": model,
         "method": shape.method,
-        "began with": str(begin_with) if begin_with else "random weights",
+        "began with": draft.began_with,
         "draft layers": draft.config()["num_hidden_layers"],
         "draft vocabulary": len(draft.target_ids),
         "prompts": f"{len(prompts)} of a file" if prompts else "the built-in ones",
@@ -339,7 +340,7 @@ def _describe(history: History) -> str:
 def _report(console: Console, history: History, output: Path, model: str, method: str) -> None:
     first, last = history.measures[0], history.measures[-1]
     console.print(
-        f"\nHeld-out length {first.length:.2f} untrained, [bold]{last.length:.2f}[/bold] now"
+        f"\nHeld-out length {first.length:.2f} before, [bold]{last.length:.2f}[/bold] now"
         f" ({last.step:,} steps). Written to {output}\n",
         highlight=False,
     )

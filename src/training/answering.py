@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 __all__ = ["answer", "draw"]
@@ -34,7 +34,7 @@ def answer(
         seed: of the sampling.
         on_pass: called after each pass with the prompts that it read `[N]`, where in prompt and
             answer its tokens lie `[N, T]` (padding before a prompt is negative), and the output
-            of the final norm `[N, T, H]`.
+            of the final norm `[N, T, H]`; it must not keep them.
 
     Returns:
         The answers, the tokens that ended them included.
@@ -46,7 +46,7 @@ def answer(
     count, longest = len(prompts), max(map(len, prompts))
     padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)  # [S]
     heat = torch.tensor(temperatures, device=device)  # [S]
-    ends = torch.tensor(list(eos), device=device)
+    ends = torch.tensor(list(eos), dtype=torch.long, device=device)
     tokens = torch.tensor(
         [[0] * (longest - len(ids)) + list(ids) for ids in prompts], device=device
     )  # [N, T]
@@ -78,10 +78,11 @@ def answer(
         # The last of those that stay move to the places of those that leave.
         holes = (~left[:staying]).nonzero()[:, 0]
         movers = staying + left[staying:].nonzero()[:, 0]
-        for layer in cache.layers:
-            layer.move(movers, holes)
-        for column in (rows, drawn):
-            column[holes] = column[movers]
+        if len(holes):
+            for layer in cache.layers:
+                layer.move(movers, holes)
+            for column in (rows, drawn):
+                column[holes] = column[movers]
         rows, tokens = rows[:staying], drawn[:staying, None]
         start = length
     return answers
@@ -104,14 +105,12 @@ def draw(logits: Tensor, temperatures: Tensor, draws: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     if not total.isfinite().all():
         raise ArithmeticError("a logit is no number")
-    drawn = torch.searchsorted(cumulative, draws[:, None] * total)[:, 0]
+    drawn = torch.searchsorted(cumulative, draws[:, None] * total, right=True)[:, 0]
     return logits.argmax(dim=-1).where(greedy, drawn)
 
 
 def _roomy_cache(layers: int, rows: int, length: int) -> Any:
-    cache = DynamicCache()
-    cache.layers = [_RoomyLayer(rows, length) for _ in range(layers)]
-    return cache
+    return Cache(layers=[_RoomyLayer(rows, length) for _ in range(layers)])
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]

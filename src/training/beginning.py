@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
+from torch import Tensor
 
 from unispec.errors import InputError
 
 from .draft import Draft
 
-__all__ = ["read_config", "take_weights"]
+__all__ = ["read_mask_token", "read_weights", "take_weights"]
 
-_MEANING = ("architectures", "num_hidden_layers", "block_size", "dflash_config")
+_MEANING = (
+    "architectures",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "block_size",
+    "dflash_config",
+)
 """What must agree beside the tensors' shapes."""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a draft.
+def read_mask_token(folder: Path, vocab_size: int) -> int:
+    """The mask token of a DFlash draft, whose embedding's meaning it has learnt.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it has none, or one beyond the target's tokens.
     """
-    path = folder / "config.json"
-    try:
-        config: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give the folder of a draft") from error
-    return config
+    special = _read_config(folder).get("dflash_config")
+    mask = special.get("mask_token_id") if isinstance(special, dict) else None
+    if not isinstance(mask, int) or not 0 <= mask < vocab_size:
+        raise InputError(
+            f"{folder / 'config.json'} has the mask token {mask!r} in dflash_config, where 0 to"
+            f" {vocab_size - 1} is wanted: give the folder of a DFlash draft for this target"
+        )
+    return mask
 
 
 def take_weights(draft: Draft, folder: Path) -> None:
@@ -41,9 +53,24 @@ def take_weights(draft: Draft, folder: Path) -> None:
         folder: of the trained draft: config.json, model.safetensors.
 
     Raises:
+        InputError: see `read_weights`.
+    """
+    tensors, digest = read_weights(draft, folder)
+    draft.load_state_dict(tensors)
+    draft.began_with = f"{folder.resolve().name}, sha256 {digest[:12]}"
+
+
+def read_weights(draft: Draft, folder: Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors of a trained draft and the digest of their file.
+
+    Args:
+        draft: whose shape they must have.
+        folder: of the trained draft.
+
+    Raises:
         InputError: it cannot be read, or is a draft of another shape or method.
     """
-    theirs, ours = read_config(folder), draft.config()
+    theirs, ours = _read_config(folder), draft.config()
     for name in _MEANING:
         if theirs.get(name) != ours.get(name):
             raise InputError(
@@ -52,7 +79,8 @@ def take_weights(draft: Draft, folder: Path) -> None:
             )
     path = folder / "model.safetensors"
     try:
-        tensors = load_file(path)
+        content = path.read_bytes()
+        tensors = load(content)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}): give the folder of a draft") from error
     tensors.pop("d2t", None)
@@ -61,7 +89,18 @@ def take_weights(draft: Draft, folder: Path) -> None:
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise InputError(
-                f"{path} has {name} {found.get(name)} where this draft has {wanted.get(name)}:"
-                " give a draft for this target, of the same shape"
+                f"{path} has {name} {found.get(name, 'missing')} where this draft has"
+                f" {wanted.get(name, 'nothing')}: give a draft that was trained for this target"
             )
-    draft.load_state_dict(tensors)
+    return tensors, hashlib.sha256(content).hexdigest()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give the folder of a draft") from error
+    return config

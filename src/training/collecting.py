@@ -81,6 +81,8 @@ def collect(
     identity: dict[str, Any] = {
         "model": str(Path(target.name).resolve()) if Path(target.name).is_dir() else target.name,
         "layers": list(settings.layers),
+        "dtype": str(target.model.dtype).removeprefix("torch."),
+        "sequences of a shard": SHARD,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "prompts": digest,

@@ -28,6 +28,9 @@ class Draft(nn.Module, ABC):
     num_proposals: int
     """K, up to which acceptance is measured."""
 
+    began_with = "random weights"
+    """Or which draft's."""
+
     def __init__(self, embedding: Tensor, head: Tensor, target_ids: Tensor | None) -> None:
         super().__init__()
         self.reduced = target_ids is not None

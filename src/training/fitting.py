@@ -204,18 +204,11 @@ def _identity(draft: Draft, collection: Collection, settings: FitSettings) -> di
     config = json.dumps(draft.config(), sort_keys=True, default=str)
     return {
         "draft": config,
-        "proposed tokens": _digest(draft.target_ids),
-        "first weights": _digest(*draft.state_dict().values()),
+        "proposed tokens": hashlib.sha256(draft.target_ids.cpu().numpy().tobytes()).hexdigest(),
         "sequences": str(len(collection.training)),
         **{name: str(value) for name, value in asdict(settings).items()},
+        "draft to begin with": draft.began_with,
     }
-
-
-def _digest(*tensors: torch.Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _save(

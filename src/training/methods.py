@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from unispec.errors import InputError
 from unispec.methods import Method
 
-from .beginning import read_config, take_weights
+from .beginning import read_mask_token, read_weights, take_weights
 from .collection import Collection
 from .dflash import DFlashDraft
 from .draft import Draft
@@ -95,51 +95,50 @@ def make_draft(
     """
     shape.check(target.config)
     counts = collection.count_tokens(target.config.vocab_size)
-    return _make(target, counts, shape, seed, begin_with)
+    torch.manual_seed(seed)
+    draft = _make(
+        target.config,
+        shape,
+        int(counts.flip(0).argmin().neg() + len(counts) - 1) if begin_with is None else begin_with,
+        embedding=target.embedding.cpu(),
+        head=target.head.cpu(),
+        target_ids=_frequent(counts, shape.vocab_size, target),
+    )
+    if begin_with is not None:
+        take_weights(draft, begin_with)
+    return draft
 
 
-def check_beginning(target: TorchTarget, shape: DraftShape, begin_with: Path) -> None:
+def check_beginning(config: Any, shape: DraftShape, begin_with: Path) -> None:
     """Refuses a draft that a fit cannot begin with.
 
     Args:
-        target: of the fit.
+        config: the target's.
         shape: of the draft that is to be fitted.
         begin_with: folder of the other.
 
     Raises:
         InputError: it is of another shape or cannot be read.
     """
-    every = torch.zeros(target.config.vocab_size, dtype=torch.long)
-    _make(target, every, replace(shape, vocab_size=None), 0, begin_with)
+    with torch.device("meta"):
+        borrowed = torch.empty(config.vocab_size, config.hidden_size)
+        draft = _make(config, shape, begin_with, embedding=borrowed, head=borrowed, target_ids=None)
+    read_weights(draft, begin_with)
 
 
-def _make(
-    target: TorchTarget, counts: Tensor, shape: DraftShape, seed: int, begin_with: Path | None
-) -> Draft:
-    """See `make_draft`; `counts` says how often each token was written, int64 `[V]`."""
-    if begin_with is not None:
-        # The draft learnt what the embedding of its own mask token means.
-        mask = read_config(begin_with).get("dflash_config", {}).get("mask_token_id")
-        draft = _make(target, counts, replace(shape, mask_token_id=mask), seed, None)
-        take_weights(draft, begin_with)
-        return draft
-    torch.manual_seed(seed)
-    config: Any = target.config
+def _make(config: Any, shape: DraftShape, mask: int | Path, **borrowed: Tensor | None) -> Draft:
+    """With random weights; `mask` is DFlash's mask token, or the draft to take it from."""
     layers = shape.layers or _LAYERS[shape.method]
-    borrowed: dict[str, Tensor | None] = {
-        "embedding": target.embedding.cpu(),
-        "head": target.head.cpu(),
-        "target_ids": _frequent(counts, shape.vocab_size, target),
-    }
     if shape.method == "eagle":
         return EagleDraft(config, layers, **borrowed)
-    seldom = int(counts.flip(0).argmin().neg() + len(counts) - 1)
+    if isinstance(mask, Path):
+        mask = read_mask_token(mask, config.vocab_size)
     return DFlashDraft(
         config,
         layers,
         block_size=shape.block_size,
         target_layer_ids=shape.tapped_layers(config),
-        mask_token_id=seldom if shape.mask_token_id is None else shape.mask_token_id,
+        mask_token_id=mask if shape.mask_token_id is None else shape.mask_token_id,
         **borrowed,
     )
 

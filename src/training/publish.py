@@ -35,7 +35,7 @@ tags: [speculative-decoding, {method}]
 
 ## Held-out acceptance
 
-On greedy answers of the target to prompts that the draft did not learn from; a proposal counts if
+On greedy answers of the target to prompts that this fit did not learn from; a proposal counts if
 it and those before it are right. All places of an answer weigh alike.
 
 | after | {positions} | length |

@@ -130,7 +130,7 @@ class TorchTarget:
                 states = torch.cat(taps, dim=-1) if taps else hidden  # [N, T, F]
                 taps.clear()
                 read = places >= 0
-                kept = states[read].clamp(-largest, largest).to(torch.float16).cpu()
+                kept = states[read].to(torch.float16).clamp(-largest, largest).cpu()
                 features[rows[:, None].expand_as(places)[read].cpu(), places[read].cpu()] = kept
 
             try:
