@@ -252,7 +252,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     ends = torch.tensor([0.0, 1 - 2**-24])
     assert draw(logits.expand(2, -1), torch.ones(2), ends).tolist() == [1, 4]
     assert draw(logits.expand(2, -1), torch.zeros(2), ends).tolist() == [1, 1]
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(InputError, match="computes NaN"):
         draw(logits.where(logits > 0, torch.nan)[None], torch.ones(1), ends[:1])
 
 
@@ -616,6 +616,9 @@ def test_a_command_that_is_killed_twice(
     [
         pytest.param({"--no-chat-template": None}, "no chat template", id="no-chat-template"),
         pytest.param({"--tokens": 5, "--minutes": 1}, "exclude each other", id="two-ends"),
+        pytest.param(
+            {"--own-prompts": True}, "--own-prompts and --no-chat-template exclude", id="own"
+        ),
         pytest.param({"--device": "cuda"}, "torch finds no GPU", id="cuda"),
         pytest.param({"--draft-vocab-size": 300}, "300 is beyond the target's 256", id="vocab"),
         pytest.param({"--model": "/nowhere"}, "/nowhere", id="no-model"),

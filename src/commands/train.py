@@ -59,6 +59,13 @@ NEEDED = ("torch", "matplotlib")
     help="A file with one prompt a line.  [default: a built-in set of 9,000]",
 )
 @click.option(
+    "--own-prompts/--no-own-prompts",
+    "own_prompts",
+    default=None,
+    help="Whether the target writes half of the prompts itself.  [default: only without --prompts "
+    "and with a chat template]",
+)
+@click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the target's answers and features; what is there already is used.  "
@@ -152,6 +159,7 @@ def train(
     method: Method,
     output: Path,
     prompts: tuple[str, ...] | None,
+    own_prompts: bool | None,
     data: Path | None,
     tokens: int | None,
     minutes: float | None,
@@ -176,6 +184,11 @@ def train(
     """
     if tokens is not None and minutes is not None:
         raise click.UsageError("--tokens and --minutes exclude each other; give one")
+    if own_prompts and not chat_template:
+        raise click.UsageError(
+            "--own-prompts and --no-chat-template exclude each other: a message's beginning is"
+            " part of the chat template"
+        )
     _check_installed()
     if not resume:
         _check_empty(output)
@@ -198,6 +211,7 @@ def train(
         seconds=None if seconds is None else COLLECTING * seconds,
         max_new_tokens=max_new_tokens,
         chat_template=chat_template,
+        own_prompts=chat_template and not prompts if own_prompts is None else own_prompts,
         seed=seed,
     )
     fitting = FitSettings(
@@ -290,7 +304,8 @@ def _train(
         "began with": draft.began_with,
         "draft layers": draft.config()["num_hidden_layers"],
         "draft vocabulary": len(draft.target_ids),
-        "prompts": f"{len(prompts)} of a file" if prompts else "the built-in ones",
+        "prompts": (f"{len(prompts)} of a file" if prompts else "the built-in ones")
+        + (" and the target's own" if collecting.own_prompts else ""),
         "answers": f"up to {collecting.max_new_tokens} tokens, temperatures 0, 0.7 and 1",
         "answer tokens": collection.num_answer_tokens,
         "sequences": len(collection.training),

@@ -6,14 +6,15 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unispec.chat import encode_message
 from unispec.errors import InputError
 
 from .collection import Collection
+from .own_prompts import write_prompts
 from .target import TorchTarget
 
 __all__ = ["CollectSettings", "collect", "encode"]
@@ -24,7 +25,10 @@ SHARD = 64
 TEMPERATURES = (0.0, 0.7, 1.0)
 
 HELD_OUT = 10
-"""Every so many prompts, the first included, are kept from the fit."""
+"""One of so many prompts is kept from the fit; of those given, the first and so on."""
+
+SEEDS = 2**32
+"""More than the command takes, so that prompts and answers are drawn apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class CollectSettings:
         seconds: stop after so much time; None does not.
         max_new_tokens: longest answer.
         chat_template: whether prompts are posed as a user's messages.
+        own_prompts: whether the target writes half of the prompts itself.
         seed: of the sampling.
     """
 
@@ -45,7 +50,14 @@ class CollectSettings:
     seconds: float | None = None
     max_new_tokens: int = 200
     chat_template: bool = True
+    own_prompts: bool = False
     seed: int = 0
+
+
+class _Question(NamedTuple):
+    token_ids: list[int]
+    temperature: float
+    held_out: bool
 
 
 def collect(
@@ -60,8 +72,8 @@ def collect(
     """Lets the target answer prompts until there is enough; goes on where it was stopped.
 
     Prompts are answered in turn, first at temperatures 0, 0.7 and 1 in turn, later at the last two;
-    every tenth prompt is held out, answered greedily and once. A prompt that comes again is left
-    out.
+    every tenth prompt is held out, answered greedily and once. A given prompt that comes again is
+    left out. Of the target's own a tenth is held out, wherever they come again.
 
     Args:
         target: answers.
@@ -86,6 +98,7 @@ def collect(
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "prompts": digest,
+        "own prompts": settings.own_prompts,
     }
     collection = Collection(folder, identity, shards)
     on_shard(collection)
@@ -93,15 +106,18 @@ def collect(
         return collection
     while not _enough(collection, settings, start):
         number = collection.num_shards
-        todo = list(islice(_plan(len(ids)), number * SHARD, (number + 1) * SHARD))
+        own = SHARD // 2 if settings.own_prompts else 0
+        questions = _given(ids, number, SHARD - own)
+        if own:
+            questions += _own(target, own, settings.seed + number + SEEDS)
         answered = target.answers(
-            [ids[prompt] for prompt, _ in todo],
-            [temperature for _, temperature in todo],
+            [question.token_ids for question in questions],
+            [question.temperature for question in questions],
             settings.layers,
             settings.max_new_tokens,
             settings.seed + number,
         )
-        collection.add(answered, [prompt % HELD_OUT == 0 for prompt, _ in todo])
+        collection.add(answered, [question.held_out for question in questions])
         on_shard(collection)
     return collection
 
@@ -132,6 +148,23 @@ def _enough(collection: Collection, settings: CollectSettings, start: float) -> 
     if settings.tokens is not None and collection.num_answer_tokens >= settings.tokens:
         return True
     return settings.seconds is not None and time.monotonic() - start >= settings.seconds
+
+
+def _given(ids: Sequence[list[int]], number: int, count: int) -> list[_Question]:
+    """What a shard asks of the prompts that were given."""
+    plan = islice(_plan(len(ids)), number * count, (number + 1) * count)
+    return [_Question(ids[prompt], heat, prompt % HELD_OUT == 0) for prompt, heat in plan]
+
+
+def _own(target: TorchTarget, count: int, seed: int) -> list[_Question]:
+    """Prompts that the target writes; whether one is held out depends on nothing but itself."""
+    questions = []
+    for text, heat in zip(write_prompts(target, count, seed), cycle(TEMPERATURES), strict=False):
+        digest = hashlib.sha256(text.encode()).digest()
+        held_out = int.from_bytes(digest[:8], "big") % HELD_OUT == 0
+        token_ids = encode_message(target.tokenizer, text)
+        questions.append(_Question(token_ids, 0.0 if held_out else heat, held_out))
+    return questions
 
 
 def _plan(num_prompts: int) -> Iterator[tuple[int, float]]:
