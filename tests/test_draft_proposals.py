@@ -201,7 +201,7 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
     method: Method,
 ) -> None:
     k, engine = 3, demo_engines(method)
-    prompts = real_prompts(engine.tokenizer)[:5]
+    prompts = real_prompts(engine.tokenizer)[:7]
     with proposing(engine, k):
         report = engine.generate(greedy_requests(prompts, 40))
     steps = [
