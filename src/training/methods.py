@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,11 @@ def make_draft(
     shape.check(target.config)
     counts = collection.count_tokens(target.config.vocab_size)
     torch.manual_seed(seed)
+    seldom = int(counts.flip(0).argmin().neg() + len(counts) - 1)
     draft = _make(
         target.config,
-        shape,
-        int(counts.flip(0).argmin().neg() + len(counts) - 1) if begin_with is None else begin_with,
+        shape if begin_with is None else _with_mask(shape, target.config, begin_with),
+        seldom,
         embedding=target.embedding.cpu(),
         head=target.head.cpu(),
         target_ids=_frequent(counts, shape.vocab_size, target),
@@ -122,23 +123,29 @@ def check_beginning(config: Any, shape: DraftShape, begin_with: Path) -> None:
     """
     with torch.device("meta"):
         borrowed = torch.empty(config.vocab_size, config.hidden_size)
-        draft = _make(config, shape, begin_with, embedding=borrowed, head=borrowed, target_ids=None)
+        shape = _with_mask(shape, config, begin_with)
+        draft = _make(config, shape, 0, embedding=borrowed, head=borrowed, target_ids=None)
     read_weights(draft, begin_with)
 
 
-def _make(config: Any, shape: DraftShape, mask: int | Path, **borrowed: Tensor | None) -> Draft:
-    """With random weights; `mask` is DFlash's mask token, or the draft to take it from."""
+def _with_mask(shape: DraftShape, config: Any, begin_with: Path) -> DraftShape:
+    """A DFlash draft goes on with the mask token whose embedding it has learnt to read."""
+    if shape.method == "eagle":
+        return shape
+    return replace(shape, mask_token_id=read_mask_token(begin_with, config.vocab_size))
+
+
+def _make(config: Any, shape: DraftShape, seldom: int, **borrowed: Tensor | None) -> Draft:
+    """With random weights; `seldom` is the mask token of a DFlash shape that has none."""
     layers = shape.layers or _LAYERS[shape.method]
     if shape.method == "eagle":
         return EagleDraft(config, layers, **borrowed)
-    if isinstance(mask, Path):
-        mask = read_mask_token(mask, config.vocab_size)
     return DFlashDraft(
         config,
         layers,
         block_size=shape.block_size,
         target_layer_ids=shape.tapped_layers(config),
-        mask_token_id=mask if shape.mask_token_id is None else shape.mask_token_id,
+        mask_token_id=seldom if shape.mask_token_id is None else shape.mask_token_id,
         **borrowed,
     )
 
