@@ -117,10 +117,10 @@ def built(request: pytest.FixtureRequest, folder: Path) -> Built:
     return Built(count, parallelism == "expert", build(count, folder, parallelism))
 
 
-def build(count: int, folder: Path, parallelism: str) -> dict[str, Any]:
+def build(count: int, folder: Path, parallelism: str, *options: str) -> dict[str, Any]:
     script = Path(__file__).parent / "virtual_gpus.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(count), str(folder), parallelism],
+        [sys.executable, str(script), str(count), str(folder), parallelism, *options],
         capture_output=True,
         text=True,
         check=False,
@@ -202,6 +202,25 @@ def test_devices_speak_with_each_other_only_if_there_are_several(built: Built) -
     assert collectives["ep.combine"] == collectives["ep.dispatch"]
     assert collectives["allgather"] == 3
     assert graphs["alone"]["collectives"]["allgather"] == 1
+
+
+def test_masks_may_come_late(folder: Path) -> None:
+    """The first GPU waits for them and then copies them, in the graph."""
+    graphs = build(2, folder, "expert", "--late-masks")
+    described = graphs["unified"]
+    assert described["mask kernels"] == ["wait_host_value_with_dep", "inplace_memcpy"]
+    assert graphs["alone"]["mask kernels"] == []
+    mask = ["batch", "num_positions", "8"]  # a bit for each of 256 tokens
+    assert described["inputs"][-3:] == [
+        ["TensorType", "int32", mask, "cpu:0"],
+        ["BufferType", "int64", ["2"], "cpu:0"],
+        ["BufferType", "int32", mask, "gpu:0"],
+    ]
+    assert ["TensorType", "int32", mask, "gpu:0"] not in described["inputs"]
+
+
+def test_masks_do_not_come_late_unless_they_are_to(built: Built) -> None:
+    assert built.graphs["unified"]["mask kernels"] == []
 
 
 def test_all_weights_of_the_checkpoint_are_loaded(built: Built, folder: Path) -> None:

@@ -100,6 +100,41 @@ def test_a_pinned_mask_of_another_shape_is_refused(step: Step) -> None:
 
 
 @NAMES
+def test_a_graph_with_late_masks_needs_them_all(
+    step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host checks before the step, which only a GPU can run."""
+    monkeypatch.setattr(step.model.arch_config, "late_masks", True)
+    words, payload = Buffer.zeros([1, 1, VOCAB // 32], DType.int32), Buffer.zeros([2], DType.int64)
+    given = {"pinned_bitmask": words, "wait_payload": payload, "device_bitmask_scratch": words}
+    for field in given:
+        with pytest.raises(InputError, match=f"{field} is not set, but the compiled graph needs"):
+            step.model.execute(replace(step.inputs(), **{**given, field: None}))
+        wrong = {**given, field: Buffer.zeros([3], DType.int64)}
+        with pytest.raises(InputError, match=rf"{field} has shape \[3\], the step needs"):
+            step.model.execute(replace(step.inputs(), **wrong))
+
+
+@NAMES
+def test_late_masks_stand_where_the_mask_is(step: Step) -> None:
+    words, payload = Buffer.zeros([1, 1, VOCAB // 32], DType.int32), Buffer.zeros([2], DType.int64)
+    inputs, scratch = step.inputs(), Buffer.zeros([1, 1, VOCAB // 32], DType.int32)
+    late = replace(
+        inputs, pinned_bitmask=words, wait_payload=payload, device_bitmask_scratch=scratch
+    )
+    place = next(i for i, one in enumerate(inputs.buffers) if one is inputs.token_bitmask)
+    expected = [*inputs.buffers[:place], words, payload, scratch, *inputs.buffers[place + 1 :]]
+    assert len(late.buffers) == len(expected)
+    assert all(found is wanted for found, wanted in zip(late.buffers, expected, strict=True))
+
+
+@NAMES
+def test_a_processor_does_not_wait_for_masks(step: Step) -> None:
+    with pytest.raises(InputError, match="late_masks is set, but a CPU does not wait"):
+        replace(step.model.arch_config, late_masks=True)
+
+
+@NAMES
 def test_inputs_that_the_graph_does_not_take_are_refused(step: Step) -> None:
     buffer = Buffer.zeros([2], DType.int64)
     for field in ("wait_payload", "device_bitmask_scratch", "draft_kv_blocks", "lora_ids"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -42,7 +43,9 @@ from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
 from unispec.pipelines.runtime import EngineConfig
 
 
-def main(count: int, folder: Path, parallelism: str, arch: str, *, compiles: bool) -> None:
+def main(
+    count: int, folder: Path, parallelism: str, arch: str, *, late_masks: bool, compiles: bool
+) -> None:
     set_virtual_device_api("cuda")
     set_virtual_device_target_arch(arch)
     set_virtual_device_count(count)
@@ -51,6 +54,8 @@ def main(count: int, folder: Path, parallelism: str, arch: str, *, compiles: boo
     ).pipeline_config()
     gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
     engine = with_devices(engine, gpus, count if parallelism == "expert" else 1)
+    sampling = engine.sampling.model_copy(update={"enable_structured_output": late_masks})
+    engine = engine.model_copy(update={"sampling": sampling})
     config = UnifiedMTPDeepseekV3Config.initialize(engine)
     stored = read_tensors([folder / "model.safetensors"])
     tensors = dequantised(stored, config.target, source="tiny")
@@ -114,6 +119,7 @@ def described(built: Graph) -> dict[str, Any]:
             name: text.count(f"mo.distributed.{name}")
             for name in ("allreduce.sum", "allgather", "broadcast", "ep.dispatch", "ep.combine")
         },
+        "mask kernels": re.findall(r"mo\.(wait_host_value_with_dep|inplace_memcpy)", text),
     }
 
 
@@ -154,5 +160,6 @@ parser.add_argument("count", type=int, help="how many GPUs")
 parser.add_argument("folder", type=Path, help="of a checkpoint")
 parser.add_argument("parallelism", choices=["tensor", "expert"], help="how the GPUs share it")
 parser.add_argument("--arch", default="sm_90a", help="of the GPUs")
+parser.add_argument("--late-masks", action="store_true", help="structured output, as MAX has it")
 parser.add_argument("--compile", action="store_true", dest="compiles")
 main(**vars(parser.parse_args()))

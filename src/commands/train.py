@@ -56,14 +56,14 @@ NEEDED = ("torch", "matplotlib")
 @click.option(
     "--prompts",
     type=PromptFile(),
-    help="A file with one prompt a line.  [default: a built-in set of 9,000]",
+    help="A file with one prompt a line.  [default: a built-in set of 9,000, and own prompts]",
 )
 @click.option(
     "--own-prompts/--no-own-prompts",
     "own_prompts",
     default=None,
-    help="Whether the target writes half of the prompts itself.  [default: only without --prompts "
-    "and with a chat template]",
+    help="Whether the target writes up to half of the prompts itself, which needs a chat template. "
+    " [default: without --prompts, where it can]",
 )
 @click.option(
     "--data",
@@ -211,7 +211,7 @@ def train(
         seconds=None if seconds is None else COLLECTING * seconds,
         max_new_tokens=max_new_tokens,
         chat_template=chat_template,
-        own_prompts=chat_template and not prompts if own_prompts is None else own_prompts,
+        own_prompts=bool(own_prompts),
         seed=seed,
     )
     fitting = FitSettings(
@@ -225,6 +225,7 @@ def train(
     _train(
         Console(stderr=True),
         model=model,
+        may_write_prompts=own_prompts is None and chat_template and not prompts,
         device=device,
         prompts=prompts,
         shape=shape,
@@ -240,6 +241,7 @@ def _train(
     console: Console,
     *,
     model: str,
+    may_write_prompts: bool,
     device: str,
     prompts: tuple[str, ...] | None,
     shape: DraftShape,
@@ -254,8 +256,10 @@ def _train(
     from unispec.commands.bar import bar
     from unispec.pipelines.runtime import Engine, EngineConfig
     from unispec.training import TorchTarget, collect, fit, make_draft, publish
+    from unispec.training.collecting import num_own_prompts
     from unispec.training.collection import make_folder, write_whole
     from unispec.training.methods import check_beginning
+    from unispec.training.own_prompts import message_marks
     from unispec.training.prompts import built_in_prompts
 
     # Refuses now what `unispec generate` would refuse in the end.
@@ -265,6 +269,14 @@ def _train(
     if begin_with is not None:
         check_beginning(target.config, shape, begin_with)
     collecting = replace(collecting, layers=shape.tapped_layers(target.config))
+    try:
+        if may_write_prompts or collecting.own_prompts:
+            message_marks(target)
+            collecting = replace(collecting, own_prompts=True)
+    except InputError as error:
+        if collecting.own_prompts:
+            raise
+        console.print(f"Only the built-in prompts are posed. {error}", markup=False)
     working = output / "training"
     make_folder(working)
     # Says that collecting is over, and with how many shards: a data folder may grow for others.
@@ -304,8 +316,8 @@ def _train(
         "began with": draft.began_with,
         "draft layers": draft.config()["num_hidden_layers"],
         "draft vocabulary": len(draft.target_ids),
-        "prompts": (f"{len(prompts)} of a file" if prompts else "the built-in ones")
-        + (" and the target's own" if collecting.own_prompts else ""),
+        "prompts": f"{len(prompts)} of a file" if prompts else "the built-in ones",
+        "own prompts": num_own_prompts(collection),
         "answers": f"up to {collecting.max_new_tokens} tokens, temperatures 0, 0.7 and 1",
         "answer tokens": collection.num_answer_tokens,
         "sequences": len(collection.training),

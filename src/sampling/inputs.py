@@ -68,12 +68,21 @@ class SamplingInputs:
             "min_top_p": TensorType(DType.float32, [], device=cpu),
             "token_counts": TensorType(DType.int32, ["batch", vocab_size], device=device),
             "logit_bias": TensorType(DType.float32, ["batch", vocab_size], device=device),
-            "token_bitmask": TensorType(
-                DType.int32, ["batch", "num_positions", -(-vocab_size // 32)], device=device
-            ),
+            "token_bitmask": cls.mask_type(device, vocab_size),
         }
         return [
             special.get(field.name)
             or TensorType(per_row.get(field.name, DType.float32), ["batch"], device=device)
             for field in fields(cls)
         ]
+
+    @staticmethod
+    def mask_type(device: DeviceRef, vocab_size: int) -> TensorType:
+        """Graph input type of `token_bitmask`.
+
+        Args:
+            device: where the graph runs.
+            vocab_size: V.
+        """
+        words = -(-vocab_size // 32)
+        return TensorType(DType.int32, ["batch", "num_positions", words], device=device)

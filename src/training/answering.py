@@ -10,8 +10,6 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from unispec.errors import InputError
-
 __all__ = ["answer", "draw"]
 
 
@@ -42,7 +40,7 @@ def answer(
         The answers, the tokens that ended them included.
 
     Raises:
-        InputError: a logit is no number.
+        ArithmeticError: a logit is no number.
     """
     device = model.device
     count, longest = len(prompts), max(map(len, prompts))
@@ -99,14 +97,14 @@ def draw(logits: Tensor, temperatures: Tensor, draws: Tensor) -> Tensor:
         draws: uniform in [0, 1), `[N]`.
 
     Raises:
-        InputError: a logit is no number.
+        ArithmeticError: a logit is no number.
     """
     greedy = temperatures == 0
     divisors = temperatures.where(~greedy, 1.0)[:, None]
     cumulative = (logits / divisors).softmax(dim=-1).cumsum(dim=-1)  # [N, V]
     total = cumulative[:, -1:]
     if not total.isfinite().all():
-        raise InputError("the target computes NaN: use a sound checkpoint")
+        raise ArithmeticError("a logit is no number")
     drawn = torch.searchsorted(cumulative, draws[:, None] * total, right=True)[:, 0]
     return logits.argmax(dim=-1).where(greedy, drawn)
 

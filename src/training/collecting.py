@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,21 +15,19 @@ from unispec.chat import encode_message
 from unispec.errors import InputError
 
 from .collection import Collection
-from .own_prompts import write_prompts
+from .own_prompts import message_marks, write_prompts
+from .seeds import seed_of
 from .target import TorchTarget
 
-__all__ = ["CollectSettings", "collect", "encode"]
+__all__ = ["CollectSettings", "collect", "encode", "num_own_prompts"]
 
 SHARD = 64
-"""Sequences of a shard, which are also a batch."""
+"""Most sequences of a shard, which are also a batch."""
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 
 HELD_OUT = 10
-"""One of so many prompts is kept from the fit; of those given, the first and so on."""
-
-SEEDS = 2**32
-"""More than the command takes, so that prompts and answers are drawn apart."""
+"""One of so many prompts is kept from the fit: the first and so on, and likewise of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +40,11 @@ class CollectSettings:
         seconds: stop after so much time; None does not.
         max_new_tokens: longest answer.
         chat_template: whether prompts are posed as a user's messages.
-        own_prompts: whether the target writes half of the prompts itself.
+        own_prompts: whether the target writes up to half of the prompts itself.
         seed: of the sampling.
+
+    Raises:
+        InputError: own prompts without chat template.
     """
 
     layers: tuple[int, ...] = ()
@@ -52,6 +54,12 @@ class CollectSettings:
     chat_template: bool = True
     own_prompts: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.own_prompts and not self.chat_template:
+            raise InputError(
+                "own prompts need the chat template, for it begins a message: use --no-own-prompts"
+            )
 
 
 class _Question(NamedTuple):
@@ -73,7 +81,7 @@ def collect(
 
     Prompts are answered in turn, first at temperatures 0, 0.7 and 1 in turn, later at the last two;
     every tenth prompt is held out, answered greedily and once. A given prompt that comes again is
-    left out. Of the target's own a tenth is held out, wherever they come again.
+    left out. Of the target's own prompts each is answered once, and none that was given.
 
     Args:
         target: answers.
@@ -84,12 +92,16 @@ def collect(
         on_shard: called with the collection as it stands, also at the beginning.
 
     Raises:
-        InputError: too few prompts, a target without chat template, no room on the disk, or a
-            folder that was collected otherwise.
+        InputError: too few prompts, a target without chat template or with one in which it cannot
+            write prompts, a target that computes NaN, no room on the disk, or a folder that was
+            collected otherwise.
     """
     start = time.monotonic()
     ids = encode(target, list(dict.fromkeys(prompts)), settings.chat_template)
-    digest = hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+    marks = message_marks(target) if settings.own_prompts else None
+    template = target.tokenizer.chat_template if settings.chat_template else None
+    # Not of the tokens: some templates tell the date.
+    digest = hashlib.sha256(json.dumps([list(prompts), template]).encode()).hexdigest()[:16]
     identity: dict[str, Any] = {
         "model": str(Path(target.name).resolve()) if Path(target.name).is_dir() else target.name,
         "layers": list(settings.layers),
@@ -104,22 +116,37 @@ def collect(
     on_shard(collection)
     if shards is not None:
         return collection
+    given = {*map(tuple, ids)}
+    posed = given | set(collection.prompts())
+    own = SHARD // 2 if marks else 0
     while not _enough(collection, settings, start):
         number = collection.num_shards
-        own = SHARD // 2 if settings.own_prompts else 0
         questions = _given(ids, number, SHARD - own)
-        if own:
-            questions += _own(target, own, settings.seed + number + SEEDS)
+        if marks:
+            seed = seed_of("prompts", settings.seed, number)
+            texts = write_prompts(target, marks, own, seed)
+            written = [encode_message(target.tokenizer, text) for text in texts]
+            new = [prompt for prompt in written if tuple(prompt) not in posed]
+            questions += _own(new, len(posed) - len(given))
+            posed |= {*map(tuple, new)}
         answered = target.answers(
             [question.token_ids for question in questions],
             [question.temperature for question in questions],
             settings.layers,
             settings.max_new_tokens,
-            settings.seed + number,
+            seed_of("answers", settings.seed, number),
         )
         collection.add(answered, [question.held_out for question in questions])
         on_shard(collection)
     return collection
+
+
+def num_own_prompts(collection: Collection) -> int:
+    """How many of a collection's prompts the target has written."""
+    if not collection.settings["own prompts"]:
+        return 0
+    count = len(collection.training) + len(collection.held_out)
+    return count - collection.num_shards * (SHARD - SHARD // 2)
 
 
 def encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> list[list[int]]:
@@ -156,15 +183,10 @@ def _given(ids: Sequence[list[int]], number: int, count: int) -> list[_Question]
     return [_Question(ids[prompt], heat, prompt % HELD_OUT == 0) for prompt, heat in plan]
 
 
-def _own(target: TorchTarget, count: int, seed: int) -> list[_Question]:
-    """Prompts that the target writes; whether one is held out depends on nothing but itself."""
-    questions = []
-    for text, heat in zip(write_prompts(target, count, seed), cycle(TEMPERATURES), strict=False):
-        digest = hashlib.sha256(text.encode()).digest()
-        held_out = int.from_bytes(digest[:8], "big") % HELD_OUT == 0
-        token_ids = encode_message(target.tokenizer, text)
-        questions.append(_Question(token_ids, 0.0 if held_out else heat, held_out))
-    return questions
+def _own(ids: Sequence[list[int]], asked: int) -> list[_Question]:
+    """What a shard asks of the target's own prompts, which come once; `asked` came before."""
+    plan = islice(_plan(asked + len(ids)), asked, asked + len(ids))
+    return [_Question(ids[prompt - asked], heat, prompt % HELD_OUT == 0) for prompt, heat in plan]
 
 
 def _plan(num_prompts: int) -> Iterator[tuple[int, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Collection:
 
     Attributes:
         folder: where the shards are.
+        settings: what they are made with.
         training: sequences to learn from.
         held_out: greedy answers to other prompts, to measure with.
         num_answer_tokens: tokens of all answers.
@@ -77,7 +78,7 @@ class Collection:
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], shards: int | None = None
     ) -> None:
-        self.folder = folder
+        self.folder, self.settings = folder, dict(settings)
         make_folder(folder)
         path = folder / _SETTINGS
         if path.is_file():
@@ -135,6 +136,16 @@ class Collection:
                 features=tensors.get_slice("features")[place.start : end].float(),
                 prompt_length=place.prompt_length,
             )
+
+    def prompts(self) -> Iterator[tuple[int, ...]]:
+        """Token ids of the prompts of all sequences, shard by shard."""
+        for number in range(self.num_shards):
+            names = ("tokens", "lengths", "prompt_lengths")
+            with safe_open(self._shard(number), framework="pt") as tensors:
+                tokens, lengths, prompt_lengths = map(tensors.get_tensor, names)
+            rows = tokens.split(lengths.tolist())
+            for row, length in zip(rows, prompt_lengths.tolist(), strict=True):
+                yield tuple(row[:length].tolist())
 
     def count_tokens(self, vocab_size: int) -> Tensor:
         """How often each token stands in the answers to learn from, int64 `[V]`."""

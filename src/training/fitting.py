@@ -18,6 +18,7 @@ from unispec.errors import InputError
 
 from .collection import Collection, write_whole
 from .draft import Draft
+from .seeds import seed_of
 
 __all__ = ["FitSettings", "History", "Measure", "acceptance", "fit"]
 
@@ -126,7 +127,7 @@ def fit(
     while (done := progress()) < 1:
         epoch, turn = divmod(history.step, per_epoch)
         order = torch.randperm(
-            len(collection.training), generator=_generator(settings.seed, 0, epoch)
+            len(collection.training), generator=_generator("order", settings.seed, epoch)
         )
         chosen = order[turn * settings.batch_size : (turn + 1) * settings.batch_size].tolist()
         batch = [collection.read(collection.training[index]) for index in chosen]
@@ -135,7 +136,7 @@ def fit(
         with torch.autocast(
             draft.head.device.type, settings.dtype, enabled=settings.dtype != torch.float32
         ):
-            loss = draft.loss(batch, _generator(settings.seed, 1, history.step))
+            loss = draft.loss(batch, _generator("step", settings.seed, history.step))
         _check_finite(loss, "loss", history, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -174,14 +175,9 @@ def acceptance(draft: Draft, collection: Collection) -> list[float]:
     return shares
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def _generator(*key: object) -> torch.Generator:
     """Of one step alone, so that a resumed fit draws what it would have drawn."""
-    generator = torch.Generator()
-    seed = 0
-    for number in numbers:
-        seed = seed * 1_000_003 + number + 1
-    generator.manual_seed(seed % 2**63)
-    return generator
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def _schedule(done: float) -> float:
@@ -205,6 +201,7 @@ def _identity(draft: Draft, collection: Collection, settings: FitSettings) -> di
     return {
         "draft": config,
         "proposed tokens": hashlib.sha256(draft.target_ids.cpu().numpy().tobytes()).hexdigest(),
+        "answers": json.dumps(collection.settings, sort_keys=True),
         "sequences": str(len(collection.training)),
         **{name: str(value) for name, value in asdict(settings).items()},
         "draft to begin with": draft.began_with,

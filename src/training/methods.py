@@ -130,7 +130,7 @@ def check_beginning(config: Any, shape: DraftShape, begin_with: Path) -> None:
 
 def _with_mask(shape: DraftShape, config: Any, begin_with: Path) -> DraftShape:
     """A DFlash draft goes on with the mask token whose embedding it has learnt to read."""
-    if shape.method == "eagle":
+    if shape.method == "eagle" or shape.mask_token_id is not None:
         return shape
     return replace(shape, mask_token_id=read_mask_token(begin_with, config.vocab_size))
 

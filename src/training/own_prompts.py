@@ -6,12 +6,13 @@ A model that was tuned to chat has read users' messages; given the beginning of 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from unispec.errors import InputError
 
-from .answering import answer
 from .target import TorchTarget
 
-__all__ = ["write_prompts"]
+__all__ = ["MessageMarks", "message_marks", "write_prompts"]
 
 TEMPERATURE = 0.8
 """Above it, small models write words that do not exist."""
@@ -19,56 +20,70 @@ TEMPERATURE = 0.8
 LONGEST = 64
 """Tokens; a longer message is left out."""
 
-_MARK = "\x02the message\x03"
+_CONTENT = "\x02the message\x03"
 
 
-def write_prompts(target: TorchTarget, count: int, seed: int) -> list[str]:
+@dataclass(frozen=True)
+class MessageMarks:
+    """What a chat template puts around a user's message."""
+
+    before: list[int]
+    """Tokens; what is written behind them is a message."""
+    after: str
+    """The text behind it."""
+    ends: frozenset[int]
+    """Tokens that end one; empty where `after` begins with none of its own."""
+
+
+def message_marks(target: TorchTarget) -> MessageMarks:
+    """Reads the target's chat template.
+
+    Raises:
+        InputError: there is none, it refuses a message or changes it, or lacks a text before or
+            behind it.
+    """
+    tokenizer = target.tokenizer
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _CONTENT}], tokenize=False, add_generation_prompt=True
+        )
+    # A template is a program that the checkpoint brings along: it can raise anything.
+    except Exception:
+        text = ""
+    before, _, after = text.partition(_CONTENT)
+    # A blank belongs to the word behind it.
+    before, after = before.rstrip(" "), after.strip()
+    if not (before and after):
+        raise InputError(
+            f"{target.name}: it has no chat template with a mark before and behind a message, so it"
+            " cannot write prompts: use --no-own-prompts"
+        )
+    end, *_ = tokenizer.encode(after, add_special_tokens=False)
+    ends = {end} & set(tokenizer.get_added_vocab().values())
+    return MessageMarks(tokenizer.encode(before, add_special_tokens=False), after, frozenset(ends))
+
+
+def write_prompts(target: TorchTarget, marks: MessageMarks, count: int, seed: int) -> list[str]:
     """Users' messages, at most `count`; those that do not end, are empty or repeat are left out.
 
     Args:
         target: writes them.
+        marks: of its chat template.
         count: how many it begins.
         seed: of the sampling.
 
     Raises:
-        InputError: the target has no chat template, one that changes a message, or computes NaN.
+        InputError: the target computes NaN.
     """
-    before, after = _around_a_message(target)
-    end, *_ = after
-    written = answer(
-        target.model,
-        [before] * count,
-        [TEMPERATURE] * count,
-        LONGEST,
-        sorted({end, *target.eos}),
-        seed,
-        lambda *_: None,
+    tokenizer, ends = target.tokenizer, marks.ends | set(target.eos)
+    written = target.write(
+        [marks.before] * count, [TEMPERATURE] * count, LONGEST, sorted(ends), seed
     )
-    ended = [ids[:-1] for ids in written if ids[-1] in (end, *target.eos)]
-    texts = [target.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ended]
+    texts = []
+    for ids in written:
+        has_ended = ids[-1] in ends
+        ids = ids[:-1] if has_ended else ids
+        text, mark, _ = tokenizer.decode(ids).partition(marks.after)
+        if (has_ended or mark) and not set(ids) & set(tokenizer.all_special_ids):
+            texts.append(text.strip())
     return list(dict.fromkeys(filter(None, texts)))
-
-
-def _around_a_message(target: TorchTarget) -> tuple[list[int], list[int]]:
-    """Tokens that the chat template puts before and behind a user's message."""
-    tokenizer = target.tokenizer
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{target.name}: its tokenizer has no chat template, so it cannot write prompts: use"
-            " --no-own-prompts"
-        )
-    try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
-    # A template is a program that the checkpoint brings along: it can raise anything.
-    except Exception as error:
-        raise InputError(
-            f"the chat template refuses a message ({error}); use --no-own-prompts"
-        ) from error
-    parts = text.split(_MARK)
-    encoded = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
-    if len(encoded) != 2 or not all(encoded):
-        raise InputError(
-            f"{target.name}: its chat template does not put a message between marks of its own, so"
-            " it cannot write prompts: use --no-own-prompts"
-        )
-    return encoded[0], encoded[1]

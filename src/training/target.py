@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ class TorchTarget:
             seed: of the sampling.
 
         Raises:
-            InputError: a logit is no number.
+            InputError: the target computes NaN.
         """
         width = self.config.hidden_size * max(len(layers), 1)
         longest = max(map(len, prompts)) + max_new_tokens
@@ -133,13 +133,38 @@ class TorchTarget:
                 kept = states[read].to(torch.float16).clamp(-largest, largest).cpu()
                 features[rows[:, None].expand_as(places)[read].cpu(), places[read].cpu()] = kept
 
-            answers = answer(
-                self.model, prompts, temperatures, max_new_tokens, self.eos, seed, keep
-            )
+            answers = self.write(prompts, temperatures, max_new_tokens, self.eos, seed, keep)
         return [
             Answered([*prompt, *written], len(prompt), own[: len(prompt) + len(written)])
             for prompt, written, own in zip(prompts, answers, features, strict=True)
         ]
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        temperatures: Sequence[float],
+        max_new_tokens: int,
+        ends: Sequence[int],
+        seed: int,
+        on_pass: Callable[[Tensor, Tensor, Tensor], None] = lambda rows, places, hidden: None,
+    ) -> list[list[int]]:
+        """The tokens that the target writes behind prompts, what ended them included.
+
+        Args:
+            prompts: token ids.
+            temperatures: of each text; 0 is greedy.
+            max_new_tokens: longest text.
+            ends: tokens that end one.
+            seed: of the sampling.
+            on_pass: see `answer`.
+
+        Raises:
+            InputError: the target computes NaN.
+        """
+        try:
+            return answer(self.model, prompts, temperatures, max_new_tokens, ends, seed, on_pass)
+        except ArithmeticError as error:
+            raise InputError(f"{self.name} computes NaN: use a sound checkpoint") from error
 
     @contextmanager
     def _tapped(self, layers: Sequence[int]) -> Iterator[list[Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -103,6 +103,11 @@ class StepModelInputs(ModelInputs):
     """float32 `[B, K, V]`; taken by a graph with sampled drafts only."""
 
     @property
+    def graph_order(self) -> Sequence[str]:
+        """The fields that the graph needs, in the order of its inputs."""
+        return self.GRAPH_ORDER
+
+    @property
     def buffers(self) -> tuple[Buffer, ...]:
         """The set inputs in the graph's order, see `StepSignature`.
 
@@ -110,7 +115,7 @@ class StepModelInputs(ModelInputs):
             InputError: an input is set that the graph does not take, or one that it needs is not.
         """
         refuse_inputs(self, self.NOT_TAKEN)
-        needed = [needed_input(self, name) for name in self.GRAPH_ORDER]
+        needed = [needed_input(self, name) for name in self.graph_order]
         optional = (self.draft_probs_full, self.in_thinking_phase)
         return (*tree.leaves(needed), *(buffer for buffer in optional if buffer is not None))
 

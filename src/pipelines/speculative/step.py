@@ -147,6 +147,9 @@ class StepSignature:
         """
         named, rest = self._named(), iter(inputs)
         taken = {name: [next(rest) for _ in named[name]] for name in self._names()}
+        if "pinned_bitmask" in taken:
+            # Where masks come late, the acceptance rule waits for them, see `AfterMasks`.
+            taken["token_bitmask"] = taken["pinned_bitmask"]
 
         def one(name: str) -> TensorValue:
             (value,) = taken[name]

@@ -26,18 +26,23 @@ class UnifiedMTPDeepseekV3Config(ArchConfigWithKVCache):
     """The target's stack, and how its MTP layer drafts.
 
     Raises:
-        InputError: K outside 1 to 8.
+        InputError: K outside 1 to 8, or late masks on a CPU.
     """
 
     target: DeepseekV3Config
     """The target's stack; the MTP layer has the same widths."""
     speculative_config: SpeculativeConfig
     """The method, K, and which acceptance rule decides."""
+    late_masks: bool = False
+    """Whether the graph takes `pinned_bitmask`, `wait_payload` and `device_bitmask_scratch` in
+    place of `token_bitmask`; on GPUs only."""
 
     def __post_init__(self) -> None:
         width = self.speculative_config.num_speculative_tokens
         if width is None or not 1 <= width <= MAX_DRAFT_TOKENS:
             raise InputError(f"num_speculative_tokens is {width}; choose 1 to {MAX_DRAFT_TOKENS}")
+        if self.late_masks and not self.devices[0].is_gpu():
+            raise InputError("late_masks is set, but a CPU does not wait for masks: unset it")
 
     @property
     def devices(self) -> list[DeviceRef]:
@@ -95,4 +100,9 @@ class UnifiedMTPDeepseekV3Config(ArchConfigWithKVCache):
                 f" {target.num_hidden_layers} (its num_nextn_predict_layers is 0); use a"
                 " checkpoint that has it, or another method"
             )
-        return cls(target=target, speculative_config=speculative)
+        return cls(
+            target=target,
+            speculative_config=speculative,
+            late_masks=pipeline_config.sampling.enable_structured_output
+            and target.devices[0].is_gpu(),
+        )

@@ -7,6 +7,7 @@ from max.nn import Module
 
 from unispec.pipelines.speculative.sequential import sequential_step
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
+from unispec.sampling.late_masks import AfterMasks, late_mask_types, with_late_masks
 
 from ..deepseekV3.inputs import DEEPSEEK_ORDER, distributed_types
 from ..deepseekV3.stack import DeepseekV3, TargetOfStep
@@ -33,11 +34,13 @@ class UnifiedMTPDeepseekV3(Module):
             lm_head=self.target.lm_head,
         )
         self.rule = acceptance_rule(config.speculative_config)
+        self.late_masks = config.late_masks
 
     def __call__(self, step: StepInputs) -> StepOutputs:
         """Builds one step: merge, verify, accept, shift, propose."""
         target, draft = TargetOfStep(self.target, step), DraftOfStep(self.draft, step)
-        return sequential_step(target, draft, self.rule, step)
+        rule = AfterMasks(self.rule, step.more) if self.late_masks else self.rule
+        return sequential_step(target, draft, rule, step)
 
 
 def build_graph(config: UnifiedMTPDeepseekV3Config, module: UnifiedMTPDeepseekV3) -> Graph:
@@ -48,14 +51,19 @@ def build_graph(config: UnifiedMTPDeepseekV3Config, module: UnifiedMTPDeepseekV3
         module: target and draft.
     """
     speculative = config.speculative_config
+    order: tuple[str, ...] = DEEPSEEK_ORDER
+    more = distributed_types(config.devices, config.target.ep)
+    if config.late_masks:
+        order = with_late_masks(order)
+        more |= late_mask_types(config.devices[0], config.target.vocab_size)
     inputs = StepSignature(
         device=config.devices[0],
         vocab_size=config.target.vocab_size,
         kv_params=config.get_kv_params(),
         sampled_drafts=speculative.draft_proposal == "sampled",
         thinking_phase=speculative.use_relaxed_acceptance_for_thinking,
-        order=DEEPSEEK_ORDER,
-        more=distributed_types(config.devices, config.target.ep),
+        order=order,
+        more=more,
     )
     with Graph("unified_mtp_deepseekV3", input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())

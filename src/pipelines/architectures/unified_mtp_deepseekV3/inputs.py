@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from max.driver import Buffer
+
+from unispec.sampling.late_masks import with_late_masks
 
 from ..deepseekV3.inputs import DeepseekV3Inputs
 
@@ -15,13 +17,6 @@ __all__ = ["UnifiedMTPDeepseekV3Inputs"]
 @dataclass
 class UnifiedMTPDeepseekV3Inputs(DeepseekV3Inputs):
     """One step's inputs; the bases say what the other fields hold."""
-
-    NOT_TAKEN: ClassVar[tuple[str, ...]] = (
-        *DeepseekV3Inputs.NOT_TAKEN,
-        "pinned_bitmask",
-        "wait_payload",
-        "device_bitmask_scratch",
-    )
 
     tokens: Buffer
     input_row_offsets: Buffer
@@ -38,9 +33,15 @@ class UnifiedMTPDeepseekV3Inputs(DeepseekV3Inputs):
     min_top_p: Buffer | None = None
     in_thinking_phase: Buffer | None = None
     pinned_bitmask: Buffer | None = None
-    """bool `[B, K + 1, V]` on the host: the allowed tokens. `UnifiedMTPDeepseekV3Model.execute`
-    packs it into `token_bitmask`, which the graph takes."""
+    """The allowed tokens, on the host: bool `[B, K + 1, V]`, which
+    `UnifiedMTPDeepseekV3Model.execute` packs into `token_bitmask`, or, for a graph with late masks,
+    packed already, see `LATE_MASKS`."""
     wait_payload: Buffer | None = None
-    """Not taken: a step begins when its masks are complete."""
+    """int64 `[2]` on the host: what a graph with late masks waits for; not taken by others."""
     device_bitmask_scratch: Buffer | None = None
-    """Not taken: likewise."""
+    """int32 `[B, K + 1, ceil(V / 32)]` on the GPU: likewise, where it copies the masks to."""
+
+    @property
+    def graph_order(self) -> Sequence[str]:
+        """As of every DeepSeek-V3 graph; late masks stand in place of `token_bitmask`."""
+        return self.GRAPH_ORDER if self.wait_payload is None else with_late_masks(self.GRAPH_ORDER)

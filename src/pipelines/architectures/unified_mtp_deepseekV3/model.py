@@ -11,7 +11,8 @@ from max.engine import InferenceSession, Model
 from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
 from unispec.errors import InputError
-from unispec.pipelines.runtime.inputs import StepModelInputs
+from unispec.pipelines.runtime.inputs import StepModelInputs, needed_input, refuse_inputs
+from unispec.sampling.late_masks import LATE_MASKS
 
 from ..deepseekV3.model import DeepseekV3Model
 from ..deepseekV3.weights import cast_stack, target_state_dict
@@ -66,6 +67,8 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step; a `pinned_bitmask` that is set decides which tokens are allowed.
 
+        A graph with late masks needs it in every step, complete or not, and waits for it.
+
         Args:
             model_inputs: a `UnifiedMTPDeepseekV3Inputs` with all that the graph takes.
 
@@ -77,23 +80,34 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
                 take it.
         """
         assert isinstance(model_inputs, UnifiedMTPDeepseekV3Inputs)
+        assert model_inputs.draft_tokens is not None
+        rows, drafts = model_inputs.draft_tokens.shape
+        vocab_size = self.arch_config.target.vocab_size
+        if self.arch_config.late_masks:
+            words = (rows, drafts + 1, -(-vocab_size // 32))
+            for name, shape in zip(LATE_MASKS, (words, (2,), words), strict=True):
+                _check_shape(model_inputs, name, shape)
+            return super().execute(model_inputs)
+        refuse_inputs(model_inputs, ["wait_payload", "device_bitmask_scratch"])
         if model_inputs.pinned_bitmask is not None:
-            packed = self._packed(model_inputs)
+            _check_shape(model_inputs, "pinned_bitmask", (rows, drafts + 1, vocab_size))
+            packed = _packed(model_inputs.pinned_bitmask).to(self.devices[0])
             model_inputs = replace(model_inputs, token_bitmask=packed, pinned_bitmask=None)
         return super().execute(model_inputs)
 
-    def _packed(self, inputs: UnifiedMTPDeepseekV3Inputs) -> Buffer:
-        """`pinned_bitmask` as int32 `[B, K + 1, ceil(V / 32)]` on the graph's device."""
-        assert inputs.pinned_bitmask is not None
-        assert inputs.draft_tokens is not None
-        allowed = inputs.pinned_bitmask.to_numpy()
-        rows, drafts = inputs.draft_tokens.shape
-        expected = (rows, drafts + 1, self.arch_config.target.vocab_size)
-        if allowed.shape != expected:
-            raise InputError(
-                f"pinned_bitmask has shape {list(allowed.shape)}, the step needs {list(expected)}:"
-                " give [batch_size, num_speculative_tokens + 1, vocab_size]"
-            )
-        padding = [(0, 0), (0, 0), (0, -expected[2] % 32)]
-        packed = np.packbits(np.pad(allowed.astype(bool), padding), axis=-1, bitorder="little")
-        return Buffer.from_numpy(packed.view(np.int32)).to(self.devices[0])
+
+def _check_shape(inputs: UnifiedMTPDeepseekV3Inputs, name: str, expected: tuple[int, ...]) -> None:
+    buffer: Any = needed_input(inputs, name)
+    if tuple(buffer.shape) != expected:
+        raise InputError(
+            f"{name} has shape {list(buffer.shape)}, the step needs {list(expected)}: see"
+            f" {type(inputs).__name__}"
+        )
+
+
+def _packed(mask: Buffer) -> Buffer:
+    """int32 `[B, K + 1, ceil(V / 32)]` of bool `[B, K + 1, V]`."""
+    allowed = mask.to_numpy().astype(bool)
+    padding = [(0, 0), (0, 0), (0, -allowed.shape[2] % 32)]
+    packed = np.packbits(np.pad(allowed, padding), axis=-1, bitorder="little")
+    return Buffer.from_numpy(packed.view(np.int32))
