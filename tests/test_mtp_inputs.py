@@ -104,7 +104,7 @@ def test_a_graph_with_late_masks_needs_them_all(
     step: Step, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the host checks before the step, which only a GPU can run."""
-    monkeypatch.setattr(step.model.arch_config, "late_masks", True)
+    monkeypatch.setattr(step.model, "_late_masks", True)
     words, payload = Buffer.zeros([1, 1, VOCAB // 32], DType.int32), Buffer.zeros([2], DType.int64)
     given = {"pinned_bitmask": words, "wait_payload": payload, "device_bitmask_scratch": words}
     for field in given:
@@ -141,6 +141,8 @@ def test_inputs_that_the_graph_does_not_take_are_refused(step: Step) -> None:
         value = [buffer] if field == "draft_kv_blocks" else buffer
         with pytest.raises(InputError, match=f"{field} is set"):
             step.model.execute(replace(step.inputs(), **{field: value}))
+    with pytest.raises(InputError, match="draft_tokens is not set"):
+        step.model.execute(replace(step.inputs(), draft_tokens=None))
     with pytest.raises(InputError, match="draft_kv_cache_buffers is set"):
         step.inputs(draft_kv_cache_buffers=[buffer])
     with pytest.raises(InputError, match="unheard_of is set"):

@@ -90,10 +90,13 @@ def test_half_of_a_collection(
         return [tuple(one.tokens[: one.prompt_length].tolist()) for one in read]
 
     held_out, learnt = prompts(collection.held_out), prompts(collection.training)
-    assert sorted(collection.prompts()) == sorted(held_out + learnt)
     assert not set(held_out) & set(learnt)
+    texts = list(collection.prompts())
+    assert sorted(tuple(encode_message(target.tokenizer, text)) for text in texts) == sorted(
+        held_out + learnt
+    )
     posed = [tuple(encode_message(target.tokenizer, text)) for text in own]
-    assert num_own_prompts(collection) == len(own)
+    assert num_own_prompts(collection, GIVEN) == len(own)
     assert [one for one in held_out if one in posed] == posed[::10]
     assert sorted(one for one in learnt if one in posed) == sorted({*posed} - {*posed[::10]})
     given = [one for one in held_out + learnt if one not in posed]
@@ -103,6 +106,21 @@ def test_half_of_a_collection(
         found = collection.read(place)
         ids, begin = found.tokens.tolist(), place.prompt_length
         assert ids[begin:] == reference.greedy(ids[:begin], 12, target.eos).token_ids
+
+
+def test_a_template_that_tells_the_time(
+    target: TorchTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt's tokens are others each time; what is asked again is known by its text."""
+    target.tokenizer.chat_template = "{{ strftime_now('%f') }}<{{ messages[0]['content'] }}>"
+    own = [f"{number} plus {number}" for number in range(20)]
+    monkeypatch.setattr("unispec.training.collecting.write_prompts", lambda *_: own)
+    for tokens in (400, 900):
+        settings = CollectSettings(tokens=tokens, **SETTINGS)
+        collection = collect(target, GIVEN, settings, tmp_path)
+    assert collection.num_shards >= 2
+    assert [text for text in collection.prompts() if text in own] == own
+    assert num_own_prompts(collection, GIVEN) == len(own)
 
 
 def test_prompts_and_answers_are_drawn_apart(
@@ -176,6 +194,20 @@ def test_a_message_ends_where_the_template_goes_on(
     assert write_prompts(target, marks, len(written), seed=0) == ["a question", "it goes on"]
 
 
+def test_a_message_with_a_control_token_is_left_out(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with one that the tokenizer has no name for."""
+    target = TorchTarget(str(demo_model))
+    tokenizer, end = target.tokenizer, target.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    controls = [tokenizer.convert_tokens_to_ids(text) for text in ("<|endoftext|>", "<repo_name>")]
+    assert not {*controls} & {*tokenizer.all_special_ids}
+    word = tokenizer.encode("Hello")
+    written = [[*word, control, *word, end] for control in controls]
+    monkeypatch.setattr(target, "write", lambda *_: [*written, [*word, end]])
+    assert write_prompts(target, message_marks(target), 3, seed=0) == ["Hello"]
+
+
 def test_the_token_that_ends_a_message(demo_model: Path) -> None:
     target = TorchTarget(str(demo_model))
     assert message_marks(target).ends == {target.tokenizer.convert_tokens_to_ids("<|im_end|>")}
@@ -204,8 +236,9 @@ def test_templates_in_which_no_message_can_be_begun(
 ) -> None:
     """Nothing is made before that is known."""
     target.tokenizer.chat_template = template
-    with pytest.raises(InputError, match=r"cannot write prompts: use --no-own-prompts"):
+    with pytest.raises(InputError, match=r"cannot write prompts.*: use --no-own-prompts") as error:
         message_marks(target)
+    assert ("(no)" in str(error.value)) == (template == "{{ raise_exception('no') }}")
     if template and "raise" not in template:
         with pytest.raises(InputError, match=r"cannot write prompts"):
             collect(target, GIVEN, CollectSettings(tokens=1, **SETTINGS), tmp_path / "data")
@@ -242,10 +275,17 @@ def test_the_command_asks_for_own_prompts_where_it_can(
     assert 10 < settings["own prompts"] < settings["sequences"] + settings["held-out sequences"]
     assert settings["prompts"] == "the built-in ones"
 
+    template.unlink()
+    refused = run("no template")
+    assert refused.exit_code == 2
+    assert "use --no-chat-template" in " ".join(refused.stderr.split())
+    assert "built-in prompts" not in refused.stderr
+    assert not (tmp_path / "no template").exists()
+
     template.write_text("<{{ messages[0]['content'] }}")
     refused = run("refused", "--own-prompts")
     assert refused.exit_code == 2
-    assert "cannot write prompts: use --no-own-prompts" in " ".join(refused.stderr.split())
+    assert "its chat template has no mark before and behind" in " ".join(refused.stderr.split())
     assert not (tmp_path / "refused").exists()
     for output, more in (("fallen back", []), ("without", ["--no-own-prompts"])):
         done = run(output, *more)

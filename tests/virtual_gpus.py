@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ def main(
     ).pipeline_config()
     gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
     engine = with_devices(engine, gpus, count if parallelism == "expert" else 1)
-    sampling = engine.sampling.model_copy(update={"enable_structured_output": late_masks})
-    engine = engine.model_copy(update={"sampling": sampling})
-    config = UnifiedMTPDeepseekV3Config.initialize(engine)
+    config = replace(UnifiedMTPDeepseekV3Config.initialize(engine), late_masks=late_masks)
     stored = read_tensors([folder / "model.safetensors"])
     tensors = dequantised(stored, config.target, source="tiny")
     target = target_state_dict(tensors, config.target, source="tiny")
@@ -160,6 +159,6 @@ parser.add_argument("count", type=int, help="how many GPUs")
 parser.add_argument("folder", type=Path, help="of a checkpoint")
 parser.add_argument("parallelism", choices=["tensor", "expert"], help="how the GPUs share it")
 parser.add_argument("--arch", default="sm_90a", help="of the GPUs")
-parser.add_argument("--late-masks", action="store_true", help="structured output, as MAX has it")
+parser.add_argument("--late-masks", action="store_true", help="as `LATE_MASKS` says")
 parser.add_argument("--compile", action="store_true", dest="compiles")
 main(**vars(parser.parse_args()))

@@ -256,7 +256,7 @@ def _train(
     from unispec.commands.bar import bar
     from unispec.pipelines.runtime import Engine, EngineConfig
     from unispec.training import TorchTarget, collect, fit, make_draft, publish
-    from unispec.training.collecting import num_own_prompts
+    from unispec.training.collecting import encode, num_own_prompts
     from unispec.training.collection import make_folder, write_whole
     from unispec.training.methods import check_beginning
     from unispec.training.own_prompts import message_marks
@@ -269,6 +269,8 @@ def _train(
     if begin_with is not None:
         check_beginning(target.config, shape, begin_with)
     collecting = replace(collecting, layers=shape.tapped_layers(target.config))
+    questions = list(prompts) if prompts else built_in_prompts()
+    encode(target, questions[:2], collecting.chat_template)
     try:
         if may_write_prompts or collecting.own_prompts:
             message_marks(target)
@@ -285,7 +287,7 @@ def _train(
         with bar(console, "collecting", "{tokens:,} tokens") as show:
             collection = collect(
                 target,
-                list(prompts) if prompts else built_in_prompts(),
+                questions,
                 collecting,
                 data,
                 shards=json.loads(over.read_text())["shards"] if over.exists() else None,
@@ -317,7 +319,7 @@ def _train(
         "draft layers": draft.config()["num_hidden_layers"],
         "draft vocabulary": len(draft.target_ids),
         "prompts": f"{len(prompts)} of a file" if prompts else "the built-in ones",
-        "own prompts": num_own_prompts(collection),
+        "own prompts": num_own_prompts(collection, questions),
         "answers": f"up to {collecting.max_new_tokens} tokens, temperatures 0, 0.7 and 1",
         "answer tokens": collection.num_answer_tokens,
         "sequences": len(collection.training),

@@ -62,7 +62,13 @@ class CollectSettings:
             )
 
 
+class _Prompt(NamedTuple):
+    text: str
+    token_ids: list[int]
+
+
 class _Question(NamedTuple):
+    text: str
     token_ids: list[int]
     temperature: float
     held_out: bool
@@ -97,7 +103,9 @@ def collect(
             collected otherwise.
     """
     start = time.monotonic()
-    ids = encode(target, list(dict.fromkeys(prompts)), settings.chat_template)
+    texts = list(dict.fromkeys(prompts))
+    ids = encode(target, texts, settings.chat_template)
+    given = [_Prompt(*one) for one in zip(texts, ids, strict=True)]
     marks = message_marks(target) if settings.own_prompts else None
     template = target.tokenizer.chat_template if settings.chat_template else None
     # Not of the tokens: some templates tell the date.
@@ -116,19 +124,21 @@ def collect(
     on_shard(collection)
     if shards is not None:
         return collection
-    given = {*map(tuple, ids)}
-    posed = given | set(collection.prompts())
     own = SHARD // 2 if marks else 0
+    posed = {*texts, *collection.prompts()}
     while not _enough(collection, settings, start):
         number = collection.num_shards
-        questions = _given(ids, number, SHARD - own)
+        questions = _given(given, number, SHARD - own)
         if marks:
             seed = seed_of("prompts", settings.seed, number)
-            texts = write_prompts(target, marks, own, seed)
-            written = [encode_message(target.tokenizer, text) for text in texts]
-            new = [prompt for prompt in written if tuple(prompt) not in posed]
-            questions += _own(new, len(posed) - len(given))
-            posed |= {*map(tuple, new)}
+            written = write_prompts(target, marks, own, seed)
+            new = [
+                _Prompt(text, encode_message(target.tokenizer, text))
+                for text in written
+                if text not in posed
+            ]
+            questions += _own(new, len(posed) - len(texts))
+            posed.update(prompt.text for prompt in new)
         answered = target.answers(
             [question.token_ids for question in questions],
             [question.temperature for question in questions],
@@ -136,17 +146,23 @@ def collect(
             settings.max_new_tokens,
             seed_of("answers", settings.seed, number),
         )
-        collection.add(answered, [question.held_out for question in questions])
+        collection.add(
+            [question.text for question in questions],
+            answered,
+            [question.held_out for question in questions],
+        )
         on_shard(collection)
     return collection
 
 
-def num_own_prompts(collection: Collection) -> int:
-    """How many of a collection's prompts the target has written."""
-    if not collection.settings["own prompts"]:
-        return 0
-    count = len(collection.training) + len(collection.held_out)
-    return count - collection.num_shards * (SHARD - SHARD // 2)
+def num_own_prompts(collection: Collection, given: Sequence[str]) -> int:
+    """How many of a collection's prompts the target has written.
+
+    Args:
+        collection: of answers.
+        given: the other prompts.
+    """
+    return len({*collection.prompts()} - {*given})
 
 
 def encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> list[list[int]]:
@@ -177,16 +193,16 @@ def _enough(collection: Collection, settings: CollectSettings, start: float) -> 
     return settings.seconds is not None and time.monotonic() - start >= settings.seconds
 
 
-def _given(ids: Sequence[list[int]], number: int, count: int) -> list[_Question]:
+def _given(prompts: Sequence[_Prompt], number: int, count: int) -> list[_Question]:
     """What a shard asks of the prompts that were given."""
-    plan = islice(_plan(len(ids)), number * count, (number + 1) * count)
-    return [_Question(ids[prompt], heat, prompt % HELD_OUT == 0) for prompt, heat in plan]
+    plan = islice(_plan(len(prompts)), number * count, (number + 1) * count)
+    return [_Question(*prompts[index], heat, index % HELD_OUT == 0) for index, heat in plan]
 
 
-def _own(ids: Sequence[list[int]], asked: int) -> list[_Question]:
+def _own(prompts: Sequence[_Prompt], asked: int) -> list[_Question]:
     """What a shard asks of the target's own prompts, which come once; `asked` came before."""
-    plan = islice(_plan(asked + len(ids)), asked, asked + len(ids))
-    return [_Question(ids[prompt - asked], heat, prompt % HELD_OUT == 0) for prompt, heat in plan]
+    plan = islice(_plan(asked + len(prompts)), asked, asked + len(prompts))
+    return [_Question(*prompts[index - asked], heat, index % HELD_OUT == 0) for index, heat in plan]
 
 
 def _plan(num_prompts: int) -> Iterator[tuple[int, float]]:

@@ -1,7 +1,8 @@
 """Collected answers on disk: shards of tokens and features, read where they lie.
 
 A shard is one safetensors file: `tokens` int32 `[T]` and `features` float16 `[T, F]` of all its
-sequences one after the other, `lengths` and `prompt_lengths` int32 `[S]`, `held_out` uint8 `[S]`.
+sequences one after the other, `lengths` and `prompt_lengths` int32 `[S]`, `held_out` uint8 `[S]`;
+the metadata's `prompts` are their texts in JSON.
 A file appears under its name only when it is complete, so a kill leaves whole shards.
 """
 
@@ -102,10 +103,13 @@ class Collection:
                 " give that folder again, or another --output"
             )
 
-    def add(self, answered: Sequence[Answered], held_out: Sequence[bool]) -> None:
+    def add(
+        self, prompts: Sequence[str], answered: Sequence[Answered], held_out: Sequence[bool]
+    ) -> None:
         """Writes the next shard.
 
         Args:
+            prompts: texts of its prompts.
             answered: its sequences.
             held_out: which of them are not to be learnt from.
 
@@ -123,7 +127,8 @@ class Collection:
             "held_out": torch.tensor(list(held_out), dtype=torch.uint8),
         }
         shard = self._shard(self.num_shards)
-        write_whole(shard, lambda part: part.write_bytes(save(tensors)))
+        content = save(tensors, {"prompts": json.dumps(list(prompts))})
+        write_whole(shard, lambda part: part.write_bytes(content))
         # Behind one that was damaged and deleted, others may lie.
         self._index_more(None)
 
@@ -137,15 +142,11 @@ class Collection:
                 prompt_length=place.prompt_length,
             )
 
-    def prompts(self) -> Iterator[tuple[int, ...]]:
-        """Token ids of the prompts of all sequences, shard by shard."""
+    def prompts(self) -> Iterator[str]:
+        """Texts of the prompts of all sequences, shard by shard."""
         for number in range(self.num_shards):
-            names = ("tokens", "lengths", "prompt_lengths")
             with safe_open(self._shard(number), framework="pt") as tensors:
-                tokens, lengths, prompt_lengths = map(tensors.get_tensor, names)
-            rows = tokens.split(lengths.tolist())
-            for row, length in zip(rows, prompt_lengths.tolist(), strict=True):
-                yield tuple(row[:length].tolist())
+                yield from json.loads(tensors.metadata()["prompts"])
 
     def count_tokens(self, vocab_size: int) -> Tensor:
         """How often each token stands in the answers to learn from, int64 `[V]`."""

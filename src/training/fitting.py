@@ -201,9 +201,9 @@ def _identity(draft: Draft, collection: Collection, settings: FitSettings) -> di
     return {
         "draft": config,
         "proposed tokens": hashlib.sha256(draft.target_ids.cpu().numpy().tobytes()).hexdigest(),
-        "answers": json.dumps(collection.settings, sort_keys=True),
         "sequences": str(len(collection.training)),
         **{name: str(value) for name, value in asdict(settings).items()},
+        **{f"data's {name}": str(value) for name, value in collection.settings.items()},
         "draft to begin with": draft.began_with,
     }
 

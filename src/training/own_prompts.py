@@ -48,15 +48,18 @@ def message_marks(target: TorchTarget) -> MessageMarks:
             [{"role": "user", "content": _CONTENT}], tokenize=False, add_generation_prompt=True
         )
     # A template is a program that the checkpoint brings along: it can raise anything.
-    except Exception:
-        text = ""
+    except Exception as error:
+        raise InputError(
+            f"{target.name} cannot write prompts, its chat template refuses a message ({error}):"
+            " use --no-own-prompts"
+        ) from error
     before, _, after = text.partition(_CONTENT)
     # A blank belongs to the word behind it.
     before, after = before.rstrip(" "), after.strip()
     if not (before and after):
         raise InputError(
-            f"{target.name}: it has no chat template with a mark before and behind a message, so it"
-            " cannot write prompts: use --no-own-prompts"
+            f"{target.name} cannot write prompts, its chat template has no mark before and behind a"
+            " message: use --no-own-prompts"
         )
     end, *_ = tokenizer.encode(after, add_special_tokens=False)
     ends = {end} & set(tokenizer.get_added_vocab().values())
@@ -79,11 +82,12 @@ def write_prompts(target: TorchTarget, marks: MessageMarks, count: int, seed: in
     written = target.write(
         [marks.before] * count, [TEMPERATURE] * count, LONGEST, sorted(ends), seed
     )
+    control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     texts = []
     for ids in written:
         has_ended = ids[-1] in ends
         ids = ids[:-1] if has_ended else ids
         text, mark, _ = tokenizer.decode(ids).partition(marks.after)
-        if (has_ended or mark) and not set(ids) & set(tokenizer.all_special_ids):
+        if (has_ended or mark) and not control & set(ids):
             texts.append(text.strip())
     return list(dict.fromkeys(filter(None, texts)))

@@ -100,9 +100,4 @@ class UnifiedMTPDeepseekV3Config(ArchConfigWithKVCache):
                 f" {target.num_hidden_layers} (its num_nextn_predict_layers is 0); use a"
                 " checkpoint that has it, or another method"
             )
-        return cls(
-            target=target,
-            speculative_config=speculative,
-            late_masks=pipeline_config.sampling.enable_structured_output
-            and target.devices[0].is_gpu(),
-        )
+        return cls(target=target, speculative_config=speculative)

@@ -29,10 +29,13 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
 
     Args:
         *args: as `UnifiedModel` takes them.
-        **kwargs: likewise.
+        late_masks: on GPUs: build a graph that waits for its masks, see `LATE_MASKS`. For programs
+            that call `execute` themselves; `SpeculativePipeline` knows its masks before a step.
+        **kwargs: as `UnifiedModel` takes them.
 
     Raises:
-        InputError: devices that do not run it together, or a checkpoint that does not fit.
+        InputError: late masks on a CPU, devices that do not run it together, or a checkpoint that
+            does not fit.
     """
 
     model_config_cls: ClassVar[type[Any]] = UnifiedMTPDeepseekV3Config
@@ -40,7 +43,8 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
     inputs_cls: ClassVar[type[StepModelInputs]] = UnifiedMTPDeepseekV3Inputs
     draft_reads_next_token = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, late_masks: bool = False, **kwargs: Any) -> None:
+        self._late_masks = late_masks
         super().__init__(*args, **kwargs)
 
     def load_model(self, session: InferenceSession) -> Model:
@@ -53,7 +57,7 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
             InputError: a tensor is missing, unknown, of another shape or not finite, of the
                 MTP layer too.
         """
-        config: UnifiedMTPDeepseekV3Config = self.arch_config
+        config: UnifiedMTPDeepseekV3Config = replace(self.arch_config, late_masks=self._late_masks)
         tensors, source = self.read_tensors(config.target)
         target = target_state_dict(tensors, config.target, source=source)
         draft = mtp_state_dict(tensors, config.target, source=source)
@@ -67,7 +71,8 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step; a `pinned_bitmask` that is set decides which tokens are allowed.
 
-        A graph with late masks needs it in every step, complete or not, and waits for it.
+        A graph with late masks needs it in every step, complete or not, and waits for it. It alone
+        decides there: what `token_bitmask` allows must be in it, `min_new_tokens` too.
 
         Args:
             model_inputs: a `UnifiedMTPDeepseekV3Inputs` with all that the graph takes.
@@ -80,10 +85,10 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
                 take it.
         """
         assert isinstance(model_inputs, UnifiedMTPDeepseekV3Inputs)
-        assert model_inputs.draft_tokens is not None
-        rows, drafts = model_inputs.draft_tokens.shape
+        draft_tokens: Any = needed_input(model_inputs, "draft_tokens")
+        rows, drafts = draft_tokens.shape
         vocab_size = self.arch_config.target.vocab_size
-        if self.arch_config.late_masks:
+        if self._late_masks:
             words = (rows, drafts + 1, -(-vocab_size // 32))
             for name, shape in zip(LATE_MASKS, (words, (2,), words), strict=True):
                 _check_shape(model_inputs, name, shape)
