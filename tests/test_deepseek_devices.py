@@ -204,23 +204,37 @@ def test_devices_speak_with_each_other_only_if_there_are_several(built: Built) -
     assert graphs["alone"]["collectives"]["allgather"] == 1
 
 
-def test_masks_may_come_late(folder: Path) -> None:
-    """The first GPU waits for them and then copies them, in the graph."""
-    graphs = build(2, folder, "expert", "--late-masks")
-    described = graphs["unified"]
-    assert described["mask kernels"] == ["wait_host_value_with_dep", "inplace_memcpy"]
-    assert graphs["alone"]["mask kernels"] == []
+@pytest.mark.parametrize(("count", "parallelism"), [(1, "tensor"), (2, "expert")])
+def test_masks_may_come_late(folder: Path, count: int, parallelism: str) -> None:
+    """Behind the target the first GPU waits for them, copies them and reads the copy."""
+    described = build(count, folder, parallelism, "--late-masks")["unified"]
+    inputs = described["inputs"]
     mask = ["batch", "num_positions", "8"]  # a bit for each of 256 tokens
-    assert described["inputs"][-3:] == [
+    assert inputs[-3:] == [
         ["TensorType", "int32", mask, "cpu:0"],
         ["BufferType", "int64", ["2"], "cpu:0"],
         ["BufferType", "int32", mask, "gpu:0"],
     ]
-    assert ["TensorType", "int32", mask, "gpu:0"] not in described["inputs"]
+    assert ["TensorType", "int32", mask, "gpu:0"] not in inputs
+    pinned, payload, scratch = (f"%arg{len(inputs) - place}" for place in (3, 2, 1))
+
+    steps = [
+        (kernel or operation.strip(), results.split(", "), operands.split(", "))
+        for results, operation, kernel, operands in described["masks"]
+    ]
+    begin = next(i for i, (name, *_) in enumerate(steps) if name == "wait_host_value_with_dep")
+    assert [name for name, *_ in steps[:begin]].count("mo.call") >= LAYERS
+    (_, (waited,), waits), (copy, (copied,), copies), (load, _, loads), (last, *_) = steps[begin:]
+    assert (copy, load, last) == ("inplace_memcpy", "rmo.mo.mutable.load", "apply_packed_bitmask")
+    assert waits[:2] == [payload, scratch]
+    assert copies == [scratch, pinned, waited]
+    assert loads == [scratch, copied]
 
 
 def test_masks_do_not_come_late_unless_they_are_to(built: Built) -> None:
-    assert built.graphs["unified"]["mask kernels"] == []
+    for graph in ("unified", "alone"):
+        kernels = [kernel for *_, kernel, _ in built.graphs[graph]["masks"] if kernel]
+        assert kernels == ["apply_packed_bitmask"]
 
 
 def test_all_weights_of_the_checkpoint_are_loaded(built: Built, folder: Path) -> None:

@@ -43,6 +43,14 @@ from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
 )
 from unispec.pipelines.runtime import EngineConfig
 
+MASK_STEP = re.compile(
+    r"(%\w+(?:, %\w+)*)(?::\d+)? = "
+    r"(mo\.call (?=@target)|rmo\.mo\.mutable\.load|mo\.custom (?=\[symbol = \"mo\."
+    r"(?:wait_host_value_with_dep|inplace_memcpy|apply_packed_bitmask)))"
+    r"(?:@\S+?|\[symbol = \"mo\.(\w+)\".*?\])?\((.*?)\)"
+)
+"""What masks come through, in order: results, operation, kernel, operands."""
+
 
 def main(
     count: int, folder: Path, parallelism: str, arch: str, *, late_masks: bool, compiles: bool
@@ -118,7 +126,7 @@ def described(built: Graph) -> dict[str, Any]:
             name: text.count(f"mo.distributed.{name}")
             for name in ("allreduce.sum", "allgather", "broadcast", "ep.dispatch", "ep.combine")
         },
-        "mask kernels": re.findall(r"mo\.(wait_host_value_with_dep|inplace_memcpy)", text),
+        "masks": MASK_STEP.findall(text),
     }
 
 
