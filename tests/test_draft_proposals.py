@@ -185,7 +185,7 @@ def test_demo_draft_on_real_text(
 ) -> None:
     engine = demo_engines(method)
     half = real_prompts(engine.tokenizer)[k == 5 :: 2]
-    requests = greedy_requests(half, 32)
+    requests = greedy_requests(half, 48)
     with proposing(engine, k), recording(engine) as recorded:
         answers(engine, requests)
     assert {len(step.drafts) for steps in recorded.values() for step in steps} == {k}
