@@ -742,7 +742,7 @@ def test_a_target_that_computes_nan(tiny_pair: Callable[[str], TinyPair], tmp_pa
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     settings = CollectSettings(tokens=10, **SETTINGS)
-    with pytest.raises(InputError, match=r"target computes NaN: use a sound checkpoint"):
+    with pytest.raises(InputError, match="target computes NaN: use a sound checkpoint"):
         collect(TorchTarget(str(folder)), PROMPTS, settings, tmp_path / "data")
 
 
