@@ -1,0 +1,121 @@
+"""Models of the Hugging Face hub: downloaded once, used without a network, refused in words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import Hub, Refusal, running_hub
+from huggingface_hub import constants
+
+from unispec.checkpoints.repository import find_file
+from unispec.errors import InputError
+
+NAME = "them/model"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub with the repository `NAME`, whose folder is `tmp_path / "model"`."""
+    with running_hub(monkeypatch, tmp_path / "cache") as running:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        running.repositories[NAME] = folder
+        yield running
+
+
+def refusal(model: str, name: str = "config.json") -> str:
+    with pytest.raises(InputError) as refused:
+        find_file(model, name)
+    return str(refused.value)
+
+
+def test_a_file_is_found_in_a_folder_and_in_a_repository_alike(hub: Hub, tmp_path: Path) -> None:
+    assert find_file(str(tmp_path / "model"), "config.json") == tmp_path / "model" / "config.json"
+    assert find_file(str(tmp_path / "model"), "other.json") is None
+    found = find_file(NAME, "config.json")
+    assert found is not None
+    assert (found.name, found.read_text()) == ("config.json", "{}")
+    assert find_file(NAME, "other.json") is None
+    find_file(NAME, "config.json")
+    assert hub.downloads() == ["config.json"]
+
+
+def test_a_file_that_changed_is_downloaded_again(hub: Hub, tmp_path: Path) -> None:
+    find_file(NAME, "config.json")
+    hub.commit = lambda name: "b" * 40  # type: ignore[method-assign]
+    (tmp_path / "model" / "config.json").write_text("[]")
+    found = find_file(NAME, "config.json")
+    assert found is not None and found.read_text() == "[]"
+
+
+def test_without_a_network_the_cache_is_used(hub: Hub) -> None:
+    online = [find_file(NAME, name, needed=True) for name in ("config.json", "other.json")]
+    hub.go_down()
+    assert not constants.HF_HUB_OFFLINE
+    offline = [find_file(NAME, name, needed=True) for name in ("config.json", "other.json")]
+    assert offline == online
+    assert offline[1] is None
+
+
+def test_without_a_network_nobody_knows_what_was_never_asked_for(hub: Hub) -> None:
+    find_file(NAME, "config.json")
+    hub.go_down()
+    assert find_file(NAME, "other.json") is None
+    with pytest.raises(InputError, match=r"them/model.*other\.json.*not downloaded.*the network"):
+        find_file(NAME, "other.json", needed=True)
+
+
+def test_a_cached_file_of_a_repository_that_is_closed_now(hub: Hub) -> None:
+    found = find_file(NAME, "config.json")
+    hub.repositories[NAME] = Refusal(403, "GatedRepo", "Access is restricted.")
+    assert find_file(NAME, "config.json") == found
+
+
+def test_a_licence_that_is_not_accepted_yet(hub: Hub) -> None:
+    page = f"{hub.endpoint}/{NAME}"
+    hub.repositories[NAME] = Refusal(
+        403,
+        "GatedRepo",
+        f"Access to model {NAME} is restricted and you are not in the authorized list. Visit"
+        f" {page} to ask for access.",
+    )
+    said = refusal(NAME)
+    assert f"ask for access at {page}" in said
+    assert "log in" not in said
+
+
+def test_a_licence_and_no_login(hub: Hub) -> None:
+    hub.repositories[NAME] = Refusal(401, "GatedRepo", f"Access to model {NAME} is restricted.")
+    said = refusal(NAME)
+    assert f"ask for access at {hub.endpoint}/{NAME}," in said
+    assert "log in with `hf auth login`" in said
+
+
+def test_a_repository_that_is_not_there(hub: Hub) -> None:
+    said = refusal("them/nothing")
+    assert "them/nothing is neither a local folder nor a repository" in said
+    assert "check the path" in said
+
+
+def test_a_repository_that_the_hub_disabled(hub: Hub) -> None:
+    hub.repositories[NAME] = Refusal(403, "", "Access to this resource is disabled.")
+    assert f"the hub has disabled the repository {NAME}" in refusal(NAME)
+
+
+@pytest.mark.parametrize("name", ["them/model@main", "them/GGUF:Q4_K_M", "them/.model"])
+def test_a_name_that_no_repository_can_have(name: str) -> None:
+    assert f"{name} is no local folder and no name that a repository" in refusal(name)
+
+
+def test_looking_for_a_path_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from unispec.checkpoints.repository import find_file;"
+        "find_file('/', 'config.json');"
+        "assert not {'max', 'numpy', 'transformers', 'gguf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
