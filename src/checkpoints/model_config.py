@@ -9,12 +9,12 @@ from typing import Any, Final
 import transformers
 from huggingface_hub import constants, hf_hub_download, model_info
 from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from unispec.checkpoints.kimi_config import register_with_transformers
 from unispec.errors import InputError
 
-__all__ = ["read_model_config"]
+__all__ = ["model_config", "read_config_object", "read_model_config"]
 
 _FILE: Final = "config.json"
 _HUB_TIMEOUT_S: Final = 10.0
@@ -38,8 +38,33 @@ def read_model_config(model: str) -> PretrainedConfig:
         InputError: If there is no such file, it is no JSON object, its `model_type` is
             unknown, its shape is not stated, or a value is of the wrong type or range.
     """
+    return model_config(read_config_object(model), model)
+
+
+def read_config_object(model: str) -> dict[str, Any]:
+    """Read config.json as it stands.
+
+    Args:
+        model: Folder, or Hugging Face repository id.
+
+    Raises:
+        InputError: If there is no such file, or it is no JSON object.
+    """
+    return _read_object(_find(model), model)
+
+
+def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
+    """Make transformers' configuration of what a config.json states, or of what it means.
+
+    Args:
+        stated: The file's keys.
+        model: What to call the model in errors.
+
+    Raises:
+        InputError: If the `model_type` is unknown, the shape is not stated, or a value is of
+            the wrong type or range.
+    """
     register_with_transformers()
-    stated = _read_object(_find(model), model)
     model_type = stated.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise InputError(
@@ -52,7 +77,9 @@ def read_model_config(model: str) -> PretrainedConfig:
                 f"{model}: {name} {value!r} of {_FILE} is no positive integer: correct the file"
             )
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(
+            dict(stated), name_or_path=model
+        )
     # Its checks of values raise whatever a wrong value leads to, ZeroDivisionError included.
     except Exception as error:
         raise InputError(
