@@ -72,7 +72,8 @@ class NaiveRedraw:
         where = positions(step.first_position, weights)
         coin = uniform(sampling.seed, where[:, :-1], Stream.ACCEPT).reshape(draft.shape)
         tokens = draw(weights, uniform(sampling.seed, where, Stream.TOKEN))
-        return accept_run(ops.logical_and(draft >= 0, coin < p_draft), draft, tokens)
+        stands = coin < p_draft.cast(DType.float64)
+        return accept_run(ops.logical_and(draft >= 0, stands), draft, tokens)
 
 
 RULES: dict[str, AcceptanceRule] = {
@@ -160,7 +161,7 @@ class Outcome(NamedTuple):
 
     verdicts: dict[str, Verdict]
     probs: FloatArray  # [B, K + 1, V], the target distribution
-    uniforms: dict[Stream, npt.NDArray[np.float32]]  # [B, K + 1] each
+    uniforms: dict[Stream, FloatArray]  # [B, K + 1] each
 
 
 def build_graph() -> Graph:
@@ -173,7 +174,7 @@ def build_graph() -> Graph:
         TensorType(DType.float32, ["batch", "num_drafts", VOCAB], cpu),
         TensorType(DType.bool, ["batch"], cpu),
         TensorType(DType.float32, [1, "num_draws", "any_vocab"], cpu),
-        TensorType(DType.float32, [1, "num_draws"], cpu),
+        TensorType(DType.float64, [1, "num_draws"], cpu),
         *SamplingInputs.types(cpu, VOCAB),
     ]
     with Graph("acceptance_rules", input_types=types) as graph:
@@ -245,7 +246,7 @@ class AcceptanceGraph:
             _full(draft_probs, (batch, num_drafts, VOCAB), np.float32),
             _full(thinking, (batch,), np.bool_),
             np.ones((1, 1, 1), np.float32),
-            np.zeros((1, 1), np.float32),
+            np.zeros((1, 1)),
             sampling=self._buffers.fill(rows, bitmask),
         )
         verdicts = {name: Verdict(*(next(outputs) for _ in range(3))) for name in RULES}
@@ -253,7 +254,7 @@ class AcceptanceGraph:
         probs = weights / weights.sum(axis=-1, keepdims=True)
         return Outcome(verdicts, probs, {stream: next(outputs) for stream in Stream})
 
-    def draw(self, weights: npt.NDArray[np.float32], points: npt.NDArray[np.float32]) -> IntArray:
+    def draw(self, weights: npt.NDArray[np.float32], points: FloatArray) -> IntArray:
         """The tokens [N] at points [N] in [0, 1) of the distribution [any V]."""
         *_, tokens = self._execute(
             np.zeros((1, 1, VOCAB), np.float32),

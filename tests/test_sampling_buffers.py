@@ -2,43 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 
 from unispec.sampling import buffers
 from unispec.sampling.buffers import RowSampling, SamplingBuffers
+from unispec.sampling.inputs import SamplingInputs
 
-VOCAB = 8
+VOCAB = 70  # three words of a mask, the last one not full
+ROWS, POSITIONS = 6, 4
+NAMES = [field.name for field in fields(SamplingInputs)]
 
 
 class OtherDevice:
-    """Stands in for a GPU: what is sent is copied."""
+    """Stands in for a GPU: it has memory of its own."""
 
     is_host = False
 
 
-class Sent:
-    def __init__(self, array: Any) -> None:
+class Copied:
+    """Stands in for a buffer: what the graph reads there is what was copied there."""
+
+    made = 0
+    """Bytes of device memory in all."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
         self.array = array
 
-    def to(self, device: OtherDevice) -> Sent:
-        return Sent(self.array.copy())
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def to(self, device: OtherDevice) -> Copied:
+        Copied.made += self.array.nbytes
+        return Copied(self.array.copy())
+
+    def __getitem__(self, index: Any) -> Copied:
+        return Copied(self.array[index])
+
+    def view(self, dtype: Any, shape: Sequence[int]) -> Copied:
+        return Copied(self.array.reshape(shape))
 
 
-def test_a_bias_does_not_stay_for_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "Buffer", type("_", (), {"from_numpy": staticmethod(Sent)}))
-    sampling = SamplingBuffers(2, VOCAB, 1, OtherDevice())  # type: ignore[arg-type]
+def copy_all(targets: Sequence[Copied], sources: Sequence[Copied]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.array[...] = source.array
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> SamplingBuffers:
+    monkeypatch.setattr(buffers, "Buffer", type("_", (), {"from_numpy": staticmethod(Copied)}))
+    monkeypatch.setattr(buffers, "batch_inplace_copy", copy_all)
+    Copied.made = 0
+    return SamplingBuffers(ROWS, VOCAB, POSITIONS, OtherDevice())  # type: ignore[arg-type]
+
+
+def random_row(rng: np.random.Generator) -> RowSampling:
+    row = RowSampling(
+        seed=int(rng.integers(0, 2**64, dtype=np.uint64)),
+        temperature=float(rng.choice([0.0, 0.5, 1.5])),
+        top_k=int(rng.integers(0, 9)),
+        top_p=float(rng.choice([0.25, 1.0])),
+        min_p=float(rng.choice([0.0, 0.125])),
+        presence_penalty=float(rng.choice([0.0, 0.5])),
+        frequency_penalty=float(rng.choice([0.0, -0.5])),
+        repetition_penalty=float(rng.choice([1.0, 1.25])),
+    )
+    if rng.random() < 0.3:
+        row.token_counts = rng.integers(-1, 5, VOCAB).astype(np.int32)
+    if rng.random() < 0.3:
+        row.logit_bias = rng.normal(size=VOCAB).astype(np.float32)
+    return row
+
+
+def plainly(rows: Sequence[RowSampling], bitmask: npt.NDArray[np.int32]) -> dict[str, Any]:
+    """The inputs of a batch, made anew."""
+    zero = np.zeros(VOCAB)
+    per_row = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+    return {
+        **{name: [getattr(row, name) for row in rows] for name in per_row},
+        "seed": np.array([row.seed for row in rows], np.uint64),
+        "repetition_penalty": [row.repetition_penalty for row in rows],
+        "max_temperature": max(row.temperature for row in rows),
+        "max_k": max(row.top_k for row in rows),
+        "min_top_p": min(row.top_p for row in rows),
+        "num_penalised": len([row for row in rows if row.token_counts is not None]),
+        "token_counts": [zero if row.token_counts is None else row.token_counts for row in rows],
+        "logit_bias": [zero if row.logit_bias is None else row.logit_bias for row in rows],
+        "token_bitmask": bitmask,
+    }
+
+
+def assert_right(sampling: SamplingBuffers, rows: Sequence[RowSampling], mask: int) -> None:
+    """Fills a step whose masks are `mask` in every word, and compares all that is sent."""
+    bitmask = sampling.bitmask(len(rows), POSITIONS)
+    assert (bitmask == -1).all()
+    bitmask[...] = mask
+    expected = plainly(rows, bitmask.copy())
+    sent = sampling.fill(rows, bitmask)
+    for name, buffer in zip(NAMES, sent, strict=True):
+        array = buffer.array if isinstance(buffer, Copied) else buffer.to_numpy()
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_a_batch_of_any_size_gets_its_own_parameters_on_a_gpu(on_a_gpu: SamplingBuffers) -> None:
+    rng = np.random.default_rng(0)
+    reserved = Copied.made
+    for step in range(500):
+        assert_right(on_a_gpu, [random_row(rng) for _ in range(rng.integers(1, ROWS + 1))], step)
+    assert Copied.made == reserved
+
+
+def test_a_batch_of_any_size_gets_its_own_parameters_on_a_cpu() -> None:
+    rng = np.random.default_rng(1)
+    sampling = SamplingBuffers(ROWS, VOCAB, POSITIONS, CPU())
+    for step in range(200):
+        assert_right(sampling, [random_row(rng) for _ in range(rng.integers(1, ROWS + 1))], step)
+
+
+def test_a_bias_does_not_come_back_with_a_batch_of_its_size(on_a_gpu: SamplingBuffers) -> None:
     biased, plain = RowSampling(1), RowSampling(2)
     biased.logit_bias = np.arange(VOCAB, dtype=np.float32)
-    for row in (plain, biased, plain, plain, biased):
-        *_, bias, _ = sampling.fill([row], sampling.bitmask(1, 1))
-        expected = np.zeros(VOCAB) if row is plain else np.arange(VOCAB)
-        np.testing.assert_array_equal(bias.array, [expected])  # type: ignore[attr-defined]
+    for rows in ([biased, plain], [plain], [plain], [plain, plain], [plain, biased], [plain] * 3):
+        assert_right(on_a_gpu, rows, 0)
 
 
 def test_the_stand_in_is_needed_on_this_machine() -> None:
     """A CPU reads the host's own arrays, so that staleness cannot show there."""
     assert Buffer.from_numpy(np.zeros(1)).device.is_host
+
+
+def test_a_seed_is_taken_modulo_its_64_bits() -> None:
+    assert RowSampling(2**64 + 5).seed == 5
+    assert RowSampling(-1).seed == 2**64 - 1

@@ -110,7 +110,8 @@ class Rejection:
         draft = step.draft_tokens
         shaped = shape_logits(step.logits, draft, sampling)
         weights = target_distribution(shaped, sampling)
-        p = weights / ops.sum(weights, axis=-1)  # [B, K + 1, V]
+        total = ops.sum(weights.cast(DType.float64), axis=-1)
+        p = weights / total.cast(DType.float32)  # [B, K + 1, V]
         void = ops.unsqueeze(draft < 0, -1)
         zero = ops.constant(0.0, DType.float32, device=p.device)
         q = ops.where(void, zero, step.draft_probs)  # [B, K, V]
@@ -121,7 +122,8 @@ class Rejection:
         chosen = _one_hot(draft, p)
         p_draft = ops.squeeze(ops.sum(p_verified * chosen, axis=-1), -1)  # [B, K]
         q_draft = ops.squeeze(ops.sum(q * chosen, axis=-1), -1)
-        accepted = ops.logical_and(draft >= 0, coin * q_draft < p_draft)
+        stands = coin * q_draft.cast(DType.float64) < p_draft.cast(DType.float64)
+        accepted = ops.logical_and(draft >= 0, stands)
 
         excess = ops.max(p_verified - q, zero)
         # p == q leaves nothing; then every draw is accepted up to rounding, and p itself is right.

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer, Device
+from max.driver import Buffer, Device, batch_inplace_copy
+from max.dtype import DType
+
+from .inputs import SamplingInputs
 
 __all__ = ["RowSampling", "SamplingBuffers"]
+
+_PER_ROW: Final[dict[str, type[np.generic]]] = {
+    "seed": np.uint64,
+    "temperature": np.float32,
+    "top_k": np.int64,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "repetition_penalty": np.float32,
+}
+_PLANES: Final[dict[str, type[np.generic]]] = {"token_counts": np.int32, "logit_bias": np.float32}
+_BITMASK: Final = "token_bitmask"
 
 
 @dataclass
@@ -40,6 +57,9 @@ class RowSampling:
     logit_bias: npt.NDArray[np.float32] | None = None
     """`[V]`, only where the request biases tokens."""
 
+    def __post_init__(self) -> None:
+        self.seed &= 2**64 - 1
+
     def count(self, token: int) -> None:
         """Counts one generated token."""
         if self.token_counts is not None:
@@ -47,7 +67,10 @@ class RowSampling:
 
 
 class SamplingBuffers:
-    """Host arrays for the largest batch, filled in place; a CPU's graph reads them as they are.
+    """Memory for the largest batch, one array a parameter, of which a step uses the beginning.
+
+    A CPU's graph reads the host's arrays. Another device has one of its own for each, into which a
+    step copies what changed, so that the two always agree.
 
     Args:
         max_batch_size: most rows in one step.
@@ -59,22 +82,25 @@ class SamplingBuffers:
     def __init__(
         self, max_batch_size: int, vocab_size: int, max_positions: int, device: Device
     ) -> None:
-        self._device = device
-        self._words = -(-vocab_size // 32)
-        rows = max_batch_size
-        self._seed = np.zeros(rows, np.uint64)
-        self._top_k = np.zeros(rows, np.int64)
-        self._floats = np.zeros((6, rows), np.float32)
-        self._max_temperature = np.zeros((), np.float32)
-        self._num_penalised = np.zeros((), np.int64)
-        self._max_k = np.zeros((), np.int64)
-        self._min_top_p = np.ones((), np.float32)
-        self._counts = np.zeros((rows, vocab_size), np.int32)
-        self._bias = np.zeros((rows, vocab_size), np.float32)
-        self._bitmask = np.full(rows * max_positions * self._words, -1, np.int32)
-        self._dirty_planes = [False, False]
+        rows, self._words = max_batch_size, -(-vocab_size // 32)
+        self._host: dict[str, npt.NDArray[Any]] = {
+            **{name: np.zeros(rows, dtype) for name, dtype in _PER_ROW.items()},
+            **{name: np.zeros((rows, vocab_size), dtype) for name, dtype in _PLANES.items()},
+            _BITMASK: np.full(rows * max_positions * self._words, -1, np.int32),
+        }
+        self._staged = {name: Buffer.from_numpy(array) for name, array in self._host.items()}
+        self._sent = self._staged
+        if not device.is_host:
+            self._sent = {name: staged.to(device) for name, staged in self._staged.items()}
+        self._of_batch: dict[str, npt.NDArray[Any]] = {
+            "max_temperature": np.zeros((), np.float32),
+            "max_k": np.zeros((), np.int64),
+            "min_top_p": np.ones((), np.float32),
+            "num_penalised": np.zeros((), np.int64),
+        }
+        self._host_only = {name: Buffer.from_numpy(array) for name, array in self._of_batch.items()}
+        self._used: dict[str, set[int]] = {name: set() for name in _PLANES}
         self._dirty_words = 0
-        self._sent: dict[tuple[str, tuple[int, ...]], Buffer] = {}
 
     def bitmask(self, batch_size: int, positions: int) -> npt.NDArray[np.int32]:
         """The grammar masks of the next step, all allowed: int32 `[B, positions, V / 32]`.
@@ -86,9 +112,9 @@ class SamplingBuffers:
             positions: of each row, K + 1.
         """
         size = batch_size * positions * self._words
-        self._bitmask[: self._dirty_words] = -1
+        self._host[_BITMASK][: self._dirty_words] = -1
         self._dirty_words = size
-        return self._bitmask[:size].reshape(batch_size, positions, self._words)
+        return self._host[_BITMASK][:size].reshape(batch_size, positions, self._words)
 
     def fill(self, rows: Sequence[RowSampling], bitmask: npt.NDArray[np.int32]) -> list[Buffer]:
         """Writes a batch's parameters; returns them in the order of `SamplingInputs`.
@@ -98,72 +124,42 @@ class SamplingBuffers:
             bitmask: what `bitmask` gave for this step.
         """
         count = len(rows)
-        seed, top_k, floats = self._seed[:count], self._top_k[:count], self._floats[:, :count]
-        for index, row in enumerate(rows):
-            seed[index] = row.seed & 0xFFFF_FFFF_FFFF_FFFF
-            top_k[index] = row.top_k
-            floats[:, index] = (
-                row.temperature,
-                row.top_p,
-                row.min_p,
-                row.presence_penalty,
-                row.frequency_penalty,
-                row.repetition_penalty,
-            )
-        self._max_temperature[...] = max((row.temperature for row in rows), default=0.0)
-        self._num_penalised[...] = sum(row.token_counts is not None for row in rows)
-        self._max_k[...] = max((row.top_k for row in rows), default=0)
-        self._min_top_p[...] = min((row.top_p for row in rows), default=1.0)
-        were_dirty = list(self._dirty_planes)
-        counts = self._plane(0, self._counts, [row.token_counts for row in rows])
-        bias = self._plane(1, self._bias, [row.logit_bias for row in rows])
-        temperature, top_p, min_p, presence, frequency, repetition = self._floats
-        return [
-            self._send("seed", seed),
-            self._send("temperature", temperature[:count]),
-            self._host("max_temperature", self._max_temperature),
-            self._send("top_k", top_k),
-            self._host("max_k", self._max_k),
-            self._send("top_p", top_p[:count]),
-            self._host("min_top_p", self._min_top_p),
-            self._send("min_p", min_p[:count]),
-            self._send("presence", presence[:count]),
-            self._send("frequency", frequency[:count]),
-            self._send("repetition", repetition[:count]),
-            self._host("num_penalised", self._num_penalised),
-            self._send("counts", counts, unchanged=not (were_dirty[0] or self._dirty_planes[0])),
-            self._send("bias", bias, unchanged=not (were_dirty[1] or self._dirty_planes[1])),
-            self._send("bitmask", bitmask),
-        ]
+        changed = {name: count for name in _PER_ROW} | {_BITMASK: bitmask.size}
+        for name in _PER_ROW:
+            self._host[name][:count] = [getattr(row, name) for row in rows]
+        for name in _PLANES:
+            changed[name] = self._write_plane(name, [getattr(row, name) for row in rows])
+        scalars = self._of_batch
+        scalars["max_temperature"][...] = max((row.temperature for row in rows), default=0.0)
+        scalars["max_k"][...] = max((row.top_k for row in rows), default=0)
+        scalars["min_top_p"][...] = min((row.top_p for row in rows), default=1.0)
+        scalars["num_penalised"][...] = sum(row.token_counts is not None for row in rows)
+        if self._sent is not self._staged:
+            self._copy({name: size for name, size in changed.items() if size})
+        views = {name: _beginning(self._sent[name], count) for name in (*_PER_ROW, *_PLANES)}
+        mask = _beginning(self._sent[_BITMASK], bitmask.size).view(DType.int32, bitmask.shape)
+        named = {**self._host_only, **views, _BITMASK: mask}
+        return [named[field.name] for field in fields(SamplingInputs)]
 
-    def _plane(
-        self,
-        which: int,
-        plane: npt.NDArray[np.generic],
-        rows: Sequence[npt.NDArray[np.generic] | None],
-    ) -> npt.NDArray[np.generic]:
-        """Copies the rows that have a plane; others are zero."""
-        if self._dirty_planes[which]:
-            plane[...] = 0
-        self._dirty_planes[which] = any(row is not None for row in rows)
-        for index, row in enumerate(rows):
-            if row is not None:
-                plane[index] = row
-        return plane[: len(rows)]
+    def _write_plane(self, name: str, rows: Sequence[npt.NDArray[Any] | None]) -> int:
+        """Makes a plane the batch's, zero for rows without one; returns up to where it changed."""
+        plane, before = self._host[name], self._used[name]
+        now = {index for index, row in enumerate(rows) if row is not None}
+        plane[list(before - now)] = 0
+        for index in now:
+            plane[index] = rows[index]
+        self._used[name] = now
+        return max(before | now, default=-1) + 1
 
-    def _host(self, name: str, array: npt.NDArray[np.generic]) -> Buffer:
-        key = (name, array.shape)
-        if key not in self._sent:
-            self._sent[key] = Buffer.from_numpy(array)
-        return self._sent[key]
+    def _copy(self, sizes: dict[str, int]) -> None:
+        """Copies the beginnings of these arrays to the device."""
+        batch_inplace_copy(
+            [_beginning(self._sent[name], size) for name, size in sizes.items()],
+            [_beginning(self._staged[name], size) for name, size in sizes.items()],
+        )
 
-    def _send(
-        self, name: str, array: npt.NDArray[np.generic], *, unchanged: bool = False
-    ) -> Buffer:
-        """A CPU reads the array itself; a GPU gets a copy, kept while nothing changes."""
-        if self._device.is_host:
-            return self._host(name, array)
-        key = (name, array.shape)
-        if not (unchanged and key in self._sent):
-            self._sent[key] = Buffer.from_numpy(array).to(self._device)
-        return self._sent[key]
+
+def _beginning(buffer: Buffer, size: int) -> Buffer:
+    """A view of the first entries of the first axis."""
+    whole = [slice(None)] * (len(buffer.shape) - 1)
+    return buffer[(slice(0, size), *whole)]

@@ -12,8 +12,10 @@ from .threshold import largest_cut
 
 __all__ = ["draw", "shape_logits", "target_distribution"]
 
-# Not -inf: the difference of two masked logits must not be NaN.
-_MASKED = -1e30
+# Not infinite: the difference of two of them must not be NaN.
+_LARGEST = 1e30
+# Below any logit with any bias.
+_MASKED = -1e38
 
 
 def shape_logits(
@@ -32,7 +34,7 @@ def shape_logits(
         sampling: per-row parameters.
 
     Returns:
-        float32 `[B, J, V]`; masked tokens are at -1e30.
+        float32 `[B, J, V]`; masked tokens are at -1e38, the others between -1e30 and 1e30.
     """
     batch, positions = logits.shape[:2]
     logits = replace_if(
@@ -41,9 +43,9 @@ def shape_logits(
         lambda logits: _penalised(logits, draft_tokens, sampling),
     )
     logits = logits + ops.unsqueeze(sampling.logit_bias, 1)
-    floor = ops.constant(_MASKED, DType.float32, device=logits.device)
+    largest = _f32(_LARGEST, logits.device)
     return apply_packed_bitmask(
-        ops.max(logits, floor),
+        ops.max(ops.min(logits, largest), -largest),
         ops.rebind(sampling.token_bitmask, [batch, positions, sampling.token_bitmask.shape[2]]),
         _MASKED,
     )
@@ -112,18 +114,19 @@ def target_distribution(logits: TensorValue, sampling: SamplingInputs) -> Tensor
 def draw(weights: TensorValue, uniform: TensorValue) -> TensorValue:
     """Draws one token per position by inverting the cumulative distribution.
 
+    The sums are in float64: a float32 sum over a large vocabulary would move tokens of
+    less than a millionth of the mass, or leave them out.
+
     Args:
         weights: float32 `[B, J, V]`, not negative, not all 0.
-        uniform: float32 `[B, J]` in `[0, 1)`.
+        uniform: float64 `[B, J]` in `[0, 1)`.
 
     Returns:
         int64 `[B, J]`; a token of weight 0 is never drawn.
     """
-    cumulative = ops.cumsum(weights, axis=-1)
-    total = ops.max(cumulative, axis=-1)  # [B, J, 1]
-    # Rounding may not carry the draw past the last token with weight.
-    below_total = total * (1.0 - 2.0**-22)
-    point = ops.min(ops.unsqueeze(uniform, -1) * total, below_total)
+    cumulative = ops.cumsum(weights.cast(DType.float64), axis=-1)
+    # The product of the total and a number below 1 is rounded to less than the total.
+    point = ops.unsqueeze(uniform, -1) * ops.max(cumulative, axis=-1)  # [B, J, 1]
     skipped = (cumulative <= point).cast(DType.int64)
     return ops.squeeze(ops.sum(skipped, axis=-1), -1)
 

@@ -12,6 +12,9 @@ __all__ = ["Stream", "positions", "uniform"]
 
 # SplitMix64's increment (Steele, Lea, Flood 2014): neighbouring positions get far-apart keys.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+# Added to a key for the lower half of its number: digits of pi, as those of `Stream`.
+_LOWER_HALF = 0xA4093822299F31D0
+_HALF = 2.0**24  # a float32 in [0, 1) has so many steps
 
 
 class Stream(IntEnum):
@@ -49,12 +52,14 @@ def uniform(seed: TensorValue, position: TensorValue, stream: Stream) -> TensorV
         stream: which family of draws.
 
     Returns:
-        float32 `[B, J]` in `[0, 1)`. Philox keyed by seed and position.
+        float64 `[B, J]` in `[0, 1)`, in steps of 2**-48. Philox keyed by seed and position.
     """
     gamma = _uint64(_GOLDEN_GAMMA, seed.device)
     offset = _uint64(stream.value, seed.device)
     key = ops.unsqueeze(seed, 1) + offset + (position + 1).cast(DType.uint64) * gamma  # [B, J]
-    return keyed_uniform(key)
+    upper = ops.floor(keyed_uniform(key) * _HALF).cast(DType.float64)
+    lower = ops.floor(keyed_uniform(key + _uint64(_LOWER_HALF, seed.device)) * _HALF)
+    return (upper + lower.cast(DType.float64) / _HALF) / _HALF
 
 
 def _uint64(value: int, device: DeviceRef) -> TensorValue:
