@@ -242,7 +242,7 @@ def test_computed_buffers_and_a_tied_head_are_dropped() -> None:
     tensors = hugging_face_state(shape)
     extra = {
         "model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32),
-        "lm_head.weight": np.ones((50, 12), np.float32),
+        "lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
     }
     state = llama3_state_dict(tensors | extra, shape, source=SOURCE)
     assert len(state) == len(tensors)

@@ -29,6 +29,7 @@ from max.graph import Graph, TensorValue, Type, Weight
 from max.pipelines.lib import PipelineConfig
 
 from unispec.checkpoints import read_tensors
+from unispec.checkpoints.tied_head import HEAD
 from unispec.pipelines.architectures.deepseekV3 import graph as target_graph
 from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
 from unispec.pipelines.architectures.deepseekV3.weights import (
@@ -67,6 +68,7 @@ def main(
     stored = read_tensors([folder / "model.safetensors"])
     tensors = dequantised(stored, config.target, source="tiny")
     target = target_state_dict(tensors, config.target, source="tiny")
+    config.target.tie_word_embeddings = HEAD not in target
     draft = mtp_state_dict(tensors, config.target, source="tiny")
     state = {f"target.{name}": tensor for name, tensor in target.items()}
     alone = target_graph.DeepseekV3Alone(config.target)

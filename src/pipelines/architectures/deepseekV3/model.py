@@ -17,6 +17,7 @@ from max.pipelines.context import TextContext
 from max.pipelines.lib import KVCacheConfig, ModelInputs, PipelineConfig
 
 from unispec.checkpoints import Tensor
+from unispec.checkpoints.tied_head import HEAD
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.model import UnifiedModel
@@ -78,6 +79,7 @@ class DeepseekV3Model(UnifiedModel):
         config: DeepseekV3Config = self.arch_config
         tensors, source = self.read_tensors(config)
         state = target_state_dict(tensors, config, source=source)
+        config.tie_word_embeddings = HEAD not in state
         module = DeepseekV3Alone(config)
         module.load_state_dict(
             cast_stack({f"target.{name}": value for name, value in state.items()}, config.dtype),

@@ -13,6 +13,7 @@ from unispec.checkpoints import Tensor
 from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.checkpoints.cast import cast_weights
 from unispec.checkpoints.packed_int4 import dequantise_packed
+from unispec.checkpoints.tied_head import EMBEDDING, HEAD, tied_names
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from .config import DeepseekV3Config
@@ -67,11 +68,13 @@ def target_state_dict(
 
     Args:
         tensors: of `dequantised`, under Hugging Face's names, with or without `model.`.
-        config: the shape of the model.
+        config: the shape of the model; whether its head is the embedding is what config.json
+            asks for, see `tied_names`.
         source: the file or folder, for the errors.
 
     Returns:
-        Tensors under the names of `DeepseekV3`.
+        Tensors under the names of `DeepseekV3`; `lm_head.weight` is among them only where the
+        head is not the embedding.
 
     Raises:
         InputError: a tensor is missing, unexpected, of another shape or not finite.
@@ -86,11 +89,11 @@ def target_state_dict(
         if not (beyond and name.startswith(beyond))
     }
     if config.tie_word_embeddings:
-        names.pop("lm_head.weight", None)
+        names = tied_names(tensors, names)
     embedding = (config.vocab_size, config.hidden_size)
-    expected: Shapes = {"embed_tokens.weight": embedding, "norm.weight": (config.hidden_size,)}
-    if not config.tie_word_embeddings:
-        expected["lm_head.weight"] = embedding
+    expected: Shapes = {EMBEDDING: embedding, "norm.weight": (config.hidden_size,)}
+    if not config.tie_word_embeddings or HEAD in names:
+        expected[HEAD] = embedding
     for layer in range(config.num_hidden_layers):
         expected |= layer_shapes(config, layer)
     state = validated_state_dict(tensors, names, expected, source=source, model="a DeepSeek-V3")

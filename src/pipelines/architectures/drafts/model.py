@@ -13,6 +13,7 @@ from max.nn.kv_cache import KVCacheParams
 from max.pipelines.lib import KVCacheConfig, PipelineConfig
 
 from unispec.checkpoints import Tensor
+from unispec.checkpoints.tied_head import HEAD
 from unispec.pipelines.runtime.model import UnifiedModel
 from unispec.pipelines.runtime.weights import read_weights
 
@@ -74,7 +75,7 @@ class UnifiedLlama3Model(UnifiedModel):
         """The target's weights by name, checked, and the draft's checkpoint as it stands.
 
         Args:
-            config: the target's stack.
+            config: the target's stack; learns whether the head is the embedding.
 
         Raises:
             InputError: a file is missing or damaged, or a tensor of the target is missing,
@@ -84,6 +85,7 @@ class UnifiedLlama3Model(UnifiedModel):
         assert draft_model is not None
         tensors, source = read_weights(self.pipeline_config.model)
         target = llama3_state_dict(tensors, config, source=source)
+        config.tie_word_embeddings = HEAD not in target
         tensors, source = read_weights(draft_model)
         return target, DraftCheckpoint(tensors, draft_model.huggingface_config, source)
 

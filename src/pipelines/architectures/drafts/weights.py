@@ -14,6 +14,7 @@ from max.graph.weights import WeightData
 
 from unispec.checkpoints import Tensor
 from unispec.checkpoints.cast import cast_weights
+from unispec.checkpoints.tied_head import EMBEDDING, HEAD
 from unispec.checkpoints.validation import canonical_names
 from unispec.errors import InputError
 
@@ -122,7 +123,7 @@ def unified_state_dict(
     d2t = draft.d2t
     if d2t is None:
         return cast_weights(state, dtype)
-    head = target["lm_head.weight" if "lm_head.weight" in target else "embed_tokens.weight"]
+    head = target[HEAD if HEAD in target else EMBEDDING]
     size = len(d2t)  # N
     target_ids = np.arange(size, dtype=np.int64) + d2t  # [N]
     draft_ids = np.full(len(head), size, dtype=np.int64)  # [V]; N stands for "none"

@@ -19,6 +19,7 @@ from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
 from unispec.checkpoints import Tensor
 from unispec.checkpoints.cast import cast_weights
+from unispec.checkpoints.tied_head import HEAD
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.prompts import Prompt
@@ -102,7 +103,7 @@ class KimiK2_5Model(DeepseekV3Model):
         """The whole checkpoint by its own names, and the language model's state dictionary.
 
         Args:
-            config: the language model's stack.
+            config: the language model's stack; learns whether the head is the embedding.
 
         Raises:
             InputError: a file is missing or damaged, or a tensor of the language model is
@@ -110,7 +111,9 @@ class KimiK2_5Model(DeepseekV3Model):
         """
         tensors, source = read_weights(self.pipeline_config.model)
         plain = dequantised(language_tensors(tensors), config, source=source)
-        return tensors, target_state_dict(plain, config, source=source)
+        state = target_state_dict(plain, config, source=source)
+        config.tie_word_embeddings = HEAD not in state
+        return tensors, state
 
     def read_vision(self, tensors: Mapping[str, Tensor], config: VisionConfig) -> VisionModel:
         """The tower and the projector with their weights.

@@ -24,6 +24,7 @@ from max.pipelines.lib.interfaces.arch_config import (
 from max.pipelines.modeling.config_enums import SupportedEncoding, supported_encoding_dtype
 from typing_extensions import Self
 
+from unispec.checkpoints.tied_head import HEAD, tied_names
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
@@ -318,10 +319,11 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         Raises:
             InputError: an unknown norm, or hidden states that no graph returns.
         """
-        names = {name.removeprefix("model.") for name in state_dict}
-        self.tie_word_embeddings = bool(
-            getattr(huggingface_config, "tie_word_embeddings", "lm_head.weight" not in names)
-        )
+        names = {name.removeprefix("model."): name for name in state_dict}
+        if getattr(huggingface_config, "tie_word_embeddings", HEAD not in names):
+            self.tie_word_embeddings = HEAD not in tied_names(state_dict, names)
+        else:
+            self.tie_word_embeddings = False
         self.stacked_mlp = "layers.0.mlp.gate_up_proj.weight" in names
         self.stacked_qkv = "layers.0.self_attn.qkv_proj.weight" in names
         self.norm_elementwise_affine = "norm.weight" in names

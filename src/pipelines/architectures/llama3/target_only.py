@@ -9,6 +9,7 @@ from max.graph import Graph
 from max.nn import Module
 
 from unispec.checkpoints.cast import cast_weights
+from unispec.checkpoints.tied_head import HEAD
 from unispec.pipelines.runtime.model import UnifiedModel
 from unispec.pipelines.runtime.weights import read_weights
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
@@ -50,6 +51,7 @@ class Llama3TargetModel(UnifiedModel):
         config: Llama3Config = self.arch_config
         tensors, source = read_weights(self.pipeline_config.model)
         weights = llama3_state_dict(tensors, config, source=source)
+        config.tie_word_embeddings = HEAD not in weights
         module = _TargetOnly(config)
         module.load_state_dict(
             cast_weights(

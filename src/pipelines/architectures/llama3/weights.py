@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.tied_head import EMBEDDING, HEAD, tied_names
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 __all__ = ["LlamaShape", "decoder_layer_shapes", "expected_shapes", "llama3_state_dict"]
@@ -58,12 +59,12 @@ def expected_shapes(config: LlamaShape) -> dict[str, tuple[int, ...]]:
     only where the head is not tied to the embedding.
     """
     vocab_by_hidden = (config.vocab_size, config.hidden_size)
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": vocab_by_hidden}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: vocab_by_hidden}
     for layer in range(config.num_hidden_layers):
         shapes |= decoder_layer_shapes(config, layer)
     shapes["norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = vocab_by_hidden
+        shapes[HEAD] = vocab_by_hidden
     return shapes
 
 
@@ -106,24 +107,26 @@ def llama3_state_dict(
 ) -> dict[str, Tensor]:
     """Check a Llama checkpoint and rename its tensors.
 
-    Dtypes are left as they are. The head of a checkpoint whose configuration ties
-    it to the embedding is dropped, as Hugging Face does.
+    Dtypes are left as they are.
 
     Args:
         tensors: Tensors under Hugging Face's names, with or without `model.`.
-        config: The shape of the model.
+        config: The shape of the model; whether its head is the embedding is what
+            config.json asks for, see `tied_names`.
         source: The file or folder, for the errors.
 
     Returns:
-        The tensors of `expected_shapes`, under those names.
+        The tensors of `expected_shapes`, under those names; `lm_head.weight` is among
+        them only where the head is not the embedding.
 
     Raises:
         InputError: If a tensor is missing, unexpected, of another shape, not of
             floating point, or has NaN or infinite values.
     """
     names = canonical_names(tensors, source=source)
+    expected = expected_shapes(config)
     if config.tie_word_embeddings:
-        names.pop("lm_head.weight", None)
-    return validated_state_dict(
-        tensors, names, expected_shapes(config), source=source, model="a Llama"
-    )
+        names = tied_names(tensors, names)
+        if HEAD in names:
+            expected[HEAD] = expected[EMBEDDING]
+    return validated_state_dict(tensors, names, expected, source=source, model="a Llama")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from unispec.checkpoints import Tensor
+from unispec.checkpoints.tied_head import tied_names
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from ..llama3.config import Llama3Config
@@ -37,7 +38,7 @@ def state_dict(
     """
     names = canonical_names(tensors, source=source)
     if config.tie_word_embeddings:
-        names.pop("lm_head.weight", None)
+        names = tied_names(tensors, names)
     return validated_state_dict(tensors, names, _shapes(config), source=source, model="the model")
 
 

@@ -10,6 +10,7 @@ from max.driver import Buffer
 from max.engine import InferenceSession, Model
 from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
+from unispec.checkpoints.tied_head import HEAD
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs, needed_input, refuse_inputs
 from unispec.sampling.late_masks import LATE_MASKS
@@ -60,6 +61,7 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
         config: UnifiedMTPDeepseekV3Config = replace(self.arch_config, late_masks=self._late_masks)
         tensors, source = self.read_tensors(config.target)
         target = target_state_dict(tensors, config.target, source=source)
+        config.target.tie_word_embeddings = HEAD not in target
         draft = mtp_state_dict(tensors, config.target, source=source)
         module = UnifiedMTPDeepseekV3(config)
         state = {f"target.{name}": value for name, value in target.items()}
