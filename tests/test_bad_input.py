@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from tiny import TinyPair
 from tiny.kimi import MEDIA_PAD, tiny_kimi
 
+from unispec.checkpoints import memory
 from unispec.cli import unispec
 from unispec.errors import InputError
 from unispec.pipelines.runtime import Engine, EngineConfig, Request
@@ -150,6 +152,16 @@ def truncated_gguf(pair: TinyPair) -> None:
     (pair.target / "cut.gguf").write_bytes((pair.target / "cut.gguf").read_bytes()[:-1000])
 
 
+def larger_than_memory(pair: TinyPair) -> None:
+    """141 GB that take no room on the disk."""
+    size = 141 * 10**9
+    entry = {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}
+    header = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    file = pair.target / WEIGHTS
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(file, file.stat().st_size + size)
+
+
 SOUND: Damage = lambda pair: None  # noqa: E731
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
@@ -172,6 +184,14 @@ WEIGHT_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     "draft cut in its data": (
         cut("draft", -100),
         ["{draft}/model.safetensors is truncated", "again"],
+    ),
+    "a header nested deep": (
+        content("target", WEIGHTS, struct.pack("<Q", 10**5) + b'{"a":' * 20_000),
+        ["{target}/model.safetensors is not a safetensors file", "again"],
+    ),
+    "GGUF of a few bytes with 2^60 keys": (
+        content("target", WEIGHTS, b"GGUF" + struct.pack("<IQQ", 3, 1, 2**60) + b"\0" * 1200),
+        ["{target}/model.safetensors", str(2**60), "metadata keys", "1200 bytes"],
     ),
     "a pickle": (
         content("target", WEIGHTS, b"\x80\x04pickle" * 100),
@@ -569,6 +589,12 @@ def check(pair: TinyPair, damage: Damage, flags: list[str], words: list[str]) ->
 )
 def test_weights(pair: TinyPair, damage: Damage, words: list[str]) -> None:
     check(pair, damage, [], words)
+
+
+def test_weights_larger_than_the_memory(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 24 * 10**9)
+    words = ["{target}/model.safetensors", "need 282.0 GB", "has 24.0 GB free", "smaller model"]
+    check(pair, larger_than_memory, [], words)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unispec.checkpoints import Tensor, read_tensors
+from unispec.checkpoints import Tensor, check_weight_files, memory, read_tensors
 from unispec.checkpoints.demo import demo_draft_folder
 from unispec.errors import InputError
 from unispec.pipelines.architectures.dflash.weights import dflash_state_dict
@@ -124,15 +124,70 @@ def test_shards_are_joined(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read["b"], b)
 
 
-def test_views_are_lazy_and_a_write_never_reaches_the_file(tmp_path: Path) -> None:
+def test_views_are_lazy_and_read_only(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"w": np.zeros(1024, np.float32)}, path)
-    before = path.read_bytes()
     tensor = read_tensors([path])["w"]
     assert not tensor.flags.owndata
-    tensor[:] = 1
-    assert path.read_bytes() == before
-    assert read_tensors([path])["w"].sum() == 0
+    with pytest.raises(ValueError, match="read-only"):
+        tensor[:] = 1
+    # A private mapping that could be written would count as memory that this process asks for.
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(np.float32(7).tobytes())
+    assert tensor[-1] == 7
+
+
+def sparse(path: Path, dtype: str, num_bytes: int) -> Path:
+    """A safetensors file with one tensor of zeros that takes no room on the disk."""
+    entry = {"dtype": dtype, "shape": [num_bytes // 4, 2], "data_offsets": [0, num_bytes]}
+    write_raw(path, {"w": entry}, b"")
+    os.truncate(path, path.stat().st_size + num_bytes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "file_gb", "memory_gb", "fits"),
+    [
+        ("BF16", 141, 283, True),
+        ("BF16", 141, 281, False),  # 282 GB as float32
+        ("F16", 141, 281, False),
+    ],
+)
+def test_what_the_memory_must_hold_is_said_before_anything_is_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    file_gb: int,
+    memory_gb: int,
+    fits: bool,
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: memory_gb * 10**9)
+    path = sparse(tmp_path / "a.safetensors", dtype, file_gb * 10**9)
+    if fits:
+        check_weight_files([path])
+        return
+    for look in (check_weight_files, read_tensors):
+        with refused(str(path), "need 282.0 GB", "281.0 GB", "smaller model"):
+            look([path])
+
+
+def test_codes_and_float32_count_as_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, scales = np.zeros((256, 512), np.int8), np.zeros(64, np.float32)
+    save_file({"codes": codes, "scales": scales}, tmp_path / "a.safetensors")
+    found: list[int] = []
+    monkeypatch.setattr(
+        "unispec.checkpoints.tensors.check_memory", lambda needed, source: found.append(needed)
+    )
+    check_weight_files([tmp_path / "a.safetensors"])
+    assert found == [256 * 512 + 4 * 64]
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert pages / 100 < memory.available_memory() <= pages
 
 
 def test_unaligned_data_are_copied_to_an_aligned_array(tmp_path: Path) -> None:
@@ -171,6 +226,11 @@ def test_truncated_file(tmp_path: Path, kept: int) -> None:
         b"PK\x03\x04 a zip archive of torch",
         struct.pack("<Q", 4) + b"abcd",
         struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+        struct.pack("<Q", 800) + b'{"a":' * 130 + b"{}" + b"}" * 130 + b" " * 18,
+        struct.pack("<Q", 10) + b'{"w": 1e9}'.replace(b"1e9", b"NaN"),
+        struct.pack("<Q", 12) + b'{"w": 1e999}',
+        struct.pack("<Q", 7) + b'{"\xff":1}',
     ],
 )
 def test_file_of_another_format(tmp_path: Path, content: bytes) -> None:
@@ -184,12 +244,17 @@ def test_file_of_another_format(tmp_path: Path, content: bytes) -> None:
     [
         ({"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}, ["F8_E5M2", "F32"]),
         ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, ["[2]", "8 bytes", "[0, 4)"]),
-        ({"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}, ["[-4, 0)"]),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}, ["[-4, 0]"]),
         ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, ["truncated", "8", "4"]),
         ({"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}, ["[-1, -1]"]),
         ({"dtype": "F32", "shape": [1]}, ["malformed"]),
         ({"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}, ["malformed"]),
         ({"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}, ["F32"]),
+        ({"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}, ["[1.0]", "malformed"]),
+        ({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}, ["[True]", "malformed"]),
+        ({"dtype": "F32", "shape": [0, 10**30], "data_offsets": [0, 0]}, [str(10**30)]),
+        ({"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}, ["[1, 1"]),
+        ({"dtype": "F32", "shape": [10**4000] * 60, "data_offsets": [0, 4]}, ["[1000"]),
         ("F32", ["malformed"]),
     ],
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from unispec.checkpoints.gguf import GGUFCheckpoint, is_gguf, read_gguf
+    from unispec.checkpoints.gguf import GGUFCheckpoint, read_gguf
+    from unispec.checkpoints.gguf_file import is_gguf
     from unispec.checkpoints.tensors import Tensor, check_weight_files, read_tensors
 
 __all__ = [
@@ -18,10 +19,18 @@ __all__ = [
     "read_tensors",
 ]
 
+_MODULES: Final = {
+    "GGUFCheckpoint": "gguf",
+    "Tensor": "tensors",
+    "check_weight_files": "tensors",
+    "is_gguf": "gguf_file",
+    "read_gguf": "gguf",
+    "read_tensors": "tensors",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Imports what is asked for: `repository` shall not wait for numpy and gguf."""
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "gguf" if name in ("GGUFCheckpoint", "is_gguf", "read_gguf") else "tensors"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -18,11 +18,13 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from unispec.checkpoints.gguf_config import llama_config
+from unispec.checkpoints.gguf_file import GGUFTensor
 from unispec.checkpoints.gguf_metadata import Metadata
+from unispec.checkpoints.gguf_parts import open_gguf_parts
 from unispec.checkpoints.gguf_tokenizer import build_tokenizer
 from unispec.errors import InputError
 
-__all__ = ["GGUFCheckpoint", "dequantise", "is_gguf", "open_gguf", "read_gguf"]
+__all__ = ["GGUFCheckpoint", "dequantise", "read_gguf"]
 
 _ARCHITECTURE: Final = "llama"
 _ROPE_DIVISORS: Final = "rope_freqs.weight"
@@ -52,7 +54,7 @@ class GGUFCheckpoint:
     """One GGUF file in the terms of Hugging Face.
 
     Attributes:
-        path: The file.
+        path: The file; of a split one the first part.
         config: What `config.json` of the same model holds (`LlamaConfig`).
         tensors: float32 weights under Hugging Face's names, dequantised when they
             are asked for; rows of q_proj and k_proj are in half-split rope order.
@@ -78,78 +80,47 @@ class GGUFCheckpoint:
         return build_tokenizer(self.metadata)
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether the file starts with GGUF's magic bytes.
-
-    Raises:
-        InputError: If there is no such file, or it may not be read.
-    """
-    if not path.is_file():
-        raise InputError(f"weight file {path} does not exist: correct the path")
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError as error:
-        raise InputError(
-            f"weight file {path} cannot be read ({error.strerror}): correct its permissions"
-        ) from error
-
-
-def open_gguf(path: Path) -> gguf.GGUFReader:
-    """Map a GGUF file and parse its metadata.
-
-    Raises:
-        InputError: If the file is missing, truncated or no little-endian GGUF file.
-    """
-    if not is_gguf(path):
-        raise InputError(f"{path} is not a GGUF file: give a file that llama.cpp can load")
-    try:
-        reader = gguf.GGUFReader(path, "c")
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise InputError(
-            f"{path} is a truncated or damaged GGUF file ({error}): download it again"
-        ) from error
-    if reader.byte_order != "I":
-        raise InputError(f"{path} has the other byte order: convert it for this machine")
-    return reader
-
-
-def dequantise(tensor: gguf.ReaderTensor, path: Path) -> FloatTensor:
-    """One tensor of a GGUF file in float32; `path` is for the error.
+def dequantise(tensor: GGUFTensor) -> FloatTensor:
+    """One tensor of a GGUF file in float32.
 
     Raises:
         InputError: If the tensor's quantisation is not supported.
     """
     try:
-        return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        flat = gguf.dequantize(tensor.data, tensor.kind)
     except NotImplementedError as error:
         raise InputError(
-            f"{path}: tensor {tensor.name!r} has the unsupported type {tensor.tensor_type.name}:"
+            f"{tensor.path}: tensor {tensor.name!r} has the unsupported type {tensor.kind.name}:"
             " use a file in F32, F16, BF16, Q8_0, a K-quant or a Q4/Q5 type"
         ) from error
+    return np.require(flat.reshape(tensor.shape), np.float32, ["C", "A"])
 
 
 def read_gguf(path: Path) -> GGUFCheckpoint:
     """Read the metadata and map the tensors of a Llama GGUF file.
 
+    Args:
+        path: The file, or a part of a split one, whose other parts lie beside it.
+
     Raises:
         InputError: If the file is missing, damaged, of another architecture, or uses
             a feature that a Hugging Face Llama does not have.
     """
-    reader = open_gguf(path)
-    metadata = Metadata(path, reader.fields)
+    file = open_gguf_parts(path)
+    path = file.path
+    metadata = Metadata(path, file.values)
     architecture = metadata.text("general.architecture")
     if architecture != _ARCHITECTURE:
         raise InputError(
             f"{path} holds the architecture {architecture!r}: use a GGUF file of architecture"
             f" {_ARCHITECTURE!r}"
         )
-    entries = {tensor.name: tensor for tensor in reader.tensors}
+    entries = {tensor.name: tensor for tensor in file.tensors}
     divisors = entries.pop(_ROPE_DIVISORS, None)
     config = llama_config(
         metadata,
-        {name: tuple(reversed(tensor.shape.tolist())) for name, tensor in entries.items()},
-        rope_divisors=None if divisors is None else dequantise(divisors, path),
+        {name: tensor.shape for name, tensor in entries.items()},
+        rope_divisors=None if divisors is None else dequantise(divisors),
     )
     return GGUFCheckpoint(
         path=path,
@@ -170,7 +141,7 @@ class _Tensors(Mapping[str, FloatTensor]):
     def __init__(
         self,
         path: Path,
-        entries: Mapping[str, gguf.ReaderTensor],
+        entries: Mapping[str, GGUFTensor],
         *,
         query_heads: int,
         key_heads: int,
@@ -180,7 +151,7 @@ class _Tensors(Mapping[str, FloatTensor]):
         self._heads = {"q_proj": query_heads, "k_proj": key_heads}
 
     def __getitem__(self, name: str) -> FloatTensor:
-        tensor = dequantise(self._entries[name], self._path)
+        tensor = dequantise(self._entries[name])
         heads = self._heads.get(name.split(".")[-2])
         if heads is None:
             return tensor

@@ -58,6 +58,11 @@ def llama_config(
             )
     if "token_embd.weight" not in shapes:
         raise InputError(f"{metadata.path} has no tensor 'token_embd.weight': download it again")
+    if (layers := metadata.integer("llama.block_count")) > len(shapes):
+        raise InputError(
+            f"{metadata.path}: llama.block_count is {layers} and the file has {len(shapes)}"
+            " tensors, fewer than layers: download it again"
+        )
     rope_theta = metadata.number("llama.rope.freq_base", default=10000.0)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -73,7 +78,7 @@ def llama_config(
         "max_position_embeddings": metadata.integer("llama.context_length"),
         "mlp_bias": False,
         "num_attention_heads": heads,
-        "num_hidden_layers": metadata.integer("llama.block_count"),
+        "num_hidden_layers": layers,
         "num_key_value_heads": key_heads,
         "pad_token_id": metadata.optional_integer("tokenizer.ggml.padding_token_id"),
         "rms_norm_eps": metadata.number("llama.attention.layer_norm_rms_epsilon"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import gguf
+import numpy as np
 
 from unispec.errors import InputError
 
@@ -25,11 +26,11 @@ class Metadata:
 
     Attributes:
         path: The file, for the errors.
-        fields: The pairs, decoded when they are asked for.
+        values: The pairs, see `GGUFFile`; text is decoded when it is asked for.
     """
 
     path: Path
-    fields: Mapping[str, gguf.ReaderField]
+    values: Mapping[str, Any]
 
     def optional_integer(self, key: str) -> int | None:
         """An integer, or None where the key is missing."""
@@ -43,11 +44,11 @@ class Metadata:
         return self._present(key, self.optional_integer(key), default)
 
     def number(self, key: str, *, default: float | None = None) -> float:
-        """A float, or an integer as a float."""
+        """A finite float, or an integer as a float."""
         value = self._value(key)
-        if value is None or type(value) in (int, float):
+        if value is None or (type(value) in (int, float) and math.isfinite(value)):
             return float(self._present(key, value, default))
-        self._refuse(key, value, "a number")
+        self._refuse(key, value, "a finite number")
 
     def flag(self, key: str, *, default: bool) -> bool:
         """A bool."""
@@ -75,8 +76,18 @@ class Metadata:
         self._refuse(key, value, f"a list of {kind.__name__}")
 
     def _value(self, key: str) -> Any:
-        field = self.fields.get(key)
-        return None if field is None else field.contents()
+        value = self.values.get(key)
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        try:
+            if isinstance(value, list):
+                return [item.decode() for item in value]
+            return value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self.path}: metadata key {key!r} is no UTF-8 ({error.reason} at byte"
+                f" {error.start} of {error.object[:40]!r}): convert the model again"
+            ) from error
 
     def _present(self, key: str, value: _T | None, default: _T | None) -> _T:
         found = default if value is None else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from unispec.checkpoints.gguf import dequantise, is_gguf, open_gguf
+from unispec.checkpoints.gguf import dequantise
+from unispec.checkpoints.gguf_parts import gguf_among, open_gguf_parts
+from unispec.checkpoints.json_object import parse_json_object
+from unispec.checkpoints.memory import check_memory
 from unispec.errors import InputError
 
 __all__ = ["Tensor", "check_weight_files", "read_tensors"]
@@ -37,32 +39,39 @@ _DTYPES: Final[Mapping[str, str]] = {
     "U8": "|u1",
     "BOOL": "|b1",
 }
+_FLOATS: Final = ("F64", "F32", "F16", _BF16)
+_FLOAT32_BYTES: Final = 4
 _LENGTH_BYTES: Final = 8
 # The limit of the reference implementation; more is not a header but other data.
 _MAX_HEADER_BYTES: Final = 100_000_000
+# numpy's own limit.
+_MAX_DIMS: Final = 64
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     """Read one or more safetensors files, or one GGUF file.
 
-    Safetensors tensors are views of the mapped files: nothing is read before it
-    is used, and a write to a view stays in memory and never reaches the file.
-    They keep their dtype, except those that numpy lacks: bfloat16 becomes float32,
+    Safetensors tensors are read-only views of the mapped files: nothing is read before it
+    is used. They keep their dtype, except those that numpy lacks: bfloat16 becomes float32,
     exactly, and float8 e4m3 is given as bytes. GGUF tensors are dequantised to float32
     and keep llama.cpp's names and row order (`read_gguf` gives the Hugging Face ones).
 
     Args:
-        paths: The files; a sharded checkpoint is given as all of its shards.
+        paths: The files; a sharded checkpoint is given as all of its shards, a split GGUF file
+            as one or all of its parts.
 
     Returns:
         Each tensor of the files under its name, C-contiguous and aligned.
 
     Raises:
         InputError: If a file is missing, truncated, of another format, holds a
-            dtype without a numpy equivalent, or repeats another file's tensor.
+            dtype without a numpy equivalent, or repeats another file's tensor; or the tensors
+            do not fit the memory.
     """
-    if _are_gguf(paths):
-        return {tensor.name: dequantise(tensor, paths[0]) for tensor in open_gguf(paths[0]).tensors}
+    check_weight_files(paths)
+    gguf = gguf_among(paths)
+    if gguf is not None:
+        return {tensor.name: dequantise(tensor) for tensor in open_gguf_parts(gguf).tensors}
 
     tensors: dict[str, Tensor] = {}
     origin: dict[str, Path] = {}
@@ -79,7 +88,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def check_weight_files(paths: Sequence[Path]) -> None:
-    """Check that files are whole, from their sizes and headers; no weight is read.
+    """Check that files are whole and fit the memory, from their headers; no weight is read.
 
     Args:
         paths: What `read_tensors` takes.
@@ -87,24 +96,14 @@ def check_weight_files(paths: Sequence[Path]) -> None:
     Raises:
         InputError: As `read_tensors`, except for a tensor that is in two files.
     """
-    if _are_gguf(paths):
-        open_gguf(paths[0])
-        return
-    for path in paths:
-        _open_safetensors(path)
-
-
-def _are_gguf(paths: Sequence[Path]) -> bool:
-    """Whether the files are one GGUF file; if not, they should be safetensors files."""
     if not paths:
         raise InputError("no weight file is given: name at least one safetensors or GGUF file")
-    found = any(is_gguf(path) for path in paths)
-    if found and len(paths) > 1:
-        raise InputError(
-            f"{len(paths)} weight files are given and one of them is GGUF: give the one GGUF file"
-            " alone"
-        )
-    return found
+    gguf = gguf_among(paths)
+    if gguf is not None:
+        needed = sum(_FLOAT32_BYTES * math.prod(t.shape) for t in open_gguf_parts(gguf).tensors)
+    else:
+        needed = sum(entry.held for path in paths for entry in _open_safetensors(path)[0].values())
+    check_memory(needed, paths[0] if len(paths) == 1 else paths[0].parent)
 
 
 class _Entry(NamedTuple):
@@ -114,6 +113,13 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    @property
+    def held(self) -> int:
+        """Bytes that it takes in memory: of float32, or of codes and integers as they lie."""
+        if self.dtype_name in _FLOATS:
+            return _FLOAT32_BYTES * math.prod(self.shape)
+        return self.end - self.begin
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -129,7 +135,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, _Entry], npt.NDArray[np.uin
     size = path.stat().st_size
     if size < _LENGTH_BYTES:
         raise InputError(f"{path} has {size} bytes and is no safetensors file: {_DOWNLOAD_AGAIN}")
-    file = np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))  # [bytes]
+    file = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # [bytes]
     header_bytes = int.from_bytes(file[:_LENGTH_BYTES].tobytes(), "little")
     if header_bytes > _MAX_HEADER_BYTES:
         raise InputError(
@@ -151,47 +157,47 @@ _DOWNLOAD_AGAIN: Final = "download or write it again"
 
 
 def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(raw)
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not a safetensors file, its header is no JSON: {_DOWNLOAD_AGAIN}"
-        ) from error
-    if not isinstance(header, dict):
-        raise InputError(
-            f"{path} is not a safetensors file, its header is a JSON {type(header).__name__} and"
-            f" no object: {_DOWNLOAD_AGAIN}"
-        )
+    header = parse_json_object(
+        raw, label=f"{path} is not a safetensors file, its header", fix=_DOWNLOAD_AGAIN
+    )
     header.pop("__metadata__", None)
     return header
 
 
 def _entry(name: str, raw: Any, data_bytes: int, path: Path) -> _Entry:
-    try:
-        dtype_name = str(raw["dtype"])
-        shape = tuple(int(dim) for dim in raw["shape"])
-        begin, end = (int(offset) for offset in raw["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: the header entry of tensor {name!r} is malformed: {_DOWNLOAD_AGAIN}"
-        ) from error
+    match raw:
+        case {"dtype": str(dtype_name), "shape": list(shape), "data_offsets": [begin, end]} if all(
+            type(number) is int and number >= 0 for number in (*shape, begin, end)
+        ):
+            pass
+        case _:
+            raise InputError(
+                f"{path}: the header entry {str(raw)[:120]} of tensor {name!r} is malformed:"
+                f" {_DOWNLOAD_AGAIN}"
+            )
     if dtype_name not in _DTYPES:
         raise InputError(
             f"{path}: tensor {name!r} has the unsupported dtype {dtype_name!r}: use a checkpoint in"
             " F32, F16 or BF16"
-        )
-    needed = math.prod(shape) * np.dtype(_DTYPES[dtype_name]).itemsize
-    if begin < 0 or min(shape, default=0) < 0 or end - begin != needed:
-        raise InputError(
-            f"{path}: tensor {name!r} of shape {list(shape)} and dtype {dtype_name} needs {needed}"
-            f" bytes, its header entry has [{begin}, {end}): {_DOWNLOAD_AGAIN}"
         )
     if end > data_bytes:
         raise InputError(
             f"{path} is truncated: tensor {name!r} ends at byte {end} of the data, the file holds"
             f" {data_bytes}; {_DOWNLOAD_AGAIN}"
         )
-    return _Entry(dtype_name, shape, begin, end)
+    # A dimension beyond the data means nothing either, where another one is 0.
+    if len(shape) > _MAX_DIMS or max(shape, default=0) > data_bytes:
+        raise InputError(
+            f"{path}: tensor {name!r} has the shape {str(shape)[:80]}, which no {data_bytes} bytes"
+            f" of data hold: {_DOWNLOAD_AGAIN}"
+        )
+    needed = math.prod(shape) * np.dtype(_DTYPES[dtype_name]).itemsize
+    if end - begin != needed:
+        raise InputError(
+            f"{path}: tensor {name!r} of shape {shape} and dtype {dtype_name} needs {needed}"
+            f" bytes, its header entry has [{begin}, {end}): {_DOWNLOAD_AGAIN}"
+        )
+    return _Entry(dtype_name, tuple(shape), begin, end)
 
 
 def _tensor(entry: _Entry, data: npt.NDArray[np.uint8]) -> Tensor:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from max.pipelines.lib import MAXModelConfig
 
-from unispec.checkpoints import Tensor, is_gguf, read_gguf, read_tensors
+from unispec.checkpoints import Tensor, check_weight_files, read_gguf, read_tensors
+from unispec.checkpoints.gguf_parts import gguf_among
 
 __all__ = ["read_weights"]
 
@@ -25,6 +26,7 @@ def read_weights(model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
         for path in model_config.resolved_weight_paths()
     ]
     source = str(model_config.model_path)
-    if len(paths) == 1 and is_gguf(paths[0]):
-        return dict(read_gguf(paths[0]).tensors), source
+    if gguf := gguf_among(paths):
+        check_weight_files(paths)
+        return dict(read_gguf(gguf).tensors), source
     return read_tensors(paths), source

@@ -1,0 +1,82 @@
+"""JSON objects from files that others wrote: read whole, or refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from unispec.errors import InputError
+
+__all__ = ["parse_json_object", "read_json_object"]
+
+# The largest that are published, tokenizers of 256,000 tokens, have 40 MB.
+_MAX_BYTES: Final = 100_000_000
+# What reads the object after us walks it recursively; published files are 10 deep at most.
+_MAX_DEPTH: Final = 64
+
+
+def read_json_object(path: Path, *, label: str, fix: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file, UTF-8.
+        label: What to call it in errors.
+        fix: What the user can do, for the errors.
+
+    Raises:
+        InputError: If it cannot be read, or see `parse_json_object`.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{label} cannot be read ({error.strerror or error}): {fix}") from error
+    if len(raw) > _MAX_BYTES:
+        raise InputError(f"{label} has more than {_MAX_BYTES} bytes and is no JSON object: {fix}")
+    return parse_json_object(raw, label=label, fix=fix)
+
+
+def parse_json_object(raw: bytes, *, label: str, fix: str) -> dict[str, Any]:
+    """Parse one JSON object.
+
+    Args:
+        raw: The text, UTF-8.
+        label: What to call it in errors.
+        fix: What the user can do, for the errors.
+
+    Raises:
+        InputError: If it is no JSON, no object, has a number that is not finite, or is nested
+            deeper than any that a model needs.
+    """
+    try:
+        value = json.loads(raw.decode(), parse_constant=_not_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{label} is no JSON ({error}): {fix}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{label} is a JSON {type(value).__name__} and no object: {fix}")
+    if _deeper_than(value, _MAX_DEPTH):
+        raise InputError(f"{label} is nested more than {_MAX_DEPTH} deep: {fix}")
+    return value
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no finite number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        _not_finite(text[:40])
+    return number
+
+
+def _deeper_than(value: dict[str, Any], limit: int) -> bool:
+    level: list[Any] = [value]
+    for _ in range(limit):
+        children = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [c for items in children for c in items if isinstance(c, dict | list)]
+        if not level:
+            return False
+    return True
