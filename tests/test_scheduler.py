@@ -50,9 +50,12 @@ def cache_params(num_draft_tokens: int = K) -> MultiKVCacheParams:
     return MultiKVCacheParams.from_params({"target": one, "draft": one})
 
 
-def request(prompt: Sequence[int], new_tokens: int, *, eos: int = -1) -> TextContext:
+def request(
+    prompt: Sequence[int], new_tokens: int, *, eos: int = -1, cache_salt: str | None = None
+) -> TextContext:
     """A request of at most ``new_tokens`` tokens."""
     return TextContext(
+        cache_salt=cache_salt,
         max_length=len(prompt) + new_tokens,
         tokens=TokenBuffer(np.array(prompt, np.int64)),
         eos_tracker=EOSTracker(eos_token_ids={eos}),
@@ -281,9 +284,24 @@ def test_the_same_prompt_again(session: InferenceSession, length: int, hit: int)
     assert running.tokens.active_length == length - hit
 
 
-@pytest.mark.parametrize("draft_reads_next_token", [True, False])
+NAMINGS = pytest.mark.parametrize(
+    "draft_reads_next_token", [True, False], ids=["eagle-mtp", "dflash"]
+)
+
+
+def known(simulation: Simulation, context: TextContext) -> int:
+    """Tokens of a new request that the cache has already, of requests that are over."""
+    simulation.scheduler.add(context)
+    simulation.scheduler.next_batch()
+    return int(context.tokens.processed_length)
+
+
+@pytest.mark.parametrize(
+    ("draft_reads_next_token", "parts_at_the_end"),
+    [pytest.param(True, 16, id="eagle-mtp"), pytest.param(False, 32, id="dflash")],
+)
 def test_a_page_is_shared_only_where_its_draft_entries_agree(
-    session: InferenceSession, draft_reads_next_token: bool
+    session: InferenceSession, draft_reads_next_token: bool, parts_at_the_end: int
 ) -> None:
     """The draft's last entry of a page depends on the first token of the next page."""
 
@@ -292,18 +310,57 @@ def test_a_page_is_shared_only_where_its_draft_entries_agree(
             session, num_pages=16, draft_reads_next_token=draft_reads_next_token
         )
         simulation.run(request(first, 2))
-        context = request(second, 2)
-        simulation.scheduler.add(context)
-        simulation.scheduler.next_batch()
-        return int(context.tokens.processed_length)
+        return known(simulation, request(second, 2))
 
-    pages = [*prompt(2 * PAGE)]
-    parts_at_the_end = shared([*pages, 70, 71], [*pages, 80, 81])
-    parts_one_later = shared([*pages, 70, 71], [*pages, 70, 81])
-    parts_at_the_beginning = shared([90, *pages[1:], 70], [91, *pages[1:], 70])
-    assert parts_at_the_end == (PAGE if draft_reads_next_token else 2 * PAGE)
-    assert parts_one_later == 2 * PAGE
-    assert parts_at_the_beginning == 0
+    pages = [*prompt(32)]  # two of 16 tokens
+    assert shared([*pages, 70, 71], [*pages, 80, 81]) == parts_at_the_end
+    assert shared([*pages, 70, 71], [*pages, 70, 81]) == 32
+    assert shared([90, *pages[1:], 70], [91, *pages[1:], 70]) == 0
+
+
+@NAMINGS
+def test_requests_of_two_salts_share_no_page(
+    session: InferenceSession, draft_reads_next_token: bool
+) -> None:
+    """A tenant finds its own pages again, and never another's, nor those without a salt."""
+    simulation = Simulation(session, num_pages=64, draft_reads_next_token=draft_reads_next_token)
+    tokens = prompt(40)
+    found = {}
+    for visit in ("first", "second"):
+        for salt in (None, "one", "two", "1", "11", "0/1"):
+            context = request(tokens, 2, cache_salt=salt)
+            found[visit, salt] = known(simulation, context)
+            simulation.run()
+    assert {found["first", salt] for _, salt in found} == {0}
+    assert {found["second", salt] for _, salt in found} == {32}
+
+
+@NAMINGS
+def test_a_salt_is_not_mistaken_for_a_token(
+    session: InferenceSession, draft_reads_next_token: bool
+) -> None:
+    """The first token has a place in a page's name beside the salt."""
+    simulation = Simulation(session, num_pages=64, draft_reads_next_token=draft_reads_next_token)
+    rest = prompt(30, 50)
+    for first, salt in ((1, None), (11, None), (1, "1"), (11, "1"), (1, "1/1"), (1, "/1")):
+        assert known(simulation, request([first, *rest], 2, cache_salt=salt)) == 0
+        simulation.run()
+
+
+@NAMINGS
+def test_an_answer_is_known_as_a_prompt_would_be(
+    session: InferenceSession, draft_reads_next_token: bool
+) -> None:
+    """Names that were made page by page, as the answer grew, are those of the whole text."""
+    simulation = Simulation(session, num_pages=16, draft_reads_next_token=draft_reads_next_token)
+    context = request(prompt(20), 50, cache_salt="one")
+    simulation.run(context)
+    text = [int(token) for token in context.tokens.all[:70]]
+    assert known(simulation, request([*text, 99], 2, cache_salt="one")) == 64
+    simulation.run()
+    assert known(simulation, request([*text[:50], 99], 2, cache_salt="one")) == 48
+    simulation.run()
+    assert known(simulation, request([*text, 99], 2)) == 0
 
 
 def test_pages_of_finished_requests_are_reused_when_needed(session: InferenceSession) -> None:
