@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from reference.dflash import DFlashReference
 from reference.eagle import EagleReference
 from reference.target import TargetReference
 from runs import greedy_requests
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_draft_proposals import recording
 from tiny import TinyPair
@@ -47,7 +49,7 @@ from unispec.training import (
 )
 from unispec.training.answering import draw
 from unispec.training.attention import GROUPED
-from unispec.training.collection import Collected
+from unispec.training.collection import Collected, read_num_shards
 from unispec.training.draft import Draft
 from unispec.training.fitting import History, Measure
 from unispec.training.methods import check_beginning
@@ -691,9 +693,66 @@ def test_a_damaged_shard(target: TorchTarget, tmp_path: Path) -> None:
     settings = CollectSettings(tokens=10, **SETTINGS)
     collect(target, PROMPTS, settings, tmp_path)
     shard = tmp_path / "shard-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:20])
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:20])
     with pytest.raises(InputError, match=r"shard-00000\.safetensors is damaged"):
         collect(target, PROMPTS, settings, tmp_path)
+
+    shard.write_bytes(whole)
+    with safe_open(shard, framework="pt") as file:
+        texts = file.metadata()["prompts"]
+    tensors = load_file(shard)
+    lengths, prompt_lengths = tensors["lengths"], tensors["prompt_lengths"]
+    for changed, prompts in [
+        ({"lengths": lengths[1:].clone()}, texts),
+        ({"lengths": lengths + 1}, texts),
+        ({"lengths": lengths[:, None].clone()}, texts),
+        ({"prompt_lengths": lengths.clone()}, texts),
+        ({"prompt_lengths": prompt_lengths - 1000}, texts),
+        ({"held_out": tensors["held_out"] + 2}, texts),
+        ({"tokens": tensors["tokens"][1:].clone()}, texts),
+        ({"features": tensors["features"][1:].clone()}, texts),
+        ({}, None),
+        ({}, "7"),
+        ({}, "[7]"),
+        ({}, "[" * 100_000),
+        ({}, json.dumps(json.loads(texts)[1:])),
+    ]:
+        save_file(tensors | changed, shard, None if prompts is None else {"prompts": prompts})
+        with pytest.raises(
+            InputError, match=r"^\S*shard-00000\.safetensors is damaged \(.*\): .*$"
+        ):
+            collect(target, PROMPTS, settings, tmp_path)
+    save_file({name: tensors[name] for name in tensors if name != "features"}, shard)
+    with pytest.raises(InputError, match=r"shard-00000\.safetensors is damaged"):
+        collect(target, PROMPTS, settings, tmp_path)
+
+    outside = torch.where(torch.arange(len(tensors["tokens"])) == 3, 256, tensors["tokens"])
+    save_file(tensors | {"tokens": outside.int()}, shard, {"prompts": texts})
+    found = collect(target, PROMPTS, settings, tmp_path)
+    with pytest.raises(InputError, match=r"damaged \(token 256 is not one of the target's 256\)"):
+        make_draft(target, found, SHAPES["eagle"], seed=1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": ' * 50_000, "\x00"])
+def test_a_damaged_list_of_settings(target: TorchTarget, tmp_path: Path, content: str) -> None:
+    settings = CollectSettings(tokens=10, **SETTINGS)
+    collect(target, PROMPTS, settings, tmp_path)
+    (tmp_path / "collection.json").write_text(content)
+    with pytest.raises(InputError, match=r"^\S*collection\.json is .*: give another folder$"):
+        collect(target, PROMPTS, settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "7", "{}", '{"shards": "1"}', '{"shards": 0}', "[" * 50_000]
+)
+def test_a_damaged_count_of_shards(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "collected.json"
+    path.write_text('{"shards": 12}')
+    assert read_num_shards(path) == 12
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"^\S*collected\.json .*: delete it and resume$"):
+        read_num_shards(path)
 
 
 def test_a_gap_is_filled_and_what_lies_behind_it_stays(target: TorchTarget, tmp_path: Path) -> None:
@@ -827,9 +886,9 @@ def test_drafts_that_no_fit_can_begin_with(target: TorchTarget, tmp_path: Path) 
     save_file({name: tensors[name] for name in tensors if name != "fc.bias"}, weights)
     refused(r"has fc\.bias missing where this draft has \[\d+\]")
     weights.write_bytes(b"no tensors")
-    refused(r"model\.safetensors cannot be read")
+    refused(r"model\.safetensors is not a safetensors file")
     (folder / "config.json").write_text("[]")
-    refused(r"config\.json cannot be read \(no object\)")
+    refused(r"config\.json is a JSON list and no object")
     (folder / "config.json").unlink()
     refused(r"config\.json cannot be read")
 
@@ -849,9 +908,29 @@ def test_a_state_of_another_draft(
     same = untrained(target, collection, "eagle")
     with pytest.raises(InputError, match=r"another epochs \(10, not 3\)"):
         fit(same, collection, FitSettings(epochs=3), state)
+    whole = torch.load(state)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"state\.pt is damaged"):
         fit(same, collection, settings, state)
+    group = whole["optimizer"]["param_groups"][0]
+    for changed in (
+        7,
+        [],
+        {name: whole[name] for name in whole if name != "losses"},
+        whole | {"identity": 7},
+        whole | {"step": "one"},
+        whole | {"step": whole["step"] + 1},
+        whole | {"elapsed": math.nan},
+        whole | {"losses": [None] * whole["step"]},
+        whole | {"measures": []},
+        whole | {"measures": [(10**6, 0.0, [0.0])]},
+        whole | {"measures": [7]},
+        whole | {"draft": {}},
+        whole | {"optimizer": {"state": {}, "param_groups": [group | {"params": [0]}]}},
+    ):
+        torch.save(changed, state)
+        with pytest.raises(InputError, match=r"^\S*state\.pt is damaged \(.*\): delete it.*$"):
+            fit(same, collection, settings, state)
 
 
 def test_a_state_that_cannot_be_written(

@@ -257,7 +257,7 @@ def _train(
     from unispec.pipelines.runtime import Engine, EngineConfig
     from unispec.training import TorchTarget, collect, fit, make_draft, publish
     from unispec.training.collecting import encode, num_own_prompts
-    from unispec.training.collection import make_folder, write_whole
+    from unispec.training.collection import make_folder, read_num_shards, write_whole
     from unispec.training.methods import check_beginning
     from unispec.training.own_prompts import message_marks
     from unispec.training.prompts import built_in_prompts
@@ -290,7 +290,7 @@ def _train(
                 questions,
                 collecting,
                 data,
-                shards=json.loads(over.read_text())["shards"] if over.exists() else None,
+                shards=read_num_shards(over) if over.exists() else None,
                 on_shard=lambda found: show(
                     _share(found, collecting, time.monotonic() - begin),
                     tokens=found.num_answer_tokens,

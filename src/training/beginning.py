@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from unispec.checkpoints import check_weight_files
+from unispec.checkpoints.json_object import read_json_object
 from unispec.errors import InputError
 
 from .draft import Draft
 
 __all__ = ["read_mask_token", "read_weights", "take_weights"]
 
+_FIX = "give the folder of a draft"
 _MEANING = (
     "architectures",
     "num_hidden_layers",
@@ -78,11 +80,13 @@ def read_weights(draft: Draft, folder: Path) -> tuple[dict[str, Tensor], str]:
                 f" {ours.get(name)!r}: give the same options as for that draft"
             )
     path = folder / "model.safetensors"
+    # The size before the content: a file may be larger than the memory.
+    check_weight_files([path])
     try:
         content = path.read_bytes()
         tensors = load(content)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give the folder of a draft") from error
+        raise InputError(f"{path} cannot be read ({error}): {_FIX}") from error
     tensors.pop("d2t", None)
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: list(tensor.shape) for name, tensor in draft.state_dict().items()}
@@ -97,10 +101,4 @@ def read_weights(draft: Draft, folder: Path) -> tuple[dict[str, Tensor], str]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give the folder of a draft") from error
-    return config
+    return read_json_object(path, label=str(path), fix=_FIX)

@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from unispec.checkpoints.json_object import read_json_object
 from unispec.errors import InputError
 
 from .target import Answered
 
-__all__ = ["Collected", "Collection", "Place", "make_folder", "write_whole"]
+__all__ = ["Collected", "Collection", "Place", "make_folder", "read_num_shards", "write_whole"]
 
 _SETTINGS = "collection.json"
 
@@ -72,8 +73,8 @@ class Collection:
         num_shards: complete shards.
 
     Raises:
-        InputError: the folder holds shards made with other settings, a damaged shard, or fewer
-            than asked for; or it cannot be made.
+        InputError: the folder holds shards made with other settings, a damaged file, or fewer
+            shards than asked for; or it cannot be made.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Collection:
         make_folder(folder)
         path = folder / _SETTINGS
         if path.is_file():
-            found = json.loads(path.read_text())
+            found = read_json_object(path, label=str(path), fix="give another folder")
             for name, value in settings.items():
                 if found.get(name) != value:
                     raise InputError(
@@ -146,16 +147,27 @@ class Collection:
         """Texts of the prompts of all sequences, shard by shard."""
         for number in range(self.num_shards):
             with safe_open(self._shard(number), framework="pt") as tensors:
-                yield from json.loads(tensors.metadata()["prompts"])
+                yield from _prompts(tensors)
 
     def count_tokens(self, vocab_size: int) -> Tensor:
-        """How often each token stands in the answers to learn from, int64 `[V]`."""
+        """How often each token stands in the answers to learn from, int64 `[V]`.
+
+        Raises:
+            InputError: a shard has a token that the target does not have.
+        """
         counts = torch.zeros(vocab_size, dtype=torch.long)
+        places: dict[Path, list[Place]] = {}
         for place in self.training:
-            with safe_open(place.shard, framework="pt") as tensors:
+            places.setdefault(place.shard, []).append(place)
+        for number in range(self.num_shards):
+            shard = self._shard(number)
+            with safe_open(shard, framework="pt") as tensors:
+                tokens = tensors.get_tensor("tokens").long()
+            for wrong in tokens[(tokens < 0) | (tokens >= vocab_size)][:1].tolist():
+                raise _damaged(shard, f"token {wrong} is not one of the target's {vocab_size}")
+            for place in places.get(shard, ()):
                 begin, end = place.start + place.prompt_length, place.start + place.length
-                answer = tensors.get_slice("tokens")[begin:end].long()
-            counts += torch.bincount(answer, minlength=vocab_size)
+                counts += torch.bincount(tokens[begin:end], minlength=vocab_size)
         return counts
 
     def _shard(self, number: int) -> Path:
@@ -171,10 +183,9 @@ class Collection:
     def _index(self, shard: Path) -> None:
         try:
             with safe_open(shard, framework="pt") as tensors:
-                names = ("lengths", "prompt_lengths", "held_out")
-                columns = [tensors.get_tensor(name).tolist() for name in names]
-        except SafetensorError as error:
-            raise InputError(f"{shard} is damaged ({error}): delete it and resume") from error
+                columns = _columns(tensors)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise _damaged(shard, str(error)) from error
         start = 0
         for length, prompt_length, held_out in zip(*columns, strict=True):
             place = Place(shard, start, length, prompt_length)
@@ -182,6 +193,47 @@ class Collection:
             self.num_answer_tokens += length - prompt_length
             start += length
         self.num_shards += 1
+
+
+def _columns(tensors: Any) -> list[list[int]]:
+    """Lengths, prompt lengths and whether it is held out, of each sequence of an open shard.
+
+    Raises:
+        ValueError: they do not fit each other, or the tokens.
+    """
+    names = ("lengths", "prompt_lengths", "held_out")
+    columns: list[list[int]] = [tensors.get_tensor(name).tolist() for name in names]
+    shapes = {name: tensors.get_slice(name).get_shape() for name in (*names, "tokens", "features")}
+    lengths, prompt_lengths, held_out = columns
+    is_whole = (
+        all(shapes[name] == [len(_prompts(tensors))] for name in names)
+        and all(0 < prompt < length for prompt, length in zip(prompt_lengths, lengths, strict=True))
+        and set(held_out) <= {0, 1}
+        and shapes["tokens"] == [sum(lengths)]
+        and [len(shapes["features"]), *shapes["features"][:1]] == [2, sum(lengths)]
+    )
+    if not is_whole:
+        raise ValueError(f"its tensors of shapes {list(shapes.values())} do not fit each other")
+    return columns
+
+
+def _prompts(tensors: Any) -> list[str]:
+    """Texts of the prompts of an open shard.
+
+    Raises:
+        ValueError: it has none.
+    """
+    try:
+        prompts = json.loads((tensors.metadata() or {}).get("prompts", ""))
+    except RecursionError as error:
+        raise ValueError("its prompts are nested") from error
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("its prompts are no list of texts")
+    return prompts
+
+
+def _damaged(shard: Path, reason: str) -> InputError:
+    return InputError(f"{shard} is damaged ({' '.join(reason.split())}): delete it and resume")
 
 
 def make_folder(folder: Path) -> None:
@@ -194,6 +246,22 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}): give another") from error
+
+
+def read_num_shards(path: Path) -> int:
+    """How many shards a fit began with.
+
+    Args:
+        path: the file that says so.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    fix = "delete it and resume"
+    found = read_json_object(path, label=str(path), fix=fix).get("shards")
+    if type(found) is not int or found < 1:
+        raise InputError(f"{path} has {found!r} shards: {fix}")
+    return found
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

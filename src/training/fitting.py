@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,24 +233,46 @@ def _restore(draft: Draft, optimizer: Any, state: Path, identity: dict[str, str]
         return History()
     try:
         content = torch.load(state, map_location=draft.head.device, weights_only=True)
-        found: dict[str, str] = content["identity"]
-        measures: Sequence[Any] = content["measures"]
-        history = History(
-            content["step"],
-            content["elapsed"],
-            content["losses"],
-            [Measure(*measure) for measure in measures],
-        )
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        _check_identity(dict(content["identity"]), identity, state)
+        history = _history(content)
+        draft.load_state_dict(content["draft"])
+        optimizer.load_state_dict(content["optimizer"])
+    except InputError:
+        raise
+    # Damaged bytes raise whatever unpickling stumbles over.
+    except Exception as error:
         raise InputError(
             f"{state} is damaged ({' '.join(str(error).split())[:200]}): delete it and resume"
         ) from error
+    return history
+
+
+def _check_identity(found: dict[str, str], identity: dict[str, str], state: Path) -> None:
     for name, value in identity.items():
         if found.get(name) != value:
             raise InputError(
-                f"{state} is of a fit with another {name} ({found.get(name, 'none')[:80]}, not"
+                f"{state} is of a fit with another {name} ({str(found.get(name, 'none'))[:80]}, not"
                 f" {value[:80]}): give the same options again, or another --output"
             )
-    draft.load_state_dict(content["draft"])
-    optimizer.load_state_dict(content["optimizer"])
+
+
+def _history(content: Any) -> History:
+    """What was done, as `_save` wrote it.
+
+    Raises:
+        ValueError: the parts contradict each other.
+    """
+    history = History(
+        int(content["step"]),
+        float(content["elapsed"]),
+        [float(loss) for loss in content["losses"]],
+        [Measure(*measure) for measure in content["measures"]],
+    )
+    steps = [measure.step for measure in history.measures]
+    if history.step != len(history.losses) or not 0 <= history.elapsed < math.inf:
+        raise ValueError(
+            f"{history.step} steps in {history.elapsed} s, {len(history.losses)} losses"
+        )
+    if not steps or steps != sorted({*steps, 0}) or steps[-1] > history.step:
+        raise ValueError(f"measures after {steps} of {history.step} steps")
     return history
