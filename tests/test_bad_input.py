@@ -398,11 +398,11 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     "EOS is text": (config("target", eos_token_id="x"), ["{target}", "eos_token_id", "'x'"]),
     "no tokenizer": (
         removed("target", "tokenizer.json", "tokenizer_config.json"),
-        ["{target} has no tokenizer.json", "copy"],
+        ["{target} has no tokenizer.json", "tokenizer.model", "copy"],
     ),
     "no tokenizer.json": (
         removed("target", "tokenizer.json"),
-        ["{target} has no tokenizer.json", "copy"],
+        ["{target} has no tokenizer.json", "tokenizer.model", "copy"],
     ),
     "tokenizer.json is no JSON": (
         content("target", "tokenizer.json", "{"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiktoken
-from httpx import Request, Response
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from hub import Hub, running_hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.kimi import tiny_kimi
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from unispec.chat import encode_message
+from unispec.checkpoints.repository import find_file
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 from unispec.pipelines.runtime import Engine, EngineConfig
@@ -218,51 +219,38 @@ def test_they_come_before_a_tokenizer_json(
     assert read_tokenizer(str(tmp_path), "kimi_k25").encode(TEXTS[1]) == ours.encode(TEXTS[1])
 
 
-class Hub:
-    """A repository of some files, of which some were downloaded before."""
-
-    def __init__(
-        self, folder: Path, *, cached: set[str] | None = None, error: Exception | None = None
-    ) -> None:
-        self._folder, self._cached, self._error = folder, cached, error
-
-    def download(self, model: str, name: str) -> str:
-        assert model == "them/kimi"
-        if self._error is not None and name not in (self._cached or ()):
-            raise self._error
-        if not (self._folder / name).is_file():
-            raise EntryNotFoundError("404")
-        return str(self._folder / name)
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub with the repository them/kimi, whose folder is `tmp_path / "kimi"`."""
+    with running_hub(monkeypatch, tmp_path / "cache") as running:
+        (tmp_path / "kimi").mkdir()
+        running.repositories["them/kimi"] = tmp_path / "kimi"
+        yield running
 
 
-def of_hub(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Any:
-    monkeypatch.setattr("unispec.checkpoints.tokenizer.hf_hub_download", hub.download)
-    return read_tokenizer("them/kimi", "kimi_k25")
-
-
-def test_a_repository(
-    found: dict[bytes, int], ours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, found)
-    tokenizer = of_hub(monkeypatch, Hub(tmp_path))
+def test_a_repository(found: dict[bytes, int], ours: Any, tmp_path: Path, hub: Hub) -> None:
+    write(tmp_path / "kimi", found)
+    tokenizer = read_tokenizer("them/kimi", "kimi_k25")
     assert tokenizer.encode(TEXTS[1]) == ours.encode(TEXTS[1])
     assert tokenizer.chat_template == CHAT_TEMPLATE
-    (tmp_path / "chat_template.jinja").unlink()
-    assert of_hub(monkeypatch, Hub(tmp_path)).chat_template is None
 
 
-REFUSAL = HfHubHTTPError("503", response=Response(503, request=Request("GET", "https://hub")))
+def test_a_repository_without_a_template(found: dict[bytes, int], tmp_path: Path, hub: Hub) -> None:
+    write(tmp_path / "kimi", found)
+    (tmp_path / "kimi" / "chat_template.jinja").unlink()
+    assert read_tokenizer("them/kimi", "kimi_k25").chat_template is None
 
 
-@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), REFUSAL])
 def test_a_file_that_the_hub_does_not_give_is_not_taken_for_missing(
-    error: Exception, found: dict[bytes, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: dict[bytes, int], tmp_path: Path, hub: Hub
 ) -> None:
-    write(tmp_path, found)
-    hub = Hub(tmp_path, cached={"tiktoken.model", "tokenizer_config.json"}, error=error)
-    message = rf"chat_template.jinja of them/kimi was not .*\({error}\): check the network"
+    write(tmp_path / "kimi", found)
+    for name in ("tiktoken.model", "tokenizer_config.json"):
+        find_file("them/kimi", name)
+    hub.go_down()
+    message = r"them/kimi .* does not give its chat_template.jinja .*check the path and the network"
     with pytest.raises(InputError, match=message):
-        of_hub(monkeypatch, hub)
+        read_tokenizer("them/kimi", "kimi_k25")
 
 
 NAMES: dict[str, Any] = {"bos_token": None, "eos_token": None, "pad_token": None}

@@ -9,7 +9,6 @@ moonshotai/Kimi-K2-Instruct and moonshotai/Kimi-K2.5, which is not run.
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from unispec.errors import InputError
+
+from .json_object import read_json_object
 
 __all__ = ["build_kimi_tokenizer"]
 
@@ -134,8 +135,8 @@ def _bpe(ranks: dict[bytes, int]) -> models.BPE:
 
 def _read_config(path: Path) -> tuple[dict[int, AddedToken], dict[str, str], Any]:
     """Named tokens by their ids, tokens by their roles, and the chat template."""
+    stated = read_json_object(path, label=str(path), fix="download it again")
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
         names = {
             int(number): AddedToken(
                 _text(token), special=token.get("special", False), normalized=False

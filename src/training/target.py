@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.model_config import read_model_config
+from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 
 from .answering import answer
@@ -65,17 +66,16 @@ class TorchTarget:
                 f"{model}: a draft is trained for {_ARCHITECTURE}, not for"
                 f" {', '.join(self.config.architectures or ['nothing'])}: choose a Llama"
             )
+        self.tokenizer: Any = read_tokenizer(model, self.config.model_type)
         self.model: Any
-        self.tokenizer: Any
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 model, dtype=dtype, output_loading_info=True
             )
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"{model} cannot be loaded ({' '.join(str(error).split())}): use a folder with"
-                " safetensors and a tokenizer"
+                " safetensors"
             ) from error
         self.model, found = loaded
         if found["missing_keys"]:
