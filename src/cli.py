@@ -11,6 +11,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from unispec.allocator import restart_with_jemalloc
 from unispec.commands.generate import generate
+from unispec.commands.streams import prepare_streams
 from unispec.commands.train import train
 from unispec.errors import InputError
 
@@ -34,8 +35,9 @@ class CommandLine(click.Group):
         """Runs a command and, in standalone mode, exits with its status.
 
         The status is 0 after success, 2 after wrong input (`click.UsageError` or
-        `InputError`), 1 after another `click.ClickException` and 130 after Ctrl-C. Any other
-        exception is a defect and propagates.
+        `InputError`), 1 after another `click.ClickException` (output that cannot be written)
+        and 130 after Ctrl-C; 141 where the output's reader has gone (`prepare_streams`). Any
+        other exception is a defect and propagates.
         """
         arguments = (args, prog_name, complete_var)
         if not standalone_mode:
@@ -56,7 +58,8 @@ class CommandLine(click.Group):
 
 def _fail(message: str, status: int) -> NoReturn:
     """Prints a message as one line on stderr and exits."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    # click would write UTF-8 to a terminal that says it reads ASCII.
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -72,6 +75,7 @@ unispec.add_command(train)
 
 def main() -> None:
     """Entry point of the `unispec` script."""
+    prepare_streams()
     restart_with_jemalloc()
     unispec(prog_name="unispec")
 

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from max.pipelines.context import SamplingParams
+from PIL import Image
 from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -136,11 +138,17 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: str | Path) -> Result:
+def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
     """Runs `unispec generate` and lets defects through."""
     return CliRunner(env={"COLUMNS": "80"}).invoke(
-        unispec, ["generate", *map(str, arguments)], catch_exceptions=False
+        unispec, ["generate", *map(str, arguments)], input=stdin, catch_exceptions=False
     )
+
+
+def save_image(file: Path) -> Path:
+    """Saves a picture in the format of the file's suffix."""
+    Image.new("RGB", (20, 10), "red").save(file)
+    return file
 
 
 def sampling(engine: type[FakeEngine], *arguments: str | Path) -> SamplingParams:
@@ -458,9 +466,7 @@ def test_images_reach_the_request_in_order(
 ) -> None:
     """The chat template writes their placeholders; without one the prompt has them itself."""
     engine.chat_template, engine.reads_images = chat_template, True
-    files = [tmp_path / "b.png", tmp_path / "a.png"]
-    for file in files:
-        file.touch()
+    files = [save_image(tmp_path / name) for name in ("b.png", "a.webp")]
     flags = ["--image", str(files[0]), "--image", str(files[1])]
     result = run("--model", model, "--prompt", text, "--json", *flags)
     (request,) = engine.made[0].requests
@@ -484,10 +490,99 @@ def test_an_image_for_a_model_that_reads_none_is_refused(
 ) -> None:
     """By its own error, whatever its chat template makes of content in parts."""
     engine.chat_template = "{{ raise_exception('content is no text') }}"
-    file = tmp_path / "cat.png"
-    file.touch()
+    file = save_image(tmp_path / "cat.png")
     result = run("--model", model, "--prompt", "hello", "--image", file)
     assert_refused(result, "--image", str(model), "reads no images")
+
+
+def test_an_image_that_cannot_be_used_is_refused_before_anything_is_loaded(
+    engine: type[FakeEngine], model: Path, tmp_path: Path
+) -> None:
+    file = save_image(tmp_path / "cat.gif").rename(tmp_path / "cat.png")
+    result = run("--model", model, "--prompt", "hello", "--image", file)
+    assert_refused(result, str(file), "PNG, JPEG or WebP")
+    assert engine.made == []
+
+
+# Standard input
+
+
+def test_what_is_piped_in_is_one_prompt(engine: type[FakeEngine], model: Path) -> None:
+    for piped, prompt in [
+        ("hello\nworld\n", "hello\nworld"),
+        ("hello\n\n", "hello\n"),
+        ("hello", "hello"),
+        ("\ufeffhello\r\nwörld\r\n", "hello\nwörld"),
+    ]:
+        result = run("--model", model, "--json", stdin=piped.encode())
+        assert [entry["prompt"] for entry in json.loads(result.stdout)["results"]] == [prompt]
+
+
+def test_a_prompt_that_is_given_leaves_standard_input_alone(
+    engine: type[FakeEngine], model: Path
+) -> None:
+    result = run("--model", model, "--prompt", "hello", "--json", stdin="world\n")
+    assert [entry["prompt"] for entry in json.loads(result.stdout)["results"]] == ["hello"]
+
+
+def test_an_image_may_belong_to_a_piped_prompt(
+    engine: type[FakeEngine], model: Path, tmp_path: Path
+) -> None:
+    engine.chat_template, engine.reads_images = SEEING_TEMPLATE, True
+    file = save_image(tmp_path / "cat.jpg")
+    assert run("--model", model, "--image", file, stdin="hello\n").exit_code == 0
+    (request,) = engine.made[0].requests
+    assert (list(request.token_ids), list(request.images)) == ([6, 4, 3], [file])
+
+
+def test_a_dash_as_prompt_file_is_one_prompt_a_line(engine: type[FakeEngine], model: Path) -> None:
+    result = run("--model", model, "--prompt-file", "-", "--json", stdin="hello\nworld\n")
+    prompts = [entry["prompt"] for entry in json.loads(result.stdout)["results"]]
+    assert prompts == ["hello", "world"]
+
+
+def test_a_dash_as_schema_is_standard_input(engine: type[FakeEngine], model: Path) -> None:
+    schema = ["--model", model, "--json-schema", "-"]
+    assert run(*schema, "--prompt", "hello", stdin='{"type": "object"}').exit_code == 0
+    (request,) = engine.made[0].requests
+    assert request.grammar is not None
+    assert request.grammar.text == '{"type": "object"}'
+    # It is no prompt, too.
+    assert_refused(run(*schema, stdin='{"type": "object"}'), "no prompt", "--prompt")
+    twice = run(*schema, "--prompt-file", "-", stdin='{"type": "object"}')
+    assert_refused(twice, "standard input", "two options")
+
+
+def test_standard_input_that_cannot_be_used_is_one_line(engine: type[FakeEngine]) -> None:
+    for piped, flags, words in [
+        (b"", [], ["no prompt", "--prompt", "--prompt-file", "pipe"]),
+        (b"\n", [], ["no prompt"]),
+        (b"hello \xff", [], ["standard input", "UTF-8", "byte 6"]),
+        (b"hello \xff", ["--prompt-file", "-"], ["--prompt-file", "standard input", "UTF-8"]),
+        (b"", ["--prompt-file", "-"], ["--prompt-file", "standard input", "no prompt"]),
+        (b"a\n\nb", ["--prompt-file", "-"], ["standard input", "line 2"]),
+        (b"[]", ["--json-schema", "-"], ["--json-schema", "standard input", "JSON object"]),
+    ]:
+        result = run("--model", "m", *flags, stdin=piped)
+        assert_refused(result, *words)
+        assert len(result.stderr.splitlines()) == 1
+    assert engine.made == []
+
+
+def test_nothing_is_read_from_a_terminal(
+    engine: type[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("hello"))
+    with pytest.raises(click.UsageError, match="no prompt"):
+        unispec(["generate", "--model", "m"], standalone_mode=False)
+    assert sys.stdin.read() == "hello"
+
+
+# Sampling
 
 
 def test_sampling_options_reach_the_request(engine: type[FakeEngine], model: Path) -> None:
@@ -529,6 +624,46 @@ def test_the_checkpoint_overrides_defaults_and_options_override_both(
 def test_a_checkpoint_that_does_not_sample_is_greedy(engine: type[FakeEngine], model: Path) -> None:
     (model / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     assert sampling(engine, "--model", model).temperature == 0
+
+
+GREEDY: list[dict[str, object]] = [
+    {"do_sample": False},
+    {"do_sample": False, "temperature": 0.6, "top_k": 20, "top_p": 0.9},
+    {"temperature": 0},
+    {"do_sample": True, "top_k": 1, "top_p": 0.001},
+]
+
+
+@pytest.mark.parametrize("stated", GREEDY)
+@pytest.mark.parametrize(
+    ("asked", "temperature", "top_k", "top_p", "min_p"),
+    [
+        ("", 0, 1, 1, 0),
+        ("--temperature 0", 0, 1, 1, 0),
+        ("--temperature 1", 1, -1, 1, 0),
+        ("--temperature 0.7 --top-p 0.95", 0.7, -1, 0.95, 0),
+        ("--top-k 40", 1, 40, 1, 0),
+        ("--top-k -1", 1, -1, 1, 0),
+        ("--top-p 0.8", 1, -1, 0.8, 0),
+        ("--min-p 0.1", 1, -1, 1, 0.1),
+    ],
+)
+def test_who_asks_a_greedy_checkpoint_to_sample_gets_exactly_that(
+    engine: type[FakeEngine],
+    model: Path,
+    stated: dict[str, object],
+    asked: str,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+) -> None:
+    penalty = {"repetition_penalty": 1.1}
+    (model / "generation_config.json").write_text(json.dumps(stated | penalty))
+    params = sampling(engine, "--model", model, *asked.split())
+    assert (params.temperature, params.top_k) == (temperature, top_k)
+    assert (params.top_p, params.min_p) == (top_p, min_p)
+    assert params.repetition_penalty == 1.1
 
 
 def test_requests_share_a_given_seed_and_no_drawn_one(
@@ -663,7 +798,10 @@ def test_what_the_engine_refuses_is_one_line(
     )
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"temperature": 9.5}', '{"top_p": "high"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"temperature": 9.5}', '{"top_p": "high"}', '{"do_sample": "no"}'],
+)
 def test_a_wrong_generation_config_is_named(
     engine: type[FakeEngine], model: Path, content: str
 ) -> None:

@@ -23,6 +23,7 @@ from tiny.kimi import PLACEHOLDER, tiny_kimi, tiny_kimi_draft
 
 from unispec.commands.prompts import PromptOptions
 from unispec.errors import InputError
+from unispec.pipelines.architectures.kimik2_5.feature_cache import FeatureCache
 from unispec.pipelines.architectures.kimik2_5.preprocessing import MediaItem, patches_of
 from unispec.pipelines.architectures.unified_dflash_kimi_k25 import UnifiedDflashKimiK25Config
 from unispec.pipelines.runtime import Engine, EngineConfig, Request
@@ -212,7 +213,9 @@ def broken() -> bytes:
         ([damaged()], 1, "cannot be read"),
         ([broken()], 1, "cannot be read"),
         ([Image.open(io.BytesIO(damaged()))], 1, "cannot be read"),
-        ([b"GIF89a nothing"], 1, "cannot be read"),
+        ([b"GIF89a nothing"], 1, "image 1 of prompt 2: it cannot be read as PNG, JPEG or WebP"),
+        ([Image.new("1", (8000, 5001))], 1, "image 1 of prompt 2: it has 8000 x 5001 = 40,008,000"),
+        ([[image(20, 20, 1), Image.new("1", (8000, 5001))]], 1, "40,008,000 pixels"),
         (["/no/such/image.png"], 1, "/no/such/image.png does not exist"),
         ([], 1, "1 image placeholders .* 0 images"),
         ([image(20, 20, 1)] * 2, 1, "1 image placeholders .* 2 images"),
@@ -263,6 +266,58 @@ def test_a_huge_image_is_made_smaller_and_a_small_one_is_not() -> None:
     assert 0.9 * 16384 < rows * columns < 1.05 * 16384
     assert columns == pytest.approx(2 * rows, abs=2)
     assert item_of(Image.new("RGB", (14, 14))).grid == (1, 2, 2)
+
+
+def features(mebibytes: int, value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.full(mebibytes * 2**18, value, np.float32)
+
+
+def test_features_are_kept_in_a_bounded_number_of_bytes() -> None:
+    """The least recently used go first; one that a batch still reads stays whole for it."""
+    cache = FeatureCache(10 * 2**20)
+    made: list[str] = []
+
+    def get(name: str, mebibytes: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        def make() -> np.ndarray[Any, np.dtype[np.float32]]:
+            made.append(name)
+            return features(mebibytes, ord(name))
+
+        found = cache.get(name, make)
+        assert (found == ord(name)).all()
+        assert len(found) == mebibytes * 2**18
+        return found
+
+    held = get("a", 4)
+    get("b", 3)
+    get("c", 3)
+    assert (made, cache.num_bytes) == (["a", "b", "c"], 10 * 2**20)
+    get("a", 4)  # used again, so b is the oldest
+    get("d", 2)
+    assert (made, cache.num_bytes) == (["a", "b", "c", "d"], 9 * 2**20)
+    get("a", 4)
+    get("c", 3)
+    get("d", 2)
+    assert made == ["a", "b", "c", "d"]
+    get("b", 3)  # made anew, and the oldest goes
+    assert (made[4:], cache.num_bytes) == (["b"], 8 * 2**20)
+    assert (held == ord("a")).all()
+    get("e", 50)  # too large to be kept with others, but read chunk by chunk
+    get("e", 50)
+    assert (made[5:], cache.num_bytes) == (["e"], 50 * 2**20)
+    get("f", 1)
+    assert (made[6:], cache.num_bytes) == (["f"], 2**20)
+
+
+def test_what_cannot_be_encoded_is_not_kept() -> None:
+    cache = FeatureCache(2**20)
+
+    def fail() -> np.ndarray[Any, np.dtype[np.float32]]:
+        raise InputError("a grid that does not fit")
+
+    with pytest.raises(InputError):
+        cache.get("a", fail)
+    assert cache.num_bytes == 0
+    assert cache.get("a", lambda: features(1, 7))[0] == 7
 
 
 def test_the_published_drafts_fields_are_accepted(kimi_model: Kimi) -> None:

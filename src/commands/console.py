@@ -42,7 +42,7 @@ def progress(console: Console) -> Iterator[Callable[[str], None]]:
         )
         return
     spinner = Progress(
-        SpinnerColumn(),
+        SpinnerColumn("line" if console.options.ascii_only else "dots"),
         TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
         console=console,

@@ -11,7 +11,7 @@ from unispec.commands.constraint import ConstraintOptions, constraint_options
 from unispec.commands.libraries import quieten_libraries
 from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
-from unispec.commands.sampling import SamplingOptions, checkpoint_defaults, sampling_options
+from unispec.commands.sampling import SamplingOptions, sampling_options
 from unispec.timers import let_timers_be_late
 
 __all__ = ["generate"]
@@ -41,6 +41,7 @@ def generate(
     from unispec.commands.report import to_json
 
     quieten_libraries()
+    prompts.check_images()
     texts = prompts.texts
     terminal = Console(stderr=True)
     answers = Answers(texts, sys.stdout)
@@ -55,6 +56,7 @@ def generate(
         if model.devices == "cpu":
             let_timers_be_late()
         phase("starting MAX")
+        from unispec.checkpoints.generation_config import read_generation_config
         from unispec.pipelines.runtime import Engine, Request
 
         engine = Engine(model.engine_config(len(texts)), on_progress=phase)
@@ -62,12 +64,12 @@ def generate(
             raise click.UsageError(
                 f"--image is given, but {model.model} reads no images; leave it out"
             )
-        defaults = checkpoint_defaults(model.model)
+        stated = read_generation_config(model.model)
         grammar = constraint.grammar()
         requests = [
             Request(
                 token_ids=prompts.encode(text, engine.tokenizer),
-                sampling=sampling.params(defaults),
+                sampling=sampling.params(stated),
                 grammar=grammar,
                 images=prompts.image,
             )

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from unispec.commands.standard_input import STANDARD_INPUT, read_standard_input
+
 __all__ = ["FiniteRange", "TextFile", "option_group"]
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -59,7 +61,7 @@ class FiniteRange(click.FloatRange):
 
 
 class TextFile(click.ParamType[Any], ABC):
-    """A UTF-8 text file that is read when the command line is parsed.
+    """A UTF-8 text file that is read when the command line is parsed; `-` is standard input.
 
     Subclasses turn the text into the option's value.
     """
@@ -69,17 +71,19 @@ class TextFile(click.ParamType[Any], ABC):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Returns what `parse` makes of the file; fails if the file cannot be read."""
-        path = Path(value)
+        name = STANDARD_INPUT if value == "-" else f"'{Path(value)}'"
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            self.fail(f"cannot read '{path}': {error.strerror}.", param, ctx)
-        except UnicodeDecodeError as error:
-            self.fail(f"'{path}' is not UTF-8 text (byte {error.start}).", param, ctx)
-        try:
+            if value == "-":
+                text = read_standard_input()
+            else:
+                text = Path(value).read_text(encoding="utf-8-sig")
             return self.parse(text)
+        except OSError as error:
+            self.fail(f"cannot read {name}: {error.strerror}.", param, ctx)
+        except UnicodeDecodeError as error:
+            self.fail(f"{name} is not UTF-8 text (byte {error.start}).", param, ctx)
         except ValueError as error:
-            self.fail(f"'{path}' {error}.", param, ctx)
+            self.fail(f"{name} {error}.", param, ctx)
 
     @abstractmethod
     def parse(self, text: str) -> Any:

@@ -10,6 +10,7 @@ import click
 
 from unispec.chat import encode_message
 from unispec.commands.options import TextFile, option_group
+from unispec.commands.standard_input import STANDARD_INPUT, is_piped, read_standard_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,11 +33,29 @@ class PromptFile(TextFile):
         return tuple(lines)
 
 
+def _piped_prompt() -> str:
+    """What is piped into the command, as one prompt without its last line's end."""
+    try:
+        text = read_standard_input().removesuffix("\n") if is_piped() else ""
+    except OSError as error:
+        raise click.UsageError(f"cannot read {STANDARD_INPUT}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(
+            f"{STANDARD_INPUT} is not UTF-8 text (byte {error.start})"
+        ) from error
+    if not text:
+        raise click.UsageError(
+            "no prompt; give --prompt TEXT or --prompt-file FILE, or pipe a prompt into the command"
+        )
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
     """Where the prompts come from."""
 
     prompt: str | None
+    """If neither this nor `prompt_file` is given, what is piped into the command."""
     prompt_file: tuple[str, ...] | None
     image: tuple[Path, ...]
     chat_template: bool
@@ -44,7 +63,7 @@ class PromptOptions:
     def __post_init__(self) -> None:
         """Raises `click.UsageError` for no source of prompts, two, or images of a whole file."""
         if self.prompt is None and self.prompt_file is None:
-            raise click.UsageError("no prompt; give --prompt TEXT or --prompt-file FILE")
+            object.__setattr__(self, "prompt", _piped_prompt())
         if self.prompt is not None and self.prompt_file is not None:
             raise click.UsageError("--prompt and --prompt-file exclude each other; give one")
         if self.image and self.prompt is None:
@@ -62,6 +81,19 @@ class PromptOptions:
         if self.prompt is not None:
             return (self.prompt,)
         return self.prompt_file or ()
+
+    def check_images(self) -> None:
+        """Reads the heads of the images' files.
+
+        Raises:
+            InputError: One is no image that models read, or is too large.
+        """
+        if not self.image:
+            return
+        from unispec.images import check_image
+
+        for file in self.image:
+            check_image(file)
 
     def encode(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Encodes one prompt.
@@ -90,11 +122,11 @@ class PromptOptions:
 prompt_options = option_group(
     "prompts",
     PromptOptions,
-    click.option("--prompt", help="The prompt."),
+    click.option("--prompt", help="The prompt.  [default: what is piped into the command]"),
     click.option(
         "--prompt-file",
         type=PromptFile(),
-        help="A batch of prompts, one a line.",
+        help="A batch of prompts, one a line; - reads standard input.",
     ),
     click.option(
         "--image",

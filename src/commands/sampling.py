@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,11 +13,11 @@ from unispec.errors import InputError
 
 if TYPE_CHECKING:
     from max.pipelines.context import SamplingParams
-    from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
 
-__all__ = ["SamplingOptions", "checkpoint_defaults", "sampling_options"]
+__all__ = ["SamplingOptions", "sampling_options"]
 
 MAX_TOP_K = 2**31 - 1
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,21 @@ class SamplingOptions:
         if "" in self.stop:
             raise click.UsageError("--stop is empty; give at least one character")
 
-    def params(self, defaults: SamplingParamsGenerationConfigDefaults) -> SamplingParams:
+    def params(self, stated: Mapping[str, Any]) -> SamplingParams:
         """Returns the parameters of one request; each call draws a seed unless one is given.
 
+        A checkpoint that states greedy decoding (`do_sample: false`, temperature 0 or top-k 1) is
+        greedy as long as the user asks for no sampling. Who asks for one of temperature, top-k,
+        top-p and min-p gets exactly that: of these four, what such a checkpoint states is void.
+
+        Args:
+            stated: The checkpoint's generation_config.json.
+
         Raises:
-            InputError: A default of the checkpoint is no number, or out of range.
+            InputError: A value of the checkpoint is of the wrong type, or out of range.
         """
         from max.pipelines.context import SamplingParams, SamplingParamsInput
+        from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
 
         given = SamplingParamsInput(
             max_new_tokens=self.max_new_tokens,
@@ -61,32 +70,29 @@ class SamplingOptions:
             stop=list(self.stop),
             ignore_eos=self.ignore_eos,
         )
+        names = SamplingParamsGenerationConfigDefaults.__dataclass_fields__
+        defaults = {name: value for name, value in stated.items() if name in names}
+        do_sample = defaults.pop("do_sample", None)
+        if not isinstance(do_sample, bool | None):
+            raise InputError(
+                f"do_sample is {do_sample!r} in the model's generation_config.json; write true or"
+                " false"
+            )
+        asked = any(getattr(self, name) is not None for name in _SAMPLING)
+        if do_sample is False or defaults.get("temperature") == 0 or defaults.get("top_k") == 1:
+            for name in _SAMPLING:
+                defaults.pop(name, None)
+            if not asked:
+                defaults["temperature"] = 0
         try:
-            return SamplingParams.from_input_and_generation_config(given, defaults)
+            return SamplingParams.from_input_and_generation_config(
+                given, SamplingParamsGenerationConfigDefaults(**defaults)
+            )
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"the model's generation_config.json cannot be used ({error}); correct the file or "
                 "give the option"
             ) from error
-
-
-def checkpoint_defaults(model: str) -> SamplingParamsGenerationConfigDefaults:
-    """Returns the sampling defaults that a checkpoint states, none if it states none.
-
-    Args:
-        model: Folder or Hugging Face repository id of an existing checkpoint.
-
-    Raises:
-        InputError: The checkpoint's generation_config.json is no JSON object.
-    """
-    from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
-
-    from unispec.checkpoints.generation_config import read_generation_config
-
-    names = SamplingParamsGenerationConfigDefaults.__dataclass_fields__
-    return SamplingParamsGenerationConfigDefaults(
-        **{name: value for name, value in read_generation_config(model).items() if name in names}
-    )
 
 
 sampling_options = option_group(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,16 +14,17 @@ from max.engine import Model
 from unispec.errors import InputError
 
 from .config import VisionConfig
+from .feature_cache import FeatureCache
 from .positions import merge_order, position_embeddings, rotary_ids
 from .preprocessing import MediaItem
 
 __all__ = ["MediaEncoder"]
 
-_KEPT: Final = 256
+_KEPT_BYTES: Final = 2**30
 
 
 class MediaEncoder:
-    """Runs the vision graph and keeps what it made of the last items.
+    """Runs the vision graph and keeps what it made of the last items, in 1 GiB.
 
     Args:
         model: the compiled graph of `VisionModel`.
@@ -48,7 +48,7 @@ class MediaEncoder:
         self._config = config
         self._positions = positions
         self._device = device
-        self._features: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
+        self._features = FeatureCache(_KEPT_BYTES)
 
     def __call__(self, item: MediaItem) -> npt.NDArray[np.float32]:
         """float32 `[N, H]`, the features of an item.
@@ -56,12 +56,7 @@ class MediaEncoder:
         Args:
             item: patches and grid.
         """
-        if item.digest not in self._features:
-            self._features[item.digest] = self.encode(item.patches, item.grid)
-            if len(self._features) > _KEPT:
-                self._features.popitem(last=False)
-        self._features.move_to_end(item.digest)
-        return self._features[item.digest]
+        return self._features.get(item.digest, lambda: self.encode(item.patches, item.grid))
 
     def encode(
         self, patches: npt.NDArray[np.float32], grid: Sequence[int]

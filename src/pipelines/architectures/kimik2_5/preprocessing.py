@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from unispec.errors import InputError
+from unispec.images import open_image
 
-__all__ = ["Media", "MediaItem", "open_image", "patches_of"]
+__all__ = ["Media", "MediaItem", "patches_of"]
 
 _MAX_PATCHES: Final = 16384
 _MAX_FRAME_PATCHES: Final = 4096
@@ -43,32 +43,6 @@ class MediaItem:
         """Tokens that the item stands for: two by two patches of all frames make one."""
         _, rows, columns = self.grid
         return rows * columns // _MERGE**2
-
-
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """Decodes an image.
-
-    Args:
-        source: a path, a file's bytes, or an image that is decoded already.
-
-    Raises:
-        InputError: there is no such file, it is no image, or it is damaged or huge.
-    """
-    name = str(source) if isinstance(source, str | Path) else "it"
-    try:
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"{name} does not exist; check the path") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large ({error}); make it smaller") from error
-    # Pillow raises what its decoders stumble over, SyntaxError for a broken PNG included.
-    except Exception as error:
-        raise InputError(
-            f"{name} cannot be read ({error}); give a PNG or JPEG file that is whole"
-        ) from error
 
 
 def patches_of(media: Media, *, patch_size: int, max_frames: int) -> MediaItem:
