@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +76,9 @@ def _opened(source: str | Path | bytes | Image.Image) -> Iterator[Image.Image]:
             f"{name} cannot be read as PNG, JPEG or WebP; save it as one of them"
         ) from error
     except Image.DecompressionBombError as error:
-        # Pillow has a limit of its own and does not say by how much it was passed.
-        assert Image.MAX_IMAGE_PIXELS is not None
-        raise _too_large(name, f"more than {2 * Image.MAX_IMAGE_PIXELS:,}") from error
+        # Pillow has a limit of its own, and says in words alone how many pixels it has found.
+        found = re.search(r"\d+", str(error))
+        raise _too_large(name, f"{int(found.group()):,}" if found else "too many") from error
     # Pillow raises what its decoders stumble over, SyntaxError for a broken PNG included.
     except Exception as error:
         raise InputError(

@@ -124,7 +124,7 @@ def test_an_image_that_is_decoded_already_is_bounded_too() -> None:
 def test_what_pillow_itself_finds_too_large_is_said_in_the_same_words(tmp_path: Path) -> None:
     (tmp_path / "huge.png").write_bytes(empty_png(15_000, 12_000))
     for use in (check_image, open_image):
-        with pytest.raises(InputError, match=r"huge.png has more than 178,\d{3},\d{3} pixels, and"):
+        with pytest.raises(InputError, match=r"huge\.png has 180,000,000 pixels, and an image"):
             use(tmp_path / "huge.png")
 
 
