@@ -51,8 +51,13 @@ class Hub:
         Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def commit(self, name: str) -> str:
-        """The repository's one commit."""
-        return hashlib.sha1(name.encode()).hexdigest()
+        """The repository's commit, another one as soon as a file changes."""
+        found = hashlib.sha1(name.encode())
+        folder = self.repositories.get(name)
+        for path in sorted(folder.iterdir()) if isinstance(folder, Path) else ():
+            if path.is_file():
+                found.update(path.name.encode() + path.read_bytes())
+        return found.hexdigest()
 
     def downloads(self) -> list[str]:
         """The names of the files that were downloaded, in order."""
@@ -76,7 +81,7 @@ class Hub:
                 elif match := INFO.fullmatch(self.path):
                     self.give_info(match[1])
                 else:
-                    self.give(b"")
+                    self.refuse(Refusal(404, "", "Not found"))
 
             do_GET = do_HEAD
 

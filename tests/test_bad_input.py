@@ -12,14 +12,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from huggingface_hub.errors import RepositoryNotFoundError
+from hub import running_hub
 from max.engine import InferenceSession
 from max.pipelines.context import SamplingParams
 from PIL import Image
@@ -135,6 +134,7 @@ def both(*damages: Damage) -> Damage:
 
 def doubled_weights(pair: TinyPair) -> None:
     shutil.copy(pair.target / WEIGHTS, pair.target / "other.safetensors")
+    (pair.target / WEIGHTS).rename(pair.target / "one.safetensors")
 
 
 def weights_folder(pair: TinyPair) -> None:
@@ -207,7 +207,7 @@ WEIGHT_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     ),
     "the checkpoint twice": (
         doubled_weights,
-        ["{target}/model.safetensors", "{target}/other.safetensors", "one checkpoint only"],
+        ["{target}/one.safetensors", "{target}/other.safetensors", "one checkpoint only"],
     ),
     "target tensor of another shape": (
         tensors("target", lambda stored: stored.update({Q_PROJ: torch.ones(64, 65)})),
@@ -647,25 +647,15 @@ def test_a_machine_with_fewer_gpus(pair: TinyPair, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("flag", ["--model", "--draft-model-path"])
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (
-            RepositoryNotFoundError("404 Client Error.\n\nNot found", response=Mock()),
-            ["no-one/nothing is neither", "check the path", "log in"],
-        ),
-        (ConnectionError("no\nroute"), ["no-one/nothing", "(no route)", "path and the network"]),
-    ],
-)
 def test_the_hub_does_not_have_it(
-    pair: TinyPair,
-    monkeypatch: pytest.MonkeyPatch,
-    flag: str,
-    error: Exception,
-    words: list[str],
+    pair: TinyPair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flag: str
 ) -> None:
-    monkeypatch.setattr("unispec.checkpoints.model_config.model_info", Mock(side_effect=error))
-    check(pair, SOUND, [flag, "no-one/nothing"], words)
+    with running_hub(monkeypatch, tmp_path / "cache") as hub:
+        words = ["no-one/nothing is neither", "check the path", "log in"]
+        check(pair, SOUND, [flag, "no-one/nothing"], words)
+        hub.go_down()
+        words = ["no-one/nothing", "(", "Connection refused", ")", "path and the network"]
+        check(pair, SOUND, [flag, "no-one/nothing"], words)
 
 
 def test_a_process_of_its_own_with_the_hub_switched_off(pair: TinyPair) -> None:
@@ -694,6 +684,15 @@ def test_links_into_a_cache_keep_their_names(pair: TinyPair) -> None:
     (pair.target / WEIGHTS).symlink_to("blob")
     config = EngineConfig(model=str(pair.target)).pipeline_config()
     assert config.model.weight_path == [pair.target / WEIGHTS]
+
+
+@pytest.mark.parametrize("name", ["model-bf16", "model.fp16", "w-q4_0", "w-fp8", "gptq", "w-f32"])
+def test_what_is_in_a_file_counts_and_not_its_name(pair: TinyPair, name: str) -> None:
+    for folder in (pair.target, pair.draft):
+        assert folder is not None
+        (folder / WEIGHTS).rename(folder / f"{name}.safetensors")
+    with pytest.raises(CompileReachedError):
+        run(pair)
 
 
 # Images

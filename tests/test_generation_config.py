@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import EntryNotFoundError
+from hub import running_hub
 from tiny import TinyPair
 from tiny.kimi import tiny_kimi
 from transformers import GenerationConfig, LlamaConfig
 
-from unispec.checkpoints import generation_config
 from unispec.checkpoints.generation_config import read_eos_token_ids, read_generation_config
 from unispec.pipelines.runtime import Engine, EngineConfig
 
@@ -77,13 +76,12 @@ def test_the_part_for_the_text_is_read_where_the_whole_says_nothing(
 def test_a_repository_may_have_the_file_or_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write(tmp_path, "generation_config.json", eos_token_id=5)
-
-    def download(model: str, name: str) -> str:
-        if model == "some/model":
-            return str(tmp_path / name)
-        raise EntryNotFoundError("404")
-
-    monkeypatch.setattr(generation_config, "hf_hub_download", download)
-    assert read_generation_config("some/model") == {"eos_token_id": 5}
-    assert read_generation_config("another/model") == {}
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "model", "generation_config.json", eos_token_id=5)
+    with running_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.repositories |= {f"some/{name}": tmp_path / name for name in ("model", "other")}
+        for _ in range(2):
+            assert read_generation_config("some/model") == {"eos_token_id": 5}
+            assert read_generation_config("some/other") == {}
+            hub.go_down()

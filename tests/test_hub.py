@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hub import Hub, Refusal, running_hub
 from huggingface_hub import constants
+from max.engine import InferenceSession
+from safetensors.torch import load_file, save_file
+from tiny import TinyPair
 
 from unispec.checkpoints.repository import find_file
 from unispec.errors import InputError
+from unispec.pipelines.runtime import Engine, EngineConfig
 
 NAME = "them/model"
 
@@ -47,7 +53,6 @@ def test_a_file_is_found_in_a_folder_and_in_a_repository_alike(hub: Hub, tmp_pat
 
 def test_a_file_that_changed_is_downloaded_again(hub: Hub, tmp_path: Path) -> None:
     find_file(NAME, "config.json")
-    hub.commit = lambda name: "b" * 40  # type: ignore[method-assign]
     (tmp_path / "model" / "config.json").write_text("[]")
     found = find_file(NAME, "config.json")
     assert found is not None and found.read_text() == "[]"
@@ -66,7 +71,7 @@ def test_without_a_network_nobody_knows_what_was_never_asked_for(hub: Hub) -> No
     find_file(NAME, "config.json")
     hub.go_down()
     assert find_file(NAME, "other.json") is None
-    with pytest.raises(InputError, match=r"them/model.*other\.json.*not downloaded.*the network"):
+    with pytest.raises(InputError, match=r"them/model.*other\.json .*nor does its cache.*network"):
         find_file(NAME, "other.json", needed=True)
 
 
@@ -110,6 +115,66 @@ def test_a_repository_that_the_hub_disabled(hub: Hub) -> None:
 @pytest.mark.parametrize("name", ["them/model@main", "them/GGUF:Q4_K_M", "them/.model"])
 def test_a_name_that_no_repository_can_have(name: str) -> None:
     assert f"{name} is no local folder and no name that a repository" in refusal(name)
+
+
+# Targets and drafts
+
+
+class CompileReachedError(BaseException):
+    """Nothing on the way catches it."""
+
+
+@pytest.fixture
+def pair(hub: Hub, tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> dict[str, Path]:
+    """The folders of a float16 target and its float16 draft, which the hub has."""
+    sound = tiny_pair("A")
+    assert sound.draft is not None
+    for name, folder in (("target", sound.target), ("draft", sound.draft)):
+        shutil.copytree(folder, tmp_path / name)
+        weights = tmp_path / name / "model.safetensors"
+        save_file({key: value.half() for key, value in load_file(weights).items()}, weights)
+        hub.repositories[f"them/{name}"] = tmp_path / name
+    return {name: tmp_path / name for name in ("target", "draft")}
+
+
+def engine() -> Engine:
+    return Engine(
+        EngineConfig(model="them/target", draft_model="them/draft", speculative_method="eagle")
+    )
+
+
+def test_float16_repositories_load_as_folders_do_and_then_without_a_network(
+    pair: dict[str, Path], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise CompileReachedError
+
+    monkeypatch.setattr(InferenceSession, "load", load)
+    with pytest.raises(CompileReachedError):
+        engine().pipeline  # noqa: B018
+    hub.go_down()
+    with pytest.raises(CompileReachedError):
+        engine().pipeline  # noqa: B018
+
+
+@pytest.mark.parametrize("part", ["target", "draft"])
+def test_a_damage_names_the_repository_as_the_user_does(pair: dict[str, Path], part: str) -> None:
+    file = pair[part] / "config.json"
+    sound = file.read_text()
+    file.write_text(json.dumps(json.loads(sound) | {"hidden_act": "gelu"}))
+    with pytest.raises(InputError, match=f"'gelu' of them/{part} "):
+        engine()
+    file.write_text(sound)
+    (pair[part] / "model.safetensors").rename(pair[part] / "pytorch_model.bin")
+    with pytest.raises(InputError, match=f"^them/{part} holds no .*`unispec convert them/{part} "):
+        engine()
+
+
+def test_weights_are_downloaded_when_all_else_is_right(pair: dict[str, Path], hub: Hub) -> None:
+    (pair["target"] / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer"):
+        engine()
+    assert "model.safetensors" not in hub.downloads()
 
 
 def test_looking_for_a_path_imports_nothing_heavy() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
+from unispec.checkpoints.json_object import read_json_object
+from unispec.checkpoints.repository import find_file
 from unispec.errors import InputError
 
 __all__ = ["read_eos_token_ids", "read_generation_config"]
@@ -26,16 +23,10 @@ def read_generation_config(model: str) -> dict[str, Any]:
     Raises:
         InputError: The checkpoint's generation_config.json is no JSON object.
     """
-    file = _find(model)
+    file = find_file(model, _FILE)
     if file is None:
         return {}
-    try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{file}' is not valid JSON ({error}); correct or remove it") from error
-    if not isinstance(stated, dict):
-        raise InputError(f"'{file}' is no JSON object; correct or remove it")
-    return stated
+    return read_json_object(file, label=str(file), fix="correct or remove it")
 
 
 def read_eos_token_ids(model: str, config: Any) -> set[int]:
@@ -67,14 +58,3 @@ def read_eos_token_ids(model: str, config: Any) -> set[int]:
                 )
         found.update(ids)
     return found
-
-
-def _find(model: str) -> Path | None:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        file = folder / _FILE
-        return file if file.is_file() else None
-    try:
-        return Path(hf_hub_download(model, _FILE))
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from unispec.errors import InputError
 
@@ -51,7 +51,7 @@ def parse_json_object(raw: bytes, *, label: str, fix: str) -> dict[str, Any]:
             deeper than any that a model needs.
     """
     try:
-        value = json.loads(raw.decode(), parse_constant=_not_finite, parse_float=_finite)
+        value = json.loads(raw.decode(), object_pairs_hook=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{label} is no JSON ({error}): {fix}") from error
     if not isinstance(value, dict):
@@ -61,15 +61,20 @@ def parse_json_object(raw: bytes, *, label: str, fix: str) -> dict[str, Any]:
     return value
 
 
-def _not_finite(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no finite number")
+def _finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, value in pairs:
+        if (number := _not_finite(value)) is not None:
+            raise ValueError(f"{name} {number} is no finite number")
+    return dict(pairs)
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        _not_finite(text[:40])
-    return number
+def _not_finite(value: Any) -> float | None:
+    """The first such number; objects in a list were looked at already."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    if isinstance(value, list):
+        return next((found for item in value if (found := _not_finite(item)) is not None), None)
+    return None
 
 
 def _deeper_than(value: dict[str, Any], limit: int) -> bool:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import transformers
-from huggingface_hub import constants, hf_hub_download, model_info
-from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import CONFIG_MAPPING, PretrainedConfig
-
-from unispec.checkpoints.kimi_config import register_with_transformers
+from unispec.checkpoints.json_object import read_json_object
+from unispec.checkpoints.repository import find_config
 from unispec.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 __all__ = ["model_config", "read_config_object", "read_model_config"]
 
 _FILE: Final = "config.json"
-_HUB_TIMEOUT_S: Final = 10.0
 # transformers fills in those of some published model, which then fit no tensor.
 _SHAPE: Final = (
     "hidden_size",
@@ -42,7 +38,7 @@ def read_model_config(model: str) -> PretrainedConfig:
 
 
 def read_config_object(model: str) -> dict[str, Any]:
-    """Read config.json as it stands.
+    """Read config.json as it stands, without transformers.
 
     Args:
         model: Folder, or Hugging Face repository id.
@@ -50,7 +46,7 @@ def read_config_object(model: str) -> dict[str, Any]:
     Raises:
         InputError: If there is no such file, or it is no JSON object.
     """
-    return _read_object(_find(model), model)
+    return read_json_object(find_config(model), label=f"{model}: {_FILE}", fix="download it again")
 
 
 def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
@@ -64,6 +60,11 @@ def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
         InputError: If the `model_type` is unknown, the shape is not stated, or a value is of
             the wrong type or range.
     """
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    from unispec.checkpoints.kimi_config import register_with_transformers
+
     register_with_transformers()
     model_type = stated.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
@@ -98,41 +99,3 @@ def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
             " name: correct the file"
         )
     return config
-
-
-def _find(model: str) -> Path:
-    folder = Path(model)
-    if folder.is_dir():
-        path = folder / _FILE
-        if not path.is_file():
-            raise InputError(f"{model} has no {_FILE}; give a Hugging Face model folder")
-        return path
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            # Fails at once where a download tries again and again.
-            model_info(model, timeout=_HUB_TIMEOUT_S)
-        return Path(hf_hub_download(model, _FILE))
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{model} is neither a local folder nor a repository of the hub that you may read;"
-            " check the path, or log in with `hf auth login`"
-        ) from error
-    # The errors of the hub's HTTP client have no base that the hub's library exports.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{model} is no local folder, and the hub does not give its {_FILE} ({reason}); check"
-            " the path and the network"
-        ) from error
-
-
-def _read_object(path: Path, model: str) -> dict[str, Any]:
-    try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: {_FILE} is no JSON ({error}): download it again") from error
-    if not isinstance(stated, dict):
-        raise InputError(
-            f"{model}: {_FILE} is a JSON {type(stated).__name__} and no object: download it again"
-        )
-    return stated

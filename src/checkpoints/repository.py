@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from unispec.checkpoints.json_object import read_json_object
 from unispec.errors import InputError
 
-__all__ = ["find_file", "resolve_model"]
+__all__ = ["find_config", "find_file", "resolve_model", "weight_files"]
 
+_CONFIG: Final = "config.json"
+_INDEX: Final = "model.safetensors.index.json"
+_SINGLE: Final = "model.safetensors"
+_SUFFIXES: Final = (".safetensors", ".gguf")
+_PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
+_SHOWN_NAMES: Final = 3
+# How long the hub may take to answer before its cache is used alone.
 _PATIENCE_S: Final = 5.0
-"""How long the hub may take to answer before its cache is used alone."""
 
 
 def resolve_model(model: str) -> Path | str:
@@ -82,30 +90,178 @@ def find_file(model: str, name: str, *, needed: bool = False) -> Path | None:
     return _from_hub(place, name, needed=needed)
 
 
-def _from_hub(model: str, name: str, *, needed: bool) -> Path | None:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+def find_config(model: str) -> Path:
+    """The model's config.json; its other files are asked for by name.
+
+    Args:
+        model: folder, or name of a repository of the hub.
+
+    Raises:
+        InputError: there is no such model, or it has no config.json.
+    """
+    if path := find_file(model, _CONFIG, needed=True):
+        return path
+    place = resolve_model(model)
+    if not (found := [name for name in _names(place, None) if name.endswith(".gguf")]):
+        raise InputError(f"{model} has no {_CONFIG}; give a Hugging Face model folder")
+    if isinstance(place, Path):
+        raise InputError(
+            f"{model} has no {_CONFIG}, but {_listed(found)}; give such a file as the model"
+        )
+    raise InputError(
+        f"{model} has no {_CONFIG}, but {_listed(found)}; download one file, for example with"
+        f" `hf download {model} {found[0]}`, and give it as the model"
+    )
+
+
+def weight_files(model: str, stated: Sequence[Path] = ()) -> list[Path]:
+    """The files with a model's weights; what is on the hub is downloaded.
+
+    Those that its `model.safetensors.index.json` names; without one `model.safetensors`, else
+    all safetensors, else its GGUF file with all parts.
+
+    Args:
+        model: folder, or name of a repository of the hub; it has a config.json.
+        stated: files that the user gives instead.
+
+    Returns:
+        Absolute paths, safetensors or GGUF by their names; what they hold is not looked at.
+
+    Raises:
+        InputError: no such weights, or a file that the index names is missing.
+    """
+    for path in stated:
+        if path.suffix not in _SUFFIXES:
+            raise InputError(
+                f"weight file {path} is of an unknown format; give .safetensors files or one .gguf"
+            )
+    if stated:
+        return [path.absolute() for path in stated]
+    place, folder = resolve_model(model), find_config(model).parent
+    names = _names(place, folder)
+    if _INDEX in names:
+        index = _fetch(place, folder, [_INDEX])[0]
+        names = _names_of_index(index, names, label=f"{_INDEX} of {model}")
+    elif _SINGLE in names:
+        names = [_SINGLE]
+    else:
+        names = _by_suffix(model, names)
+    return [path.absolute() for path in _fetch(place, folder, names)]
+
+
+def _names_of_index(index: Path, present: Sequence[str], *, label: str) -> list[str]:
+    fix = "download it again"
+    files = read_json_object(index, label=label, fix=fix).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"{label} has no weight_map: {fix}")
+    names = set(files.values()) if all(isinstance(name, str) for name in files.values()) else {""}
+    if wrong := [name for name in names if not name.endswith(_SUFFIXES[0])]:
+        raise InputError(f"{label} names {wrong[0]!r}, which is no safetensors file: {fix}")
+    if missing := sorted(names.difference(present)):
+        raise InputError(
+            f"{label} names {_listed(missing)}, which is not there: download the whole checkpoint"
+        )
+    return sorted(names)
+
+
+def _by_suffix(model: str, names: Sequence[str]) -> list[str]:
+    """All safetensors, else the one GGUF file with all parts."""
+    tensors, files = (sorted(n for n in names if n.endswith(suffix)) for suffix in _SUFFIXES)
+    if tensors:
+        return tensors
+    if files:
+        from unispec.checkpoints.gguf_parts import part_paths
+
+        if len({part_paths(Path(name))[0] for name in files}) > 1:
+            raise InputError(
+                f"{model} has {len(files)} GGUF files, {_listed(files)}; choose one with"
+                " --weight-path"
+            )
+        return files
+    if pickled := sorted(name for name in names if name.endswith(_PICKLED)):
+        raise InputError(
+            f"{model} holds no .safetensors or .gguf file but {_listed(pickled)}, and such a file"
+            f" can run any code when it is opened; download another form of it, or convert it with"
+            f" `unispec convert {model} FOLDER`"
+        )
+    raise InputError(
+        f"{model} holds no .safetensors or .gguf file; download or convert the checkpoint's weights"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _names(place: Path | str, folder: Path | None) -> list[str]:
+    """The names of a model's files; of the hub those of the commit whose folder is given."""
+    if isinstance(place, Path):
+        return _names_in(place)
+    from huggingface_hub import HfApi
+
+    error = _reason_of_outage()
+    if error is None:
+        try:
+            info = HfApi().model_info(
+                place, revision=folder.name if folder else None, timeout=_PATIENCE_S
+            )
+            names = (file.rfilename for file in info.siblings or ())
+            return [name for name in names if "/" not in name]
+        # The errors of the hub's HTTP client have no base that the hub's library exports.
+        except Exception as refusal:
+            error = refusal
+    found = _names_in(folder) if folder else []
+    if not any(name.endswith(_SUFFIXES) for name in found):
+        raise _refused(place, "weights", error) from error
+    return found
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_file()]
+
+
+def _fetch(place: Path | str, folder: Path, names: Iterable[str]) -> list[Path]:
+    """Files by name, of the hub those of the commit whose folder is given."""
+    paths = [folder / name for name in names]
+    for path in paths:
+        if isinstance(place, str) and not path.is_file():
+            _from_hub(place, path.name, revision=folder.name, needed=True)
+    return paths
+
+
+def _from_hub(model: str, name: str, *, needed: bool, revision: str | None = None) -> Path | None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RemoteEntryNotFoundError,
     )
 
-    outage = _outage(constants.ENDPOINT, int(time.monotonic() // 60))
+    outage = _reason_of_outage()
     try:
-        return Path(hf_hub_download(model, name, local_files_only=outage is not None))
+        return Path(
+            hf_hub_download(model, name, revision=revision, local_files_only=outage is not None)
+        )
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
         cause = outage or error.__cause__ or error
         refused = isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500
         # What the cache remembers as missing is no path, but not None either.
-        known_missing = try_to_load_from_cache(model, name) is not None
+        known_missing = try_to_load_from_cache(model, name, revision=revision) is not None
         if known_missing or not (needed or refused):
             return None
         raise _refused(model, name, cause) from error
     # The errors of the hub's HTTP client have no base that the hub's library exports.
     except Exception as error:
         raise _refused(model, name, error) from error
+
+
+def _reason_of_outage() -> Exception | None:
+    from huggingface_hub import constants
+
+    return _outage(constants.ENDPOINT, int(time.monotonic() // 60))
 
 
 @lru_cache(maxsize=1)
@@ -149,6 +305,6 @@ def _refused(model: str, name: str, error: BaseException) -> InputError:
         return InputError(f"the hub has disabled the repository {model}; use another one")
     reason = " ".join(str(error).split())
     return InputError(
-        f"{model} is no local folder, the hub does not give its {name} ({reason}), and the file"
-        " was not downloaded before; check the path and the network"
+        f"{model} is no local folder, the hub does not give its {name} ({reason}), nor does its"
+        " cache; check the path and the network"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from max.driver import DeviceSpec, accelerator_count
 from max.pipelines.lib import (
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from unispec.checkpoints import check_weight_files
 from unispec.checkpoints.model_config import read_model_config
+from unispec.checkpoints.repository import find_config, resolve_model, weight_files
 from unispec.errors import InputError
 from unispec.methods import (
     DEFAULT_DRAFT_TOKENS,
@@ -33,7 +34,6 @@ from unispec.pipelines.architectures.registry import ENGINE_ARCHITECTURES, compl
 __all__ = ["EngineConfig"]
 
 _DraftProposal: TypeAlias = Literal["argmax", "sampled"]
-_WEIGHT_SUFFIXES: Final = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +139,36 @@ class EngineConfig:
                 " opens a block and what closes it"
             )
 
-    def pipeline_config(self) -> PipelineConfig:
+    def pipeline_config(self, *, weights: bool = True) -> PipelineConfig:
         """MAX's configuration of this engine.
+
+        Args:
+            weights: whether it names the weight files, which downloads those of a repository;
+                `add_weights` does it later.
 
         Raises:
             InputError: a model, encoding, device or length that MAX or unispec refuses.
         """
+        config = self._without_weights()
+        if weights:
+            self.add_weights(config)
+        return config
+
+    def add_weights(self, config: PipelineConfig) -> None:
+        """Names the weight files of target and draft, all of them whole.
+
+        Args:
+            config: of this engine.
+
+        Raises:
+            InputError: a file is missing, damaged or of an unknown format.
+        """
+        # MAX's configurations are frozen, their lists are not.
+        config.model.weight_path[:] = _whole(weight_files(self.model, self.weight_path))
+        if self.draft_model is not None and config.draft_model is not None:
+            config.draft_model.weight_path[:] = _whole(weight_files(self.draft_model))
+
+    def _without_weights(self) -> PipelineConfig:
         device = _device_spec(self.devices)
         encoding = self.quantization_encoding or (
             "float32" if device.device_type == "cpu" else "bfloat16"
@@ -158,7 +182,7 @@ class EngineConfig:
                 f"quantization encoding 'bfloat16' does not run on devices {self.devices!r}; use"
                 " 'float32' or a GPU"
             )
-        model = _existing(self.model)
+        model = str(resolve_model(self.model))
         stated = read_model_config(model)
         limit = getattr(stated.get_text_config(), "max_position_embeddings", None)
         if self.max_length is not None and limit is not None and self.max_length > limit:
@@ -166,7 +190,6 @@ class EngineConfig:
                 f"max_length {self.max_length} is beyond the model's max_position_embeddings"
                 f" {limit}; choose at most {limit}"
             )
-        weight_path = _weight_files(model, self.weight_path)
         shared: dict[str, Any] = {
             "device_specs": [device],
             "quantization_encoding": encoding,
@@ -186,11 +209,9 @@ class EngineConfig:
                     relaxed_delta=self.relaxed_delta,
                 )
             if self.draft_model is not None and self.speculative_method is not None:
-                draft_model = _existing(self.draft_model)
+                draft_model = str(resolve_model(self.draft_model))
                 read_model_config(draft_model)
-                draft = MAXModelConfig(
-                    model_path=draft_model, weight_path=_weight_files(draft_model, ()), **shared
-                )
+                draft = MAXModelConfig(**_places(draft_model), **shared)
                 complete_draft_config(
                     self.speculative_method,
                     draft.huggingface_config,
@@ -198,8 +219,7 @@ class EngineConfig:
                     source=draft_model,
                 )
             arguments = PipelineArgs(
-                model_path=model,
-                weight_path=weight_path,
+                **_places(model),
                 max_length=self.max_length,
                 runtime=PipelineRuntimeConfig(
                     custom_architectures=ENGINE_ARCHITECTURES,
@@ -244,48 +264,17 @@ def _device_spec(devices: str) -> DeviceSpec:
     return DeviceSpec(id=index, device_type="gpu")
 
 
-def _existing(model: str) -> str:
-    """The folder, or a name that the hub may know; refuses a path that is not there."""
-    if not model:
-        raise InputError("the model's path is empty; give a Hugging Face model folder")
-    try:
-        path = Path(model).expanduser()
-        if path.is_dir():
-            return str(path)
-    # An unknown ~user, a name that is too long.
-    except (RuntimeError, OSError) as error:
-        raise InputError(
-            f"model folder {model} cannot be looked up ({error}); check the path"
-        ) from error
-    if path.is_file():
-        raise InputError(f"{model} is a file; give the model's folder, and weights apart from it")
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise InputError(f"model folder {model} does not exist; check the path")
-    return model
+def _places(model: str) -> dict[str, Any]:
+    """Where MAX finds a model, which it calls as the user does.
+
+    MAX guesses a number format from the names of weight files: it sees another file until all of
+    its decisions are made, and ours depend on what is in the files.
+    """
+    config = find_config(model)
+    folder = str(config.parent)
+    return {"model_path": folder, "weight_path": [config], "served_model_name": model}
 
 
-def _weight_files(model: str, stated: tuple[Path, ...]) -> list[Path]:
-    """The stated files, else the folder's safetensors, else its GGUF file, all of them whole."""
-    paths = [path.absolute() for path in stated] or _folder_weights(Path(model))
-    for path in paths:
-        if path.suffix not in _WEIGHT_SUFFIXES:
-            raise InputError(
-                f"weight file {path} is of an unknown format; give .safetensors files or one .gguf"
-            )
-    if paths:
-        check_weight_files(paths)
+def _whole(paths: list[Path]) -> list[Path]:
+    check_weight_files(paths)
     return paths
-
-
-def _folder_weights(folder: Path) -> list[Path]:
-    """Weights of a local folder; the hub's own are found by MAX."""
-    if not folder.is_dir():
-        return []
-    for suffix in _WEIGHT_SUFFIXES:
-        found = sorted(path.absolute() for path in folder.glob(f"*{suffix}") if path.is_file())
-        if found:
-            return found
-    raise InputError(
-        f"{folder} holds no .safetensors or .gguf file; download or convert the checkpoint's"
-        " weights"
-    )

@@ -61,7 +61,7 @@ class Engine:
         self._config = config
         self._progress = on_progress or (lambda phase: None)
         self._progress("reading configuration")
-        self._pipeline_config = config.pipeline_config()
+        self._pipeline_config = config.pipeline_config(weights=False)
         self._model_class = pipeline_model(self._pipeline_config)
         self.reads_images = self._model_class.reads_images
         hf: Any = self._pipeline_config.model.huggingface_config
@@ -78,6 +78,8 @@ class Engine:
             if config.use_relaxed_acceptance_for_thinking
             else None
         )
+        self._progress("finding the weights")
+        config.add_weights(self._pipeline_config)
         self._grammars: GrammarCompiler | None = None
         self._pipeline: SpeculativePipeline | None = None
         self.num_pages = self._count_pages()

@@ -25,7 +25,7 @@ def read_weights(model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
         path if path.is_absolute() or not root.is_dir() else root / path
         for path in model_config.resolved_weight_paths()
     ]
-    source = str(model_config.model_path)
+    source = model_config.model_name
     if gguf := gguf_among(paths):
         check_weight_files(paths)
         return dict(read_gguf(gguf).tensors), source

@@ -227,7 +227,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """
         model_config = model_config or pipeline_config.model
         stated: Any = model_config.huggingface_config
-        source = str(model_config.model_path)
+        source = model_config.model_name
         if stated is None:
             raise InputError(f"{source} has no config.json; give a Hugging Face model folder")
         hf = stated.get_text_config()

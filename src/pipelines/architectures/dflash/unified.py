@@ -120,7 +120,7 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
         target, draft, speculative = cls.read_stacks(pipeline_config, model_config, max_seq_len)
         draft_model = pipeline_config.draft_model
         assert draft_model is not None
-        hf, source = draft_model.huggingface_config, str(draft_model.model_path)
+        hf, source = draft_model.huggingface_config, draft_model.model_name
         fields = DflashDraftHFConfig.from_huggingface(hf, source=source)
         if fields.num_target_layers not in (None, target.num_hidden_layers):
             raise InputError(

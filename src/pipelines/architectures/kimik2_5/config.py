@@ -166,6 +166,6 @@ class KimiK2_5Config(DeepseekV3Config):
             text_hidden_size=stack.hidden_size,
             dtype=stack.dtype,
             device=stack.devices[0],
-            source=str(model_config.model_path),
+            source=model_config.model_name,
         )
         return cls(**{f.name: getattr(stack, f.name) for f in fields(stack)}, vision=vision)

@@ -125,7 +125,7 @@ class KimiK2_5Model(DeepseekV3Model):
         Raises:
             InputError: a tensor is missing, unexpected, of another shape or not finite.
         """
-        source = str(self.pipeline_config.model.model_path)
+        source = self.pipeline_config.model.model_name
         state = vision_state_dict(tensors, config, source=source)
         self._positions = state.pop("positions")
         module = VisionModel(config)

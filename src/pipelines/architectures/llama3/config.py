@@ -246,7 +246,7 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """
         model_config = model_config or pipeline_config.model
         hf: Any = model_config.huggingface_config
-        source = str(model_config.model_path)
+        source = model_config.model_name
         if hf is None:
             raise InputError(f"{source} has no config.json; give a Hugging Face model folder")
         check_sizes(hf, source)

@@ -46,7 +46,7 @@ class StackConfig(Llama3Config):
                 field than `FIXED` allows.
         """
         config = super().initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
-        source = (model_config or pipeline_config.model).model_path
+        source = (model_config or pipeline_config.model).model_name
         if config.longrope_scaling_params is not None:
             raise InputError(
                 f"rope type 'longrope' of {source} is not supported by unified graphs; use a"

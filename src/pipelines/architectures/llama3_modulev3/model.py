@@ -219,7 +219,7 @@ def _check_window(model_config: MAXModelConfig, max_seq_len: int | None) -> None
     window = getattr(model_config.huggingface_config, "sliding_window", None)
     if window is not None and max_seq_len is not None and max_seq_len > window:
         raise InputError(
-            f"sliding_window {window} of {model_config.model_path} is not supported for sequences"
+            f"sliding_window {window} of {model_config.model_name} is not supported for sequences"
             f" of up to {max_seq_len} tokens; choose a max_length of at most {window}"
         )
 

@@ -68,6 +68,6 @@ class UnifiedDflashKimiK25Config(UnifiedDflashConfig):
             text_hidden_size=config.target.hidden_size,
             dtype=config.target.dtype,
             device=config.devices[0],
-            source=str(model_config.model_path),
+            source=model_config.model_name,
         )
         return replace(config, vision=vision)

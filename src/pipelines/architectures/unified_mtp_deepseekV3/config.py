@@ -96,7 +96,7 @@ class UnifiedMTPDeepseekV3Config(ArchConfigWithKVCache):
         target = DeepseekV3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
         if target.num_nextn_predict_layers == 0:
             raise InputError(
-                f"{model_config.model_path} has no multi-token prediction layer"
+                f"{model_config.model_name} has no multi-token prediction layer"
                 f" {target.num_hidden_layers} (its num_nextn_predict_layers is 0); use a"
                 " checkpoint that has it, or another method"
             )
