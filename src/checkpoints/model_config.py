@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["model_config", "read_config_object", "read_model_config"]
 
 _FILE: Final = "config.json"
+_FIX: Final = "correct it, or download it again"
 # transformers fills in those of some published model, which then fit no tensor.
 _SHAPE: Final = (
     "hidden_size",
@@ -46,7 +47,7 @@ def read_config_object(model: str) -> dict[str, Any]:
     Raises:
         InputError: If there is no such file, or it is no JSON object.
     """
-    return read_json_object(find_config(model), label=f"{model}: {_FILE}", fix="download it again")
+    return read_json_object(find_config(model), label=f"{model}: {_FILE}", fix=_FIX)
 
 
 def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
