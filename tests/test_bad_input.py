@@ -101,6 +101,10 @@ def tensors(part: str, change: Callable[[Tensors], object]) -> Damage:
     return damage
 
 
+def embedding(pair: TinyPair) -> torch.Tensor:
+    return load_file(pair.target / WEIGHTS)["model.embed_tokens.weight"]
+
+
 def spoilt(name: str, value: float) -> Callable[[Tensors], object]:
     return lambda stored: stored[name].view(-1)[5].fill_(value)
 
@@ -253,9 +257,33 @@ WEIGHT_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         config("draft", hidden_size=96),
         ["hidden_size 96", "64", "trained for this target"],
     ),
-    "draft of another vocabulary": (
-        config("draft", vocab_size=300),
-        ["vocab_size 300", "256", "trained for this target"],
+    "draft of another vocabulary than its copy": (
+        both(
+            config("draft", vocab_size=300),
+            tensors("draft", lambda stored: stored.update({"lm_head.weight": torch.ones(256, 64)})),
+        ),
+        ["{draft}", "'lm_head.weight'", "[256, 64]", "[300, 64]", "config.json that belongs"],
+    ),
+    "draft with the tokens under other ids": (
+        lambda pair: tensors(
+            "draft",
+            lambda stored: stored.update(
+                {"embed_tokens.weight": embedding(pair).roll(1, dims=0).contiguous()}
+            ),
+        )(pair),
+        ["{draft}", "token 0 of 'embed_tokens.weight' is token 255 of the target", "tokenizer"],
+    ),
+    "an EAGLE-3 draft": (
+        tensors("draft", lambda stored: stored.update({"midlayer.x": torch.ones(2)})),
+        ["{draft} is an EAGLE-3 draft", "not supported yet", "use an EAGLE-1"],
+    ),
+    "a whole model as draft": (
+        lambda pair: shutil.copytree(pair.target, pair.draft, dirs_exist_ok=True),
+        ["{draft} is a whole language model", "`unispec train`"],
+    ),
+    "Medusa heads": (
+        content("draft", "config.json", '{"model_type": "medusa"}'),
+        ["{draft} is a set of Medusa heads", "use an EAGLE or DFlash draft"],
     ),
     "draft vocabulary without its map": (
         config("draft", draft_vocab_size=128),
@@ -620,7 +648,7 @@ def test_draft_of_another_target(pair: TinyPair, tiny_pair: Callable[[str], Tiny
         pair,
         SOUND,
         ["--draft-model-path", str(tiny_pair("B").draft)],
-        ["vocab_size 320", "256", "trained for this target"],
+        ["hidden_size 96", "64", "trained for this target"],
     )
 
 

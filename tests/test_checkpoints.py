@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from max.dtype import DType
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,6 +26,8 @@ from unispec.checkpoints import Tensor, check_weight_files, memory, read_tensors
 from unispec.checkpoints.demo import demo_draft_folder
 from unispec.errors import InputError
 from unispec.pipelines.architectures.dflash.weights import dflash_state_dict
+from unispec.pipelines.architectures.drafts.copies import check_copies
+from unispec.pipelines.architectures.drafts.weights import unified_state_dict
 from unispec.pipelines.architectures.eagle.weights import eagle_state_dict
 from unispec.pipelines.architectures.llama3.weights import expected_shapes, llama3_state_dict
 
@@ -466,7 +469,6 @@ def test_bad_draft(damage: Callable[[dict[str, Tensor]], None], parts: list[str]
     ("draft", "parts"),
     [
         (Shape(hidden_size=16), ["hidden_size 16", "12", "trained for this target"]),
-        (Shape(vocab_size=40), ["vocab_size 40", "50", "trained for this target"]),
         (Shape(num_hidden_layers=3), ["lacks", "layers.2."]),
         (Shape(num_hidden_layers=1), ["layers.1.", "does not have"]),
         (Shape(draft_vocab_size=4), ["lacks tensor 'd2t'", "4", "50"]),
@@ -475,6 +477,73 @@ def test_bad_draft(damage: Callable[[dict[str, Tensor]], None], parts: list[str]
 def test_draft_config_that_does_not_fit(draft: Shape, parts: list[str]) -> None:
     with refused(SOURCE, *parts):
         eagle_state_dict(eagle_state(Shape()), draft, Shape(), source=SOURCE)
+
+
+def test_a_draft_that_knows_fewer_tokens_proposes_those() -> None:
+    """As that of a model for its fine-tune, which added tokens."""
+    draft, target = Shape(vocab_size=40), Shape()
+    copies = {"embed_tokens.weight": np.ones((40, 12)), "lm_head.weight": np.ones((40, 12))}
+    weights = eagle_state_dict(eagle_state(draft) | copies, draft, target, source=SOURCE)
+    assert weights.d2t is not None
+    np.testing.assert_array_equal(weights.d2t, np.zeros(40))
+    head = np.arange(50 * 12, dtype=np.float32).reshape(50, 12)
+    state = unified_state_dict({"lm_head.weight": head}, weights, DType.float32)
+    np.testing.assert_array_equal(state["draft.lm_head.weight"], head[:40])
+    np.testing.assert_array_equal(state["draft.t2d"], [*range(40), *[40] * 10])
+
+
+def test_a_draft_that_knows_more_tokens_proposes_the_targets() -> None:
+    """As that of a padded vocabulary for a target without the padding."""
+    draft, target = Shape(vocab_size=64), Shape()
+    assert eagle_state_dict(eagle_state(draft), draft, target, source=SOURCE).d2t is None
+
+
+def test_a_reduced_vocabulary_without_the_tokens_that_the_target_lacks() -> None:
+    draft, target = Shape(vocab_size=64), Shape()
+    chosen = np.array([3, 49, 50, 63, 7])
+    tensors = eagle_state(draft) | {"d2t": chosen - np.arange(5)}
+    weights = eagle_state_dict(tensors, draft, target, source=SOURCE)
+    assert weights.d2t is not None
+    np.testing.assert_array_equal(np.arange(3) + weights.d2t, [3, 49, 7])
+    with refused("names none of the target's 50 tokens"):
+        eagle_state_dict(tensors | {"d2t": np.array([50])}, draft, target, source=SOURCE)
+
+
+EMBEDDING = np.random.default_rng(5).normal(size=(50, 12)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize(
+    "copy",
+    [
+        EMBEDDING,
+        EMBEDDING.astype(np.float16),
+        EMBEDDING[:40],
+        np.concatenate([EMBEDDING, np.zeros((14, 12))]),
+        EMBEDDING + 0.1 * np.random.default_rng(6).normal(size=(50, 12)),
+    ],
+    ids=["equal", "rounded", "fewer tokens", "more tokens", "fine-tuned"],
+)
+def test_a_copy_of_the_targets_embedding_may_be_a_little_off(
+    name: str, copy: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_copies({name: copy}, {"embed_tokens.weight": EMBEDDING}, source=SOURCE)
+    assert not caplog.records
+
+
+def test_a_copy_of_another_models_embedding_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    other: Tensor = np.random.default_rng(7).normal(size=(50, 12))
+    check_copies({"lm_head.weight": other}, {"embed_tokens.weight": EMBEDDING}, source=SOURCE)
+    assert "'lm_head.weight' is not the target's" in caplog.text
+
+
+def test_tokens_under_other_ids_are_refused() -> None:
+    """A token was put in before id 3, so the rows from there on are those of the token before."""
+    moved = np.insert(EMBEDDING, 3, 1, axis=0)[:50]
+    with refused(SOURCE, "token 4 of 'embed_tokens.weight' is token 3 of the target"):
+        check_copies(
+            {"embed_tokens.weight": moved}, {"embed_tokens.weight": EMBEDDING}, source=SOURCE
+        )
 
 
 def test_d2t_of_another_length_than_the_config_says() -> None:

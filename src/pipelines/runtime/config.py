@@ -19,6 +19,8 @@ from max.pipelines.speculative import SpeculativeConfig
 from pydantic import ValidationError
 
 from unispec.checkpoints import check_weight_files
+from unispec.checkpoints.draft_config import adopt, read_draft_config
+from unispec.checkpoints.draft_kinds import check_draft_files
 from unispec.checkpoints.model_config import read_model_config
 from unispec.checkpoints.repository import find_config, resolve_model, weight_files
 from unispec.errors import InputError
@@ -166,7 +168,10 @@ class EngineConfig:
         # MAX's configurations are frozen, their lists are not.
         config.model.weight_path[:] = _whole(weight_files(self.model, self.weight_path))
         if self.draft_model is not None and config.draft_model is not None:
-            config.draft_model.weight_path[:] = _whole(weight_files(self.draft_model))
+            draft_files = _whole(weight_files(self.draft_model))
+            assert self.speculative_method is not None
+            check_draft_files(self.speculative_method, draft_files, source=self.draft_model)
+            config.draft_model.weight_path[:] = draft_files
 
     def _without_weights(self) -> PipelineConfig:
         device = _device_spec(self.devices)
@@ -210,8 +215,13 @@ class EngineConfig:
                 )
             if self.draft_model is not None and self.speculative_method is not None:
                 draft_model = str(resolve_model(self.draft_model))
-                read_model_config(draft_model)
+                draft_stated = read_draft_config(draft_model, self.speculative_method)
+                if Path(draft_model).is_dir():
+                    # Those of a repository are not there yet.
+                    files = weight_files(draft_model)
+                    check_draft_files(self.speculative_method, files, source=draft_model)
                 draft = MAXModelConfig(**_places(draft_model), **shared)
+                adopt(draft.huggingface_config, draft_stated)
                 complete_draft_config(
                     self.speculative_method,
                     draft.huggingface_config,

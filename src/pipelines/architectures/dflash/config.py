@@ -150,6 +150,9 @@ _UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
     "input_embedding_scale": (None, 1, 1.0),
     "output_multiplier": (None, 1, 1.0),
     "final_logit_softcapping": (None,),
+    "projector_type": (None, "dflash"),
+    "sample_from_anchor": (None, False),
+    "shift_label": (None, False),
 }
 
 
@@ -167,7 +170,10 @@ def _find(config: Any, name: str) -> Any:
 
 
 def _missing(name: str, source: str) -> InputError:
-    return InputError(f"{name} is missing in config.json of {source}; add it to dflash_config")
+    return InputError(
+        f"{name} is missing in config.json of {source}; add it to dflash_config, or give"
+        " a DFlash draft"
+    )
 
 
 def _integer(name: str, value: Any, source: str) -> int:

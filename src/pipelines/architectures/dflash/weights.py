@@ -35,9 +35,8 @@ def dflash_state_dict(
         under Hugging Face's names without `model.`.
 
     Raises:
-        InputError: the draft was made for another hidden size or vocabulary, a tensor is
-            missing, unknown, of another shape or not finite, or `d2t` is no one-to-one map
-            into the target's vocabulary.
+        InputError: the draft was made for another hidden size, a tensor is missing, unknown,
+            of another shape or not finite, or `d2t` is no one-to-one map into its vocabulary.
     """
     shared = read_draft_names(tensors, draft_config, target_config, source=source)
     hidden, head_dim = draft_config.hidden_size, draft_config.head_dim

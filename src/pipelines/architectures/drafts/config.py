@@ -96,7 +96,8 @@ class UnifiedDraftConfig(ArchConfigWithKVCache):
     ) -> tuple[Any, Llama3Config, SpeculativeConfig]:
         """The target's stack, the draft's, and the speculative configuration.
 
-        The draft's vocabulary is `draft_vocab_size` if it states one.
+        The draft's vocabulary is `draft_vocab_size` if it states one, else the tokens that both
+        have.
 
         Args:
             pipeline_config: target, draft and speculative configuration.
@@ -105,7 +106,7 @@ class UnifiedDraftConfig(ArchConfigWithKVCache):
 
         Raises:
             InputError: no draft or speculative configuration, a wrong configuration of
-                either model, or a draft of another vocabulary.
+                either model.
         """
         draft_model, speculative = pipeline_config.draft_model, pipeline_config.speculative
         if draft_model is None or speculative is None:
@@ -119,11 +120,6 @@ class UnifiedDraftConfig(ArchConfigWithKVCache):
 
 def _for_target(draft: Llama3Config, draft_model: MAXModelConfig, target: Any) -> Llama3Config:
     """The draft's stack on the target's device, in its dtype and of its vocabulary."""
-    if draft.vocab_size != target.vocab_size:
-        raise InputError(
-            f"the draft's vocab_size {draft.vocab_size} is not the target's"
-            f" {target.vocab_size}; use a draft that was trained for this target"
-        )
     reduced = getattr(draft_model.huggingface_config, "draft_vocab_size", None)
     # The draft lives on the target's device and in its dtype, whatever its own says.
     kv_params = replace(
@@ -131,7 +127,7 @@ def _for_target(draft: Llama3Config, draft_model: MAXModelConfig, target: Any) -
     )
     return replace(
         draft,
-        vocab_size=reduced or draft.vocab_size,
+        vocab_size=reduced or min(draft.vocab_size, target.vocab_size),
         devices=target.devices,
         dtype=target.dtype,
         kv_params=kv_params,

@@ -19,6 +19,7 @@ from unispec.pipelines.runtime.weights import read_weights
 
 from ..llama3.config import Llama3Config
 from ..llama3.weights import llama3_state_dict
+from .copies import check_copies
 from .weights import DraftWeights, unified_state_dict
 
 __all__ = ["DraftCheckpoint", "UnifiedLlama3Model"]
@@ -78,8 +79,8 @@ class UnifiedLlama3Model(UnifiedModel):
             config: the target's stack; learns whether the head is the embedding.
 
         Raises:
-            InputError: a file is missing or damaged, or a tensor of the target is missing,
-                unknown, of another shape or not finite.
+            InputError: a file is missing or damaged, a tensor of the target is missing,
+                unknown, of another shape or not finite, or the draft has other tokens.
         """
         draft_model = self.pipeline_config.draft_model
         assert draft_model is not None
@@ -87,6 +88,7 @@ class UnifiedLlama3Model(UnifiedModel):
         target = llama3_state_dict(tensors, config, source=source)
         config.tie_word_embeddings = HEAD not in target
         tensors, source = read_weights(draft_model)
+        check_copies(tensors, target, source=source)
         return target, DraftCheckpoint(tensors, draft_model.huggingface_config, source)
 
     @staticmethod

@@ -24,8 +24,11 @@ __all__ = ["DraftNames", "DraftWeights", "TargetShape", "read_draft_names", "uni
 
 _LOGGER: Final = logging.getLogger(__name__)
 _ID_OFFSETS: Final = "d2t"
-# EAGLE-3's mask over the target's vocabulary: needed in training only.
-_ID_MASK: Final = "t2d"
+# Needed in training only: EAGLE-3's mask over the target's vocabulary, and what the
+# `speculators` library keeps of the target for its loss.
+_FOR_TRAINING: Final = ("t2d", "verifier_norm.weight", "verifier_lm_head.weight")
+# That library's names of an EAGLE draft, and the published ones.
+_RENAMED: Final = {"fusion_fc.": "fc.", "transformer.": "layers.0."}
 
 
 class TargetShape(Protocol):
@@ -47,8 +50,8 @@ class DraftNames:
     names: dict[str, str]
     """Our name of each tensor to the checkpoint's."""
     d2t: npt.NDArray[np.int64] | None
-    """int64 `[N]`, where the draft proposes only N tokens of the target's vocabulary:
-    target id = draft id + d2t[draft id], one to one."""
+    """int64 `[N]`, where the draft proposes only N tokens of the target's vocabulary, or knows
+    only these: target id = draft id + d2t[draft id], one to one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ def read_draft_names(
     of the right shape is ignored with a warning, one of another shape means that the
     draft belongs to another target.
 
+    Draft and target may have different numbers of tokens: fine-tunes add some, and others
+    pad. The first ones are the same, and the draft proposes those that both have.
+
     Args:
         tensors: the checkpoint's tensors, names with or without `model.`.
         draft_config: the draft's shape. `draft_vocab_size`, if it is there and not None,
@@ -87,21 +93,27 @@ def read_draft_names(
         source: the file or folder, for the errors.
 
     Raises:
-        InputError: the draft was made for another hidden size or vocabulary, or `d2t` is no
-            one-to-one map into the target's vocabulary.
+        InputError: the draft was made for another hidden size, or `d2t` is no one-to-one map
+            into its vocabulary.
     """
-    _check_agreement("hidden_size", draft_config.hidden_size, target_config.hidden_size, source)
-    _check_agreement("vocab_size", draft_config.vocab_size, target_config.vocab_size, source)
-    names = canonical_names(tensors, source=source)
-    names.pop(_ID_MASK, None)
+    if draft_config.hidden_size != target_config.hidden_size:
+        raise InputError(
+            f"{source}: the draft has hidden_size {draft_config.hidden_size} and the target"
+            f" {target_config.hidden_size}: use a draft that was trained for this target"
+        )
+    names = _published_names(canonical_names(tensors, source=source))
+    for name in _FOR_TRAINING:
+        names.pop(name, None)
     offsets = names.pop(_ID_OFFSETS, None)
     d2t = _id_offsets(
         None if offsets is None else tensors[offsets],
         getattr(draft_config, "draft_vocab_size", None),
-        target_config.vocab_size,
+        draft_config.vocab_size,
         source,
     )
-    _drop_target_copies(tensors, names, target_config, d2t, source)
+    num_rows = None if d2t is None else len(d2t)
+    _drop_target_copies(tensors, names, draft_config, num_rows, source)
+    d2t = _shared(d2t, draft_config.vocab_size, target_config.vocab_size, source)
     return DraftNames(names, d2t)
 
 
@@ -132,26 +144,28 @@ def unified_state_dict(
     return {**cast_weights(state, dtype), "draft.d2t": d2t, "draft.t2d": draft_ids}
 
 
-def _check_agreement(key: str, draft: int, target: int, source: str) -> None:
-    if draft != target:
-        raise InputError(
-            f"{source}: the draft has {key} {draft} and the target {target}: use a draft that was"
-            " trained for this target"
-        )
+def _published_names(names: Mapping[str, str]) -> dict[str, str]:
+    published: dict[str, str] = {}
+    for name, original in names.items():
+        for prefix, other in _RENAMED.items():
+            if name.startswith(prefix):
+                name = other + name.removeprefix(prefix)
+        published[name] = original
+    return published
 
 
 def _drop_target_copies(
     tensors: Mapping[str, Tensor],
     names: dict[str, str],
-    target: TargetShape,
-    d2t: npt.NDArray[np.int64] | None,
+    draft: TargetShape,
+    num_proposed: int | None,
     source: str,
 ) -> None:
     """Remove the copies of the target's embedding and head from `names`."""
-    full = (target.vocab_size, target.hidden_size)
+    full = (draft.vocab_size, draft.hidden_size)
     allowed = {"embed_tokens.weight": [full], "lm_head.weight": [full]}
-    if d2t is not None:
-        allowed["lm_head.weight"].append((d2t.size, target.hidden_size))
+    if num_proposed is not None:
+        allowed["lm_head.weight"].append((num_proposed, draft.hidden_size))
     for name, shapes in allowed.items():
         if name not in names:
             continue
@@ -159,10 +173,27 @@ def _drop_target_copies(
         found = tensors[original].shape
         if found not in shapes:
             raise InputError(
-                f"{source}: tensor {original!r} has shape {list(found)}, the target's has"
-                f" {list(full)}: use a draft that was trained for this target"
+                f"{source}: tensor {original!r} has shape {list(found)}, its config.json says"
+                f" {list(full)}: use the config.json that belongs to the draft"
             )
         _LOGGER.warning("%s: %r is ignored, the draft uses the target's", source, original)
+
+
+def _shared(
+    d2t: npt.NDArray[np.int64] | None, draft_vocab_size: int, target_vocab_size: int, source: str
+) -> npt.NDArray[np.int64] | None:
+    """`d2t` without the tokens that only the draft has; None if it may propose all others."""
+    if d2t is None:
+        added = target_vocab_size > draft_vocab_size
+        return np.zeros(draft_vocab_size, np.int64) if added else None
+    ids = np.arange(d2t.size) + d2t  # [N]
+    ids = ids[ids < target_vocab_size]
+    if not ids.size:
+        raise InputError(
+            f"{source}: tensor 'd2t' names none of the target's {target_vocab_size} tokens: use a"
+            " draft that was trained for this target"
+        )
+    return None if ids.size == target_vocab_size else ids - np.arange(ids.size)
 
 
 def _id_offsets(
@@ -192,8 +223,8 @@ def _id_offsets(
     if outside.size:
         draft_id = int(outside[0])
         raise InputError(
-            f"{source}: tensor 'd2t' maps draft id {draft_id} to {int(ids[draft_id])}, outside the"
-            f" target's {vocab_size} tokens: write offsets (target id - draft id) for this target"
+            f"{source}: tensor 'd2t' maps draft id {draft_id} to {int(ids[draft_id])}, outside its"
+            f" vocabulary of {vocab_size} tokens: write offsets (target id - draft id)"
         )
     if d2t.size == vocab_size:
         if d2t.any():

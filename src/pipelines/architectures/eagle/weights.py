@@ -40,9 +40,9 @@ def eagle_state_dict(
         Hugging Face's names without `model.`; layer 0 has no `input_layernorm`.
 
     Raises:
-        InputError: If the draft was made for another hidden size or vocabulary, a
-            tensor is missing, unknown, of another shape or has NaN or infinite
-            values, or `d2t` is no one-to-one map into the target's vocabulary.
+        InputError: If the draft was made for another hidden size, a tensor is missing, unknown,
+            of another shape or has NaN or infinite values, or `d2t` is no one-to-one map into
+            its vocabulary.
     """
     shared = read_draft_names(tensors, draft_config, target_config, source=source)
     expected = _expected_shapes(draft_config, has_fc_bias=_FC_BIAS in shared.names)

@@ -13,6 +13,7 @@ from unispec.pipelines.runtime.weights import read_weights
 
 from ..deepseekV3.weights import cast_stack
 from ..dflash.weights import dflash_state_dict
+from ..drafts.copies import check_copies
 from ..drafts.weights import unified_state_dict
 from ..kimik2_5.model import KimiK2_5Model
 from .config import UnifiedDflashKimiK25Config
@@ -59,6 +60,7 @@ class UnifiedDflashKimiK25Model(KimiK2_5Model):
         tensors, target = self.read_language(config.target)
         vision = self.read_vision(tensors, config.vision)
         tensors, source = read_weights(draft_model)
+        check_copies(tensors, target, source=source)
         draft = dflash_state_dict(
             tensors,
             draft_model.huggingface_config,

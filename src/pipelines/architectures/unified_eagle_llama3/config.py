@@ -47,7 +47,7 @@ class UnifiedEagleLlama3Config(UnifiedDraftConfig):
 
         Raises:
             InputError: no draft or speculative configuration, K outside 1 to 8, or a draft
-                of another hidden size or vocabulary.
+                of another hidden size.
         """
         target, draft, speculative = cls.read_stacks(pipeline_config, model_config, max_seq_len)
         return cls(target=target, draft=draft, speculative_config=speculative)

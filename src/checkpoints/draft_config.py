@@ -1,0 +1,97 @@
+"""A draft's config.json, brought from the dialects of other projects into a Llama's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from transformers import AutoConfig, PretrainedConfig
+
+from unispec.checkpoints.draft_kinds import check_draft_kind
+from unispec.checkpoints.model_config import model_config, read_config_object
+from unispec.errors import InputError
+from unispec.methods import Method
+
+__all__ = ["adopt", "flat_config", "read_draft_config"]
+
+# What MAX takes for a draft of each method, whoever published it.
+_ARCHITECTURES: Final[Mapping[Method, str]] = {
+    "eagle": "LlamaForCausalLM",
+    "dflash": "DFlashDraftModel",
+}
+_LAYER: Final = "transformer_layer_config"
+# The library's own, where its config.json says nothing.
+_LAYER_TYPES: Final[Mapping[Method, str]] = {"eagle": "llama", "dflash": "qwen3"}
+
+
+class NestedEagleConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """vLLM's first EAGLE format, which has the whole configuration under `model`."""
+
+    model_type = "eagle"
+    """As config.json has it."""
+
+
+def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
+    """Reads config.json, as published or in the form of the `speculators` library.
+
+    Args:
+        draft: folder, or Hugging Face repository id.
+        method: the speculative method.
+
+    Raises:
+        InputError: it says that the draft is of another kind, or what `model_config` refuses.
+    """
+    # MAX reads the file too, and knows no other place for what stands in it.
+    AutoConfig.register(NestedEagleConfig.model_type, NestedEagleConfig, exist_ok=True)
+    stated = read_config_object(draft)
+    check_draft_kind(method, stated, source=draft)
+    return model_config(flat_config(stated, method, source=draft), draft)
+
+
+def flat_config(stated: Mapping[str, Any], method: Method, *, source: str) -> dict[str, Any]:
+    """A config.json of any dialect with all keys at the top level.
+
+    Args:
+        stated: config.json as it stands in the file.
+        method: the speculative method.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: the nested part is no object.
+    """
+    flat = dict(stated)
+    if "speculators_model_type" in stated:
+        layer = _part(flat, _LAYER, source)
+        flat = {"model_type": _LAYER_TYPES[method]} | flat | layer
+        if method == "dflash":
+            # Versions that did not write the key knew no causal block.
+            flat.setdefault("sliding_window_non_causal", True)
+    elif stated.get("model_type") == NestedEagleConfig.model_type:
+        flat = flat | {"model_type": "llama"} | _part(flat, "model", source)
+    else:
+        return flat
+    return flat | {"architectures": [_ARCHITECTURES[method]]}
+
+
+def adopt(config: PretrainedConfig, other: PretrainedConfig) -> None:
+    """Makes one configuration the same as another.
+
+    MAX keeps the object that it read from the file for the process and takes no other.
+
+    Args:
+        config: changed in place, its class too.
+        other: what it becomes.
+    """
+    config.__class__ = type(other)
+    vars(config).clear()
+    vars(config).update(vars(other))
+
+
+def _part(flat: dict[str, Any], name: str, source: str) -> dict[str, Any]:
+    """Takes an object out of the configuration."""
+    part = flat.pop(name, None)
+    if not isinstance(part, dict):
+        raise InputError(
+            f"{source}: {name} of config.json is no object but {part!r}: download it again"
+        )
+    return part

@@ -1,0 +1,257 @@
+"""Drafts in the forms in which other projects publish them run as the same draft in our form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from max.engine import InferenceSession
+from safetensors.torch import load_file, save_file
+from tiny import TinyPair, tiny_dflash, tiny_eagle
+
+from unispec.checkpoints.draft_config import flat_config
+from unispec.errors import InputError
+from unispec.methods import Method
+from unispec.pipelines.architectures.dflash.weights import dflash_state_dict
+from unispec.pipelines.architectures.drafts.weights import DraftWeights
+from unispec.pipelines.architectures.eagle.weights import eagle_state_dict
+from unispec.pipelines.architectures.unified_dflash_llama3 import UnifiedDflashLlama3Config
+from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Config
+from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.pipelines.runtime.weights import read_weights
+
+Tensors = dict[str, torch.Tensor]
+
+
+class CompileReachedError(BaseException):
+    """Nothing on the way catches it."""
+
+
+@pytest.fixture(autouse=True)
+def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise CompileReachedError
+
+    monkeypatch.setattr(InferenceSession, "load", load)
+
+
+def engine_config(target: Path, draft: Path, method: Method) -> EngineConfig:
+    return EngineConfig(
+        model=str(target), draft_model=str(draft), speculative_method=method, max_length=256
+    )
+
+
+def understood(target: Path, draft: Path, method: Method) -> tuple[Any, DraftWeights]:
+    """What a draft's files are read as: the configuration of the graph, and the weights."""
+    config = engine_config(target, draft, method).pipeline_config()
+    assert config.draft_model is not None
+    tensors, source = read_weights(config.draft_model)
+    hf = config.draft_model.huggingface_config
+    if method == "eagle":
+        eagle = UnifiedEagleLlama3Config.initialize(config)
+        return eagle, eagle_state_dict(tensors, hf, eagle.target, source=source)
+    dflash = UnifiedDflashLlama3Config.initialize(config)
+    taps = len(dflash.target_layer_ids)
+    return dflash, dflash_state_dict(tensors, hf, dflash.target, num_taps=taps, source=source)
+
+
+def assert_same(target: Path, plain: Path, other: Path, method: Method) -> None:
+    """Both folders are one draft, and the other's graph can be built."""
+    expected, weights = understood(target, plain, method)
+    found, other_weights = understood(target, other, method)
+    assert found == expected
+    assert other_weights.state.keys() == weights.state.keys()
+    for name, tensor in weights.state.items():
+        np.testing.assert_array_equal(other_weights.state[name], tensor)
+    np.testing.assert_array_equal(other_weights.d2t, weights.d2t)
+    with pytest.raises(CompileReachedError):
+        Engine(engine_config(target, other, method)).pipeline  # noqa: B018 - builds the graph
+
+
+def rewrite(
+    plain: Path,
+    folder: Path,
+    config: Callable[[dict[str, Any]], dict[str, Any]],
+    tensors: Callable[[Tensors], Mapping[str, torch.Tensor]],
+) -> Path:
+    """A draft in another form."""
+    folder.mkdir()
+    stated = json.loads((plain / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config(stated)))
+    stored = {name: t.clone() for name, t in load_file(plain / "model.safetensors").items()}
+    save_file(dict(tensors(stored)), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def speculators(kind: str, layer: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A config.json as the `speculators` library writes it; `layer` is a plain draft's."""
+    own = ("block_size", "num_target_layers", "dflash_config", "draft_vocab_size", "architectures")
+    own += ("sliding_window_non_causal",)
+    return {
+        "architectures": [f"{kind}Speculator"],
+        "auto_map": {"": f"{kind.lower()}.{kind}SpeculatorConfig"},
+        "has_no_defaults_at_init": False,
+        "speculators_config": {
+            "algorithm": kind.lower(),
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 5}],
+            "verifier": {"architectures": ["LlamaForCausalLM"], "name_or_path": "some/model"},
+        },
+        "speculators_model_type": kind.lower(),
+        "speculators_version": "0.5.0",
+        "transformer_layer_config": {k: v for k, v in layer.items() if k not in own},
+        **more,
+    }
+
+
+@pytest.fixture
+def target(tiny_pair: Callable[[str], TinyPair]) -> Path:
+    """256 tokens, hidden 64, four layers."""
+    return tiny_pair("E").target
+
+
+@pytest.mark.parametrize("fc_bias", [False, True])
+def test_eagle_of_the_speculators_library(target: Path, tmp_path: Path, fc_bias: bool) -> None:
+    """As nm-testing/eagle-llama3.1-8b-instruct: other names, and copies of the target's tensors."""
+    plain = tiny_eagle(tmp_path / "plain", target, fc_bias=fc_bias, seed=1)
+    copies = {name: torch.zeros(256, 64) for name in ("embed_tokens.weight", "lm_head.weight")}
+    other = rewrite(
+        plain,
+        tmp_path / "other",
+        lambda stated: speculators(
+            "Eagle",
+            stated,
+            fusion_bias=fc_bias,
+            layernorms=False,
+            transformer_layer_architecture="LlamaDecoderLayer",
+        ),
+        lambda tensors: (
+            {
+                name.replace("fc.", "fusion_fc.").replace("layers.0.", "transformer."): tensor
+                for name, tensor in tensors.items()
+            }
+            | copies
+        ),
+    )
+    assert_same(target, plain, other, "eagle")
+
+
+def test_eagle_of_vllms_first_form(target: Path, tmp_path: Path) -> None:
+    plain = tiny_eagle(tmp_path / "plain", target, seed=1)
+    other = rewrite(
+        plain,
+        tmp_path / "other",
+        lambda stated: {"model_type": "eagle", "model": stated},
+        lambda tensors: {
+            name if name.startswith("fc") else f"model.{name}": tensor
+            for name, tensor in tensors.items()
+        },
+    )
+    assert_same(target, plain, other, "eagle")
+
+
+@pytest.mark.parametrize(("d2t", "model_type"), [(None, "qwen3"), (100, "llama"), (100, None)])
+def test_dflash_of_the_speculators_library(
+    target: Path, tmp_path: Path, d2t: int | None, model_type: str | None
+) -> None:
+    """As RedHatAI/*-speculator.dflash: no model type, and a self-contained checkpoint."""
+    plain = tiny_dflash(
+        tmp_path / "plain",
+        target,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        block_size=6,
+        target_layer_ids=(3, 0, 1),
+        mask_token_id=255,
+        d2t=d2t,
+        seed=15,
+    )
+
+    def config(stated: dict[str, Any]) -> dict[str, Any]:
+        stated["model_type"] = model_type
+        layer = {name: value for name, value in stated.items() if value is not None}
+        return speculators(
+            "DFlash",
+            layer,
+            aux_hidden_state_layer_ids=[4, 1, 2],
+            mask_token_id=255,
+            block_size=6,
+            draft_vocab_size=d2t or 256,
+            target_hidden_size=None,
+            sliding_window_non_causal=False,
+            projector_type="dflash",
+            sample_from_anchor=False,
+            shift_label=False,
+        )
+
+    more = {
+        "embed_tokens.weight": torch.zeros(256, 64),
+        "lm_head.weight": torch.zeros(d2t or 256, 64),
+        "verifier_lm_head.weight": torch.zeros(d2t or 256, 64),
+        "verifier_norm.weight": torch.ones(64),
+        "t2d": torch.ones(256, dtype=torch.bool),
+    }
+    other = rewrite(plain, tmp_path / "other", config, lambda tensors: tensors | more)
+    assert_same(target, plain, other, "dflash")
+
+
+def test_dflash_with_its_keys_at_the_top(target: Path, tmp_path: Path) -> None:
+    plain = tiny_dflash(
+        tmp_path / "plain",
+        target,
+        layers=1,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        block_size=4,
+        target_layer_ids=(1, 2),
+        mask_token_id=7,
+        seed=3,
+    )
+    other = rewrite(
+        plain,
+        tmp_path / "other",
+        lambda stated: stated | stated.pop("dflash_config"),
+        lambda tensors: tensors,
+    )
+    assert_same(target, plain, other, "dflash")
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"), [({}, True), ({"sliding_window_non_causal": False}, False)]
+)
+def test_an_older_speculators_draft_sees_its_block_both_ways(
+    keys: dict[str, bool], expected: bool
+) -> None:
+    """As vLLM takes it; versions that could train another mask write the key."""
+    found = flat_config(speculators("DFlash", {}, **keys), "dflash", source="folder")
+    assert found["sliding_window_non_causal"] is expected
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"speculators_model_type": "eagle"}, "transformer_layer_config of config.json is no"),
+        ({"model_type": "eagle", "model": "llama"}, "model of config.json is no object"),
+    ],
+)
+def test_a_nested_configuration_that_is_missing(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"folder: {said}"):
+        flat_config(config, "eagle", source="folder")
+
+
+def test_a_config_that_changed_is_read_again(target: Path, tmp_path: Path) -> None:
+    """MAX keeps what it once read of a folder for the process."""
+    draft = tiny_eagle(tmp_path / "draft", target, seed=1)
+    path = draft / "config.json"
+    stated = json.loads(path.read_text())
+    for eps in (1e-5, 1e-3):
+        path.write_text(json.dumps(stated | {"rms_norm_eps": eps}))
+        found, _ = understood(target, draft, "eagle")
+        assert found.draft.rms_norm_eps == eps
