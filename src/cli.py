@@ -10,6 +10,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from unispec.allocator import restart_with_jemalloc
+from unispec.commands.convert import convert
 from unispec.commands.generate import generate
 from unispec.commands.streams import prepare_streams
 from unispec.commands.train import train
@@ -69,6 +70,7 @@ def unispec() -> None:
     """Speculative decoding as one compiled MAX graph."""
 
 
+unispec.add_command(convert)
 unispec.add_command(generate)
 unispec.add_command(train)
 

@@ -1,12 +1,32 @@
-"""What libraries may print."""
+"""Which libraries there are, and what they may print."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 
-__all__ = ["quieten_libraries"]
+from unispec.errors import InputError
+
+__all__ = ["check_installed", "quieten_libraries"]
+
+
+def check_installed(*names: str) -> None:
+    """Refuses to go on without packages of the `train` extra.
+
+    Args:
+        *names: the packages.
+
+    Raises:
+        InputError: some are not installed.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} is not installed; install the `train` extra, in a"
+            " clone with pip install -c constraints.txt -e '.[train]'"
+        )
 
 
 def quieten_libraries() -> None:

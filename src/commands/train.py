@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from unispec.commands.libraries import check_installed
 from unispec.commands.options import FiniteRange
 from unispec.commands.prompts import PromptFile
 from unispec.errors import InputError
@@ -189,7 +189,7 @@ def train(
             "--own-prompts and --no-chat-template exclude each other: a message's beginning is"
             " part of the chat template"
         )
-    _check_installed()
+    check_installed(*NEEDED)
     if not resume:
         _check_empty(output)
     from unispec.commands.libraries import quieten_libraries
@@ -336,15 +336,6 @@ def _train(
         settings["block size"] = shape.block_size
     publish(draft, history, settings, output)
     _report(console, history, output, model, shape.method)
-
-
-def _check_installed() -> None:
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"{', '.join(missing)} is not installed; install the `train` extra, in a"
-            " clone with pip install -c constraints.txt -e '.[train]'"
-        )
 
 
 def _check_empty(output: Path) -> None:
