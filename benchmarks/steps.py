@@ -50,8 +50,8 @@ def step_times(engine: Engine, draft_tokens: int, prompt: str, new_tokens: int) 
         [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
     )
     sampling = SamplingParams(temperature=0, max_new_tokens=new_tokens)
-    engine.generate([Request(token_ids=token_ids, sampling=sampling)])
-    return engine.pipeline.metrics.step_times_s
+    report = engine.generate([Request(token_ids=token_ids, sampling=sampling)])
+    return [step.wall_s for step in report.decode_steps]
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})

@@ -56,7 +56,7 @@ def test_every_answer_equals_its_solo_answer(engine: Engine, requests: list[Requ
     """200 requests in all, through a cache that holds a part of them at a time."""
     alone = [engine.generate([request]).results[0] for request in requests]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "num_pages", PAGES)
+        patch.setattr(engine.scheduler, "num_pages", PAGES)
         together = engine.generate(requests).results
     assert [result.token_ids for result in together] == [result.token_ids for result in alone]
     assert [result.text for result in together] == [result.text for result in alone]

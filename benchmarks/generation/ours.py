@@ -47,8 +47,8 @@ class OurEngine:
                 num_speculative_tokens=draft_tokens,
             )
         self._engine = Engine(config)
-        self._pipeline = self._engine.pipeline
-        execute = self._pipeline.execute
+        pipeline = self._engine.pipeline
+        execute = pipeline.execute
 
         def observed(
             inputs: TextGenerationInputs[TextContext],
@@ -57,7 +57,7 @@ class OurEngine:
             on_step(sum(len(output.tokens) for output in outputs.values()))
             return outputs
 
-        self._pipeline.execute = observed  # type: ignore[method-assign]
+        pipeline.execute = observed  # type: ignore[method-assign]
 
     def generate(
         self, prompt: Sequence[int], max_new_tokens: int, *, ignore_eos: bool = False
@@ -67,11 +67,6 @@ class OurEngine:
             temperature=0, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos
         )
         return self._engine.generate([Request(token_ids=prompt, sampling=sampling)])
-
-    @property
-    def graph_times_s(self) -> list[float]:
-        """Time of each decode step of the last answer inside the compiled graph."""
-        return self._pipeline.metrics.graph_times_s
 
 
 class UnispecRunner:
@@ -90,5 +85,5 @@ class UnispecRunner:
         return self._clock.answer(
             report.results[0].token_ids,
             mean_acceptance_length=report.mean_acceptance_length,
-            graph_times_s=self._ours.graph_times_s,
+            graph_times_s=[step.graph_s for step in report.decode_steps],
         )

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .config import EngineConfig
 from .engine import Engine
-from .requests import Report, Request, Result
+from .requests import Output, Report, Request, Result
 
-__all__ = ["Engine", "EngineConfig", "Report", "Request", "Result"]
+__all__ = ["Engine", "EngineConfig", "Output", "Report", "Request", "Result"]

@@ -175,9 +175,10 @@ class BatchBuilder:
         return bitmask
 
     def _draft_probs(self, rows: Sequence[Row], width: int) -> Buffer:
-        """float32 `[B, K, V]`; zero for rows without drafts."""
+        """float32 `[B, K, V]`; zero where a row has no draft."""
         probs = np.zeros((len(rows), width, self._vocab_size), np.float32)
         for index, row in enumerate(rows):
             if row.draft_probs is not None:
-                probs[index] = row.draft_probs
+                count = len(row.drafts)
+                probs[index, :count] = row.draft_probs[:count]
         return Buffer.from_numpy(probs).to(self._device)

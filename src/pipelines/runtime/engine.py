@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 from max.driver import load_devices
 from max.engine import InferenceSession
 from max.graph.weights import SafetensorWeights
 from max.pipelines.context import EOSTracker, TextContext
+from max.pipelines.request import RequestID
 from transformers import PreTrainedTokenizerFast
 
 from unispec.checkpoints.generation_config import read_eos_token_ids
@@ -17,14 +19,16 @@ from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, pages_per_row
 from unispec.pipelines.architectures.registry import pipeline_model
-from unispec.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler
+from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
 
+from .answer import Answer, Outbox
 from .config import EngineConfig
-from .metrics import RunMetrics
+from .metrics import Acceptance, StepTimes, typical
 from .pipeline import SpeculativePipeline
-from .requests import Report, Request
-from .rows import make_row
-from .run import Run
+from .reading import read_request, read_requests
+from .requests import Output, Report, Request
+from .rows import check_vocabulary, make_row
+from .running import RunningBatch
 from .scheduler import Scheduler
 from .text_stream import TextStream
 from .thinking import ThinkingTokens
@@ -38,7 +42,11 @@ class Engine:
     """A target and its draft, ready to answer prompts.
 
     Building one reads configurations and the tokenizer only; the weights are read and
-    the graph is compiled on the first `generate`, after its requests were checked.
+    the graph is compiled on first use, after the first requests were checked.
+
+    Any number of threads may use an engine: all requests take part in one batch, and join it
+    between two steps. `generate` answers some requests and returns. `add`, `step` and `abort`
+    are for a caller with a loop of its own, such as a server.
 
     Args:
         config: what to load.
@@ -81,15 +89,26 @@ class Engine:
         self._progress("finding the weights")
         config.add_weights(self._pipeline_config)
         self._grammars: GrammarCompiler | None = None
-        self._pipeline: SpeculativePipeline | None = None
+        self._compiling = threading.Lock()
+        self._running: RunningBatch | None = None
+        self._loading = threading.Lock()
+        self._added = Outbox(goes_on=False)
         self.num_pages = self._count_pages()
 
     @property
     def pipeline(self) -> SpeculativePipeline:
         """The pipeline; reads the weights and compiles the graph when first asked for."""
-        if self._pipeline is None:
-            self._pipeline = self._load()
-        return self._pipeline
+        return self._batch().pipeline
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Which requests run next; loads as `pipeline` does."""
+        return self._batch().scheduler
+
+    @property
+    def unfinished(self) -> int:
+        """Requests of `add` whose last output `step` has not returned yet."""
+        return len(self._added.open)
 
     def generate(
         self,
@@ -100,89 +119,170 @@ class Engine:
     ) -> Report:
         """Answers the requests, batched as they fit; one that is refused refuses all of the call.
 
-        All are checked before any begins, images included, so a refused call leaves those that
-        run alone.
+        All are checked before any begins, images included. Calls of several threads share the
+        batch. Whatever is raised here, by a callback or an interrupt, takes out the requests of
+        this call alone; the steps of others go on.
 
         Args:
             requests: in the order of the report's results.
-            on_text: gets a request's index and its new text as soon as it is certain.
-            on_finish: gets a request's index when its answer is complete.
+            on_text: gets a request's index and its new text as soon as it is certain; called in
+                the thread of this call.
+            on_finish: gets a request's index when its answer is complete; likewise.
 
         Raises:
-            InputError: an empty prompt, one that leaves no room for an answer, a token
-                outside the vocabulary, an image that cannot be read or has no placeholder, a
-                placeholder without an image, or a grammar that cannot be compiled.
+            InputError: a request of a wrong type; an empty prompt, one that leaves no room for an
+                answer, a token outside the vocabulary, sampling parameters that cannot be used,
+                an image that cannot be read or has no placeholder, a placeholder without an
+                image, or a grammar that cannot be compiled.
+            Exception: what a step raised that had a request of this call.
         """
-        contexts = [self._context(index, request) for index, request in enumerate(requests)]
-        grammars = [self._compile_grammar(request.grammar) for request in requests]
-        pipeline = self.pipeline
-        pipeline.metrics = RunMetrics()
-        scheduler = Scheduler(
-            pipeline.kv_manager,
-            num_pages=self.num_pages,
-            max_batch_size=self._config.max_batch_size,
-            max_batch_input_tokens=self._config.max_batch_input_tokens,
+        outbox = Outbox(goes_on=True)
+        answers = [
+            self._answer(request, f"prompt {at}", outbox)
+            for at, request in enumerate(read_requests(requests), start=1)
+        ]
+        batch = self._batch()
+        indices = {answer.request_id: at for at, answer in enumerate(answers)}
+        steps: list[StepTimes] = []
+        start = perf_counter()
+        try:
+            batch.add(outbox, answers)
+            while outbox.open:
+                for output in batch.receive(outbox):
+                    if output.error is not None:
+                        raise output.error
+                    index = indices[output.request_id]
+                    if output.step is not None and output.step not in steps[-1:]:
+                        steps.append(output.step)
+                    if output.text and on_text is not None:
+                        on_text(index, output.text)
+                    if output.result is not None and on_finish is not None:
+                        on_finish(index)
+        finally:
+            batch.abort(outbox, outbox.open)
+        wall = perf_counter() - start
+        results = [answer.result for answer in answers]
+        acceptance = Acceptance.of_all([answer.row.acceptance for answer in answers])
+        decode_steps = [step for step in steps if step.is_decode]
+        return Report(
+            results=results,
+            acceptance_per_position=acceptance.per_position,
+            mean_acceptance_length=acceptance.mean_length,
+            tokens_per_second=sum(len(result.token_ids) for result in results) / wall,
+            time_to_first_token_s=steps[0].ended_s - start if steps else 0.0,
+            step_time_s=typical(step.wall_s for step in decode_steps),
+            graph_time_s=typical(step.graph_s for step in decode_steps),
+            steps=len(decode_steps),
+            decode_steps=decode_steps,
         )
-        run = Run(
-            pipeline,
-            scheduler,
-            contexts,
-            [TextStream(self.tokenizer, request.sampling.stop or ()) for request in requests],
-            on_text or (lambda index, text: None),
-            on_finish or (lambda index: None),
-        )
-        for request, context, grammar in zip(requests, contexts, grammars, strict=True):
-            pipeline.model.batch.rows[context.request_id] = make_row(
-                context,
-                self._vocab_size,
-                logit_bias=request.logit_bias,
-                grammar=grammar.start() if grammar else None,
-            )
-        return run.finish_all()
 
-    def _context(self, index: int, request: Request) -> TextContext:
+    def add(self, request: Request) -> RequestID:
+        """Lets a request take part from the next step on.
+
+        Args:
+            request: is checked here.
+
+        Returns:
+            What its outputs are called.
+
+        Raises:
+            InputError: as for `generate`.
+        """
+        name = "the prompt"
+        answer = self._answer(read_request(request, name), name, self._added)
+        batch = self._batch()
+        try:
+            batch.add(self._added, [answer])
+        except BaseException:  # an interrupt: nobody would know of the request
+            batch.abort(self._added, [answer.request_id])
+            raise
+        return answer.request_id
+
+    def step(self) -> list[Output]:
+        """Runs one step of the batch, unless outputs of requests of `add` wait already.
+
+        An error of a step is an output of each request that it had; the others, and the engine,
+        go on.
+
+        Returns:
+            What is there for requests of `add`, in the order of the steps; a step that reads a
+            part of a long prompt brings nothing, and none is run where no request is unfinished.
+        """
+        return self._batch().step(self._added) if self.unfinished else []
+
+    def abort(self, request_id: RequestID) -> None:
+        """Takes a request of `add` out; what it held is free when this returns.
+
+        Args:
+            request_id: nothing follows of it; one that is not known any more does nothing.
+        """
+        if request_id in self._added.open:
+            self._batch().abort(self._added, [request_id])
+
+    def _batch(self) -> RunningBatch:
+        with self._loading:
+            if self._running is None:
+                pipeline = self._load()
+                scheduler = Scheduler(
+                    pipeline.kv_manager,
+                    num_pages=self.num_pages,
+                    max_batch_size=self._config.max_batch_size,
+                    max_batch_input_tokens=self._config.max_batch_input_tokens,
+                )
+                self._running = RunningBatch(pipeline, scheduler)
+            return self._running
+
+    def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:
+        context = self._context(name, request)
+        row = make_row(
+            context,
+            self._vocab_size,
+            logit_bias=request.logit_bias,
+            grammar=self._grammar(request.grammar),
+        )
+        stream = TextStream(self.tokenizer, request.sampling.stop or ())
+        return Answer(context, row, stream, outbox)
+
+    def _context(self, name: str, request: Request) -> TextContext:
         if not request.token_ids:
-            raise InputError(f"prompt {index + 1} is empty; give at least one token")
+            raise InputError(f"{name} is empty; give at least one token")
+        params = request.sampling
+        try:
+            check_vocabulary(
+                [
+                    min(request.token_ids),
+                    max(request.token_ids),
+                    *request.logit_bias,
+                    *(params.stop_token_ids or ()),
+                ],
+                self._vocab_size,
+            )
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         prompt = self._model_class.read_prompt(
             self._pipeline_config.model.huggingface_config,
             request.token_ids,
             request.images,
-            name=f"prompt {index + 1}",
+            name=name,
         )
         length = len(prompt.tokens)
         if length >= self.max_length:
             raise InputError(
-                f"prompt {index + 1} has {length} tokens, max_length is {self.max_length} and an"
-                " answer needs at least one more: shorten the prompt or raise max_length"
+                f"{name} has {length} tokens, max_length is {self.max_length} and an answer needs"
+                " at least one more: shorten the prompt or raise max_length"
             )
-        named = (*request.logit_bias, *(request.sampling.stop_token_ids or ()))
-        for token in (min(request.token_ids), max(request.token_ids), *named):
-            if not 0 <= token < self._vocab_size:
-                raise InputError(
-                    f"prompt {index + 1}: token id {token} is outside the model's vocabulary of"
-                    f" {self._vocab_size}; use the tokenizer that belongs to the model"
-                )
-        for token, bias in request.logit_bias.items():
-            if not math.isfinite(bias):
-                raise InputError(
-                    f"prompt {index + 1}: the logit_bias of token {token} is {bias}; give a finite"
-                    " number, -100 all but bans a token"
-                )
-        params = request.sampling
-        if params.max_new_tokens is not None and params.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {params.max_new_tokens}; choose at least 1")
         limit = self.max_length - length
         max_length = length + min(params.max_new_tokens or limit, limit)
         if params.min_new_tokens > max_length - length:
             raise InputError(
-                f"min_new_tokens is {params.min_new_tokens}, but prompt {index + 1} has room for"
+                f"min_new_tokens is {params.min_new_tokens}, but {name} has room for"
                 f" {max_length - length} new tokens: lower it, or raise max_new_tokens or"
                 " max_length"
             )
         needed = pages_per_row(self._kv_params, max_length)
         if needed > self.num_pages:
             raise InputError(
-                f"prompt {index + 1} and its answer of up to {max_length - length} tokens need"
+                f"{name} and its answer of up to {max_length - length} tokens need"
                 f" {needed} cache pages, kv_cache_pages is {self.num_pages}: lower max_new_tokens"
                 " or raise kv_cache_pages"
             )
@@ -194,14 +294,15 @@ class Engine:
             vocab_size=self._vocab_size,
         )
 
-    def _compile_grammar(self, grammar: Grammar | None) -> CompiledGrammar | None:
+    def _grammar(self, grammar: Grammar | None) -> GrammarState | None:
         if grammar is None:
             return None
-        if self._grammars is None:
-            self._grammars = GrammarCompiler(
-                self.tokenizer, self._vocab_size, sorted(self.eos_token_ids)
-            )
-        return self._grammars.compile(grammar)
+        with self._compiling:
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(
+                    self.tokenizer, self._vocab_size, sorted(self.eos_token_ids)
+                )
+            return self._grammars.compile(grammar).start()
 
     def _count_pages(self) -> int:
         one_row = pages_per_row(self._kv_params, self.max_length)

@@ -1,57 +1,86 @@
-"""Acceptance and timing of a run."""
+"""What requests accepted, and how long steps took."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from statistics import median
 
-__all__ = ["RunMetrics"]
+__all__ = ["Acceptance", "StepTimes", "typical"]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """When one step was, and of which kind."""
+
+    started_s: float
+    """On the clock of `time.perf_counter`."""
+    ended_s: float
+    """Likewise."""
+    graph_s: float
+    """Of that, inside the compiled graph."""
+    is_decode: bool
+    """Whether no row was in prefill."""
+
+    @property
+    def wall_s(self) -> float:
+        """From the step's start to its end."""
+        return self.ended_s - self.started_s
+
+
+def typical(seconds: Iterable[float]) -> float:
+    """The median; NaN of none."""
+    known = list(seconds)
+    return median(known) if known else nan
 
 
 @dataclass
-class RunMetrics:
-    """What a run accepted and how long its steps took.
+class Acceptance:
+    """What became of the drafts of a request, or of several.
 
-    A verification is one row's share of a step that verified drafts of that row; a
-    decode step is a step in which no row was in prefill.
+    A verification is one row's share of a step that verified drafts of that row.
     """
 
     verifications: int = 0
     """How many there were."""
-    accepted: int = 0
-    """Draft tokens that they accepted together."""
+    drafted: int = 0
+    """Draft tokens that they verified together."""
     accepted_at: list[int] = field(default_factory=list)
     """How often the draft at each position was accepted."""
-    step_times_s: list[float] = field(default_factory=list)
-    """Wall time of each decode step, from one step's start to its end."""
-    graph_times_s: list[float] = field(default_factory=list)
-    """Time of each decode step inside the compiled graph."""
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Acceptance]) -> Acceptance:
+        """What became of the drafts of several requests."""
+        longest = max((len(part.accepted_at) for part in parts), default=0)
+        return cls(
+            verifications=sum(part.verifications for part in parts),
+            drafted=sum(part.drafted for part in parts),
+            accepted_at=[
+                sum(part.accepted_at[at] for part in parts if at < len(part.accepted_at))
+                for at in range(longest)
+            ],
+        )
 
     def verified(self, drafted: int, accepted: int) -> None:
         """Counts one verification of `drafted` tokens of which the first `accepted` stood."""
         self.verifications += 1
-        self.accepted += accepted
+        self.drafted += drafted
         self.accepted_at += [0] * (drafted - len(self.accepted_at))
         for position in range(accepted):
             self.accepted_at[position] += 1
 
     @property
-    def mean_acceptance_length(self) -> float:
+    def accepted(self) -> int:
+        """Draft tokens that were accepted."""
+        return sum(self.accepted_at)
+
+    @property
+    def mean_length(self) -> float:
         """Tokens per verification: 1 + accepted drafts."""
         return 1.0 + self.accepted / self.verifications if self.verifications else 1.0
 
     @property
-    def acceptance_per_position(self) -> list[float]:
+    def per_position(self) -> list[float]:
         """Share of verifications that accepted the draft at each position."""
         return [count / self.verifications for count in self.accepted_at]
-
-    @property
-    def step_time_s(self) -> float:
-        """Median wall time of a decode step; NaN if there was none."""
-        return median(self.step_times_s) if self.step_times_s else nan
-
-    @property
-    def graph_time_s(self) -> float:
-        """Median time of a decode step inside the graph; NaN if there was none."""
-        return median(self.graph_times_s) if self.graph_times_s else nan

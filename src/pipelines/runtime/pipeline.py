@@ -14,7 +14,7 @@ from max.pipelines.request import RequestID
 
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
-from .metrics import RunMetrics
+from .metrics import StepTimes
 from .model import UnifiedModel
 from .rows import Row
 from .thinking import ThinkingTokens
@@ -37,7 +37,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
     Attributes:
         thinking: What a graph with relaxed acceptance knows thinking blocks by; None: the
             caller sets `in_reasoning_phase` of the contexts.
-        metrics: Acceptance and timing since it was last replaced.
+        last_step: How long the last step took; None before the first.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self._kv_manager = kv_manager
         self._tokenizer = tokenizer
         self.thinking = thinking
-        self.metrics = RunMetrics()
+        self.last_step: StepTimes | None = None
 
     @property
     def model(self) -> UnifiedModel:
@@ -122,9 +122,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             if not context.is_done:
                 self._kv_manager.step(context)
             results[context.request_id] = context.to_generation_output()
-        if decoding:
-            self.metrics.graph_times_s.append(after - before)
-            self.metrics.step_times_s.append(perf_counter() - start)
+        self.last_step = StepTimes(start, perf_counter(), after - before, is_decode=decoding)
         return results
 
     def release(self, request_id: RequestID) -> None:
@@ -140,9 +138,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
     def _commit(self, context: TextContext, row: Row, accepted: int, next_token: int) -> None:
         """Emits the accepted run and the token after it, up to the first that ends the request."""
         if row.drafts:
-            row.drafted += len(row.drafts)
-            row.accepted += accepted
-            self.metrics.verified(len(row.drafts), accepted)
+            row.acceptance.verified(len(row.drafts), accepted)
         # The first token follows a prompt, which may have opened a thinking block.
         followed = 0 if row.generated == 0 else len(context.tokens)
         for token in [*row.drafts[:accepted], next_token]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from max.pipelines.context import SamplingParams
+from max.pipelines.request import RequestID
 
 from unispec.sampling.grammar import Grammar
 
-__all__ = ["Report", "Request", "Result"]
+from .metrics import StepTimes
+
+__all__ = ["Output", "Report", "Request", "Result"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Request:
     """One prompt and how to answer it."""
 
     token_ids: Sequence[int]
-    """The encoded prompt."""
+    """The encoded prompt: a list of integers, or a NumPy array of one dimension."""
     sampling: SamplingParams
     """Temperature, top-k and the like, stop conditions, and the seed."""
     grammar: Grammar | None = None
@@ -46,9 +49,32 @@ class Result:
     """Draft tokens that were accepted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What one step brought for one request."""
+
+    request_id: RequestID
+    """As `Engine.add` returned it."""
+    token_ids: Sequence[int] = ()
+    """New tokens of the answer."""
+    text: str = ""
+    """New text that is certain; what may become a stop string or half a character waits."""
+    step: StepTimes | None = None
+    """When the step was; None with an error."""
+    result: Result | None = None
+    """The whole answer, once it is complete."""
+    error: BaseException | None = None
+    """What the step raised: the request was taken out and will not be answered."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of this request follows."""
+        return self.result is not None or self.error is not None
+
+
 @dataclass(frozen=True)
 class Report:
-    """A run's answers in request order, and its figures."""
+    """The answers of one call in request order, and its figures."""
 
     results: list[Result]
     """One for each request."""
@@ -57,12 +83,14 @@ class Report:
     mean_acceptance_length: float
     """1 + accepted drafts per verification, which is at least 1; 1 without a draft."""
     tokens_per_second: float
-    """Generated tokens over the run's wall time, prefill included."""
+    """Generated tokens over the call's wall time, prefill included."""
     time_to_first_token_s: float
-    """From the run's start to the first token of any request."""
+    """From the call's start to the first token of any of its requests."""
     step_time_s: float
     """Median wall time of a decode step."""
     graph_time_s: float
     """Median time of a decode step inside the compiled graph."""
     steps: int
-    """Decode steps."""
+    """Decode steps that a request of this call took part in."""
+    decode_steps: Sequence[StepTimes] = ()
+    """Each of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,10 @@ from unispec.errors import InputError
 from unispec.sampling.buffers import RowSampling
 from unispec.sampling.grammar import GrammarState
 
-__all__ = ["Row", "make_row"]
+from .metrics import Acceptance
+from .sampling_params import check_sampling
+
+__all__ = ["Row", "check_vocabulary", "make_row"]
 
 
 @dataclass
@@ -32,10 +35,8 @@ class Row:
     """`[K, V]`, what sampled drafts were drawn from."""
     generated: int = 0
     """Tokens emitted so far."""
-    drafted: int = 0
-    """Draft tokens that were verified."""
-    accepted: int = 0
-    """Draft tokens that were accepted."""
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    """What became of its drafts."""
 
     def emit(self, token: int) -> None:
         """Takes note of one generated token."""
@@ -43,6 +44,24 @@ class Row:
         self.sampling.count(token)
         if self.grammar is not None:
             self.grammar.accept(token)
+
+
+def check_vocabulary(token_ids: Iterable[int], vocab_size: int) -> None:
+    """Refuses tokens that the model does not have.
+
+    Args:
+        token_ids: of a request.
+        vocab_size: V, the width of the logits.
+
+    Raises:
+        InputError: one of them is outside.
+    """
+    for token in token_ids:
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"token id {token} is outside the model's vocabulary of {vocab_size}; use the"
+                " tokenizer that belongs to the model"
+            )
 
 
 def make_row(
@@ -61,18 +80,15 @@ def make_row(
         grammar: constrains every emitted token.
 
     Raises:
-        InputError: a token id or prompt token outside the vocabulary.
+        InputError: a token outside the vocabulary, or sampling parameters that cannot be used.
     """
     params = context.sampling_params
     prompt = context.tokens.prompt
-    for token in (int(prompt.min()), int(prompt.max()), *(logit_bias or {})):
-        if not 0 <= token < vocab_size:
-            raise InputError(
-                f"token id {token} is outside the model's vocabulary of {vocab_size};"
-                " encode with the model's own tokenizer"
-            )
+    check_sampling(params)
+    check_vocabulary((int(prompt.min()), int(prompt.max())), vocab_size)
+    check_vocabulary([*(params.stop_token_ids or ()), *(logit_bias or ())], vocab_size)
     sampling = RowSampling(
-        seed=params.seed,
+        seed=int(params.seed),
         temperature=params.temperature,
         top_k=max(params.top_k, 0),
         top_p=params.top_p,

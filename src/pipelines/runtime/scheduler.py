@@ -22,9 +22,12 @@ class Scheduler:
 
     Args:
         kv_manager: pages of both caches.
-        num_pages: pages in all.
+        num_pages: see the attribute.
         max_batch_size: most rows in one step.
         max_batch_input_tokens: most new tokens in one step.
+
+    Attributes:
+        num_pages: Pages that running requests may reserve together.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Scheduler:
         max_batch_input_tokens: int,
     ) -> None:
         self._manager = kv_manager
-        self._num_pages = num_pages
+        self.num_pages = num_pages
         self._max_batch_size = max_batch_size
         self._max_tokens = max(max_batch_input_tokens, max_batch_size)
         self._waiting: deque[TextContext] = deque()
@@ -49,10 +52,10 @@ class Scheduler:
             InputError: it would not fit if it were alone.
         """
         needed = self._pages(context)
-        if needed > self._num_pages:
+        if needed > self.num_pages:
             raise InputError(
                 f"a request of up to {context.max_length} tokens needs {needed} cache pages, there"
-                f" are {self._num_pages}: lower max_new_tokens or raise the number of pages"
+                f" are {self.num_pages}: lower max_new_tokens or raise the number of pages"
             )
         self._waiting.append(context)
 
@@ -93,7 +96,7 @@ class Scheduler:
         reserved = sum(self._pages(running) for running in self._running.values())
         return (
             len(self._running) < self._max_batch_size
-            and reserved + self._pages(context) <= self._num_pages
+            and reserved + self._pages(context) <= self.num_pages
         )
 
     def _pages(self, context: TextContext) -> int:

@@ -1,0 +1,101 @@
+"""One request on its way: what the batch runs of it, and its answer so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from max.pipelines.context import GenerationStatus, TextContext
+from max.pipelines.request import RequestID
+
+from .metrics import StepTimes
+from .requests import Output, Result
+from .rows import Row
+from .text_stream import TextStream
+
+__all__ = ["Answer", "Outbox"]
+
+
+@dataclass(eq=False)
+class Outbox:
+    """Where the outputs of one caller's requests wait until it takes them."""
+
+    goes_on: bool
+    """Whether steps follow each other while a request of this caller is not answered; else
+    only those are run that are asked for."""
+    outputs: list[Output] = field(default_factory=list)
+    """In the order of the steps."""
+    open: set[RequestID] = field(default_factory=set)
+    """Requests whose last output was not taken yet."""
+
+    def take(self) -> list[Output]:
+        """Hands over what waits."""
+        taken, self.outputs = self.outputs, []
+        self.open -= {output.request_id for output in taken if output.is_last}
+        return taken
+
+    def drop(self, request_ids: set[RequestID]) -> None:
+        """Forgets requests, and what waits of them."""
+        self.outputs = [out for out in self.outputs if out.request_id not in request_ids]
+        self.open -= request_ids
+
+
+@dataclass(eq=False)
+class Answer:
+    """One request on its way."""
+
+    context: TextContext
+    """What MAX's classes know of it."""
+    row: Row
+    """What the graph's inputs are made of."""
+    stream: TextStream
+    """Its text."""
+    outbox: Outbox
+    """Its caller's."""
+    result: Result = field(default_factory=Result)
+    """Complete when the answer is."""
+
+    @property
+    def request_id(self) -> RequestID:
+        """Tells it apart from all others."""
+        return self.context.request_id
+
+    def take(self, tokens: Sequence[int], step: StepTimes) -> Output:
+        """Adds what a step brought, up to where the answer ends.
+
+        Args:
+            tokens: at least one.
+            step: which step it was.
+        """
+        result, stream = self.result, self.stream
+        taken: list[int] = []
+        text = ""
+        for token in tokens:
+            taken.append(token)
+            text += stream.push(token)
+            if stream.stopped:
+                break
+        result.token_ids += taken
+        done = stream.stopped or self.context.is_done
+        if done:
+            text += stream.finish()
+            result.text = stream.text
+            result.drafted = self.row.acceptance.drafted
+            result.accepted = self.row.acceptance.accepted
+            ended = stream.stopped or self.context.status is GenerationStatus.END_OF_SEQUENCE
+            result.finish_reason = "stop" if ended else "length"
+        return Output(
+            request_id=self.request_id,
+            token_ids=taken,
+            text=text,
+            step=step,
+            result=result if done else None,
+        )
+
+    def failed(self, error: BaseException) -> Output:
+        """Says that nothing more will come, and why.
+
+        Args:
+            error: what the step raised.
+        """
+        return Output(request_id=self.request_id, error=error)
