@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from max.pipelines.modeling.types import TextGenerationInputs
 
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, Request
+from unispec.pipelines.runtime import Engine, Request, Result
 from unispec.pipelines.runtime.scheduler import Scheduler
 
 VOCABULARY = 256
@@ -61,6 +63,48 @@ def test_every_answer_equals_its_solo_answer(engine: Engine, requests: list[Requ
     assert [result.token_ids for result in together] == [result.token_ids for result in alone]
     assert [result.text for result in together] == [result.text for result in alone]
     assert [result.finish_reason for result in together] == [r.finish_reason for r in alone]
+
+
+def test_threads_get_the_answers_they_get_alone(
+    eagle_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six threads call one engine at the same time; see test_callers.py for all else."""
+    random = np.random.default_rng(4)
+    calls = [
+        [
+            make_request(int(length), 24, int(kind), seed=10 * thread + call)
+            for call, (length, kind) in enumerate(
+                zip(random.integers(1, 140, 4), random.integers(0, len(KINDS), 4), strict=True)
+            )
+        ]
+        for thread in range(6)
+    ]
+    alone = [
+        [eagle_engine.generate([request]).results[0] for request in requests] for requests in calls
+    ]
+    model = eagle_engine.pipeline.model
+    execute, rows = model.execute, []
+
+    def recording(inputs: Any) -> Any:
+        rows.append(inputs.input_row_offsets.shape[0] - 1)
+        return execute(inputs)
+
+    monkeypatch.setattr(model, "execute", recording)
+    begin = Barrier(len(calls))
+
+    def call(requests: list[Request]) -> list[Result]:
+        begin.wait()
+        first = eagle_engine.generate(requests[:1]).results
+        return first + eagle_engine.generate(requests[1:]).results
+
+    def answer(result: Result) -> tuple[list[int], str, str]:
+        return result.token_ids, result.text, result.finish_reason
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        together = list(pool.map(call, calls))
+    for results, expected in zip(together, alone, strict=True):
+        assert [answer(result) for result in results] == [answer(result) for result in expected]
+    assert max(rows) > 3
 
 
 def test_a_request_that_can_never_fit(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
