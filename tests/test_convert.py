@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hub import running_hub
 from safetensors.torch import load_file
 from tiny import TinyPair
 
@@ -179,6 +180,21 @@ def test_safetensors_need_no_conversion(
 def test_without_torch(pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unispec.commands.libraries.find_spec", lambda name: None)
     assert_refused(run(pickled, tmp_path / "draft"), "torch is not installed", "`train` extra")
+
+
+def test_a_repository_is_converted(
+    pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is read from is downloaded, and no file of a training."""
+    with running_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.repositories["them/draft"] = pickled
+        output = tmp_path / "draft"
+        assert run("them/draft", output).exit_code == 0
+        names = {"README.md", "config.json", "model.safetensors"}
+        assert {path.name for path in output.iterdir()} == names
+        assert set(hub.downloads()) == {"README.md", "config.json", "pytorch_model.bin"}
+        assert not (output / "model.safetensors").is_symlink()
+        assert_refused(run("them/other", tmp_path / "other"), "them/other")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
