@@ -181,8 +181,8 @@ def test_a_field_of_a_request(
 
 PARAMS: list[tuple[str, Any, str]] = [
     # What a float32 or an int64 does not hold.
-    ("temperature", 1e-46, "temperature is 1e-46; choose 0, .* or 1.17549e-38 to 2"),
-    ("temperature", 1e-39, "temperature is 1e-39; choose 0, .* or 1.17549e-38 to 2"),
+    ("temperature", 1e-46, "temperature is 1e-46; choose 0, .* or 1e-37 to 2"),
+    ("temperature", 1e-39, "temperature is 1e-39; choose 0, .* or 1e-37 to 2"),
     ("repetition_penalty", 1e-38, "repetition_penalty is 1e-38; choose 1e-06 to 1e\\+06"),
     ("repetition_penalty", 1e-46, "repetition_penalty is 1e-46; choose 1e-06 to 1e\\+06"),
     ("repetition_penalty", 1e38, "repetition_penalty is 1e\\+38; choose 1e-06 to 1e\\+06"),
@@ -213,6 +213,7 @@ PARAMS: list[tuple[str, Any, str]] = [
     ("stop", "END", r"stop is the text 'END'; give a list: \['END'\]"),
     ("stop", 5, "stop is 5; give a list of texts"),
     ("stop", [5], r"stop is \[5\]; give a list of texts"),
+    ("stop", ["END", ""], "stop has an empty text; give at least one character"),
     ("stop_token_ids", 5, "stop_token_ids is 5; give a list of integers"),
     ("stop_token_ids", [5.0], r"stop_token_ids is \[5.0\]; give a list of integers"),
     ("stop_token_ids", [256], "token id 256 is outside"),
@@ -236,7 +237,7 @@ def test_a_sampling_parameter(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("temperature", 2**-126),
+        ("temperature", 1e-37),
         ("temperature", np.float32(0.5)),
         ("temperature", Fraction(1, 2)),
         ("top_p", 1e-46),

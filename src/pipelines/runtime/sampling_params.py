@@ -17,7 +17,8 @@ from unispec.errors import InputError
 
 __all__ = ["HANDLED_FIELDS", "check_sampling", "in_float32", "is_integer"]
 
-_SMALLEST_TEMPERATURE: Final = float(np.finfo(np.float32).tiny)
+_SMALLEST_TEMPERATURE: Final = 1e-37
+"""Smaller ones may be zero to a processor: float32 loses digits below 1.2e-38."""
 _LARGEST_PENALTY: Final = 1e6
 """A repetition penalty, or its inverse: logits times it stay far below what float32 holds."""
 _LARGEST_TOP_K: Final = 2**63 - 1
@@ -111,6 +112,8 @@ def _texts(name: str, value: Any) -> None:
         raise InputError(f"{name} is the text {shown(value)}; give a list: [{shown(value)}]")
     if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
         raise InputError(f"{name} is {shown(value)}; give a list of texts")
+    if "" in value:
+        raise InputError(f"{name} has an empty text; give at least one character")
 
 
 def _integers(name: str, value: Any) -> None:
