@@ -22,6 +22,7 @@ from hub import running_hub
 from max.engine import InferenceSession
 from max.pipelines.context import SamplingParams
 from PIL import Image
+from runs import run_python
 from safetensors.torch import load_file, save_file
 from tiny import TinyPair
 from tiny.kimi import MEDIA_PAD, tiny_kimi
@@ -700,6 +701,42 @@ def test_a_process_of_its_own_with_the_hub_switched_off(pair: TinyPair) -> None:
         "no-one/nothing is no local folder",
         "check the path",
     )
+
+
+def test_a_wrong_path_is_told_before_anything_slow_is_imported(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    """MAX, transformers and torch take seconds each."""
+    (pair.target / WEIGHTS).rename(pair.target / "pytorch_model.bin")
+    good = ["--draft-model-path", str(pair.draft), "--speculative-method", "eagle"]
+    train = ["train", "--output", str(tmp_path / "out"), "--speculative-method", "eagle"]
+    generate = ["generate", "--prompt", "hello"]
+    commands = {
+        "model folder /nowhere/m does not exist": [*generate, "--model", "/nowhere/m"],
+        "model folder /nowhere/t does not exist": [*train, "--model", "/nowhere/t"],
+        f"{tmp_path} has no config.json": [*generate, "--model", str(tmp_path)],
+        f"{pair.target} holds no .safetensors": [*generate, "--model", str(pair.target), *good],
+        "model folder /nowhere/d does not exist": [
+            *[*generate, "--model", str(pair.draft), *good],
+            *["--draft-model-path", "/nowhere/d"],
+        ],
+    }
+    said = run_python(WITHOUT_IMPORTS, json.dumps([*commands.values()]))
+    lines, imported = json.loads(said)
+    for expected, line in zip(commands, lines, strict=True):
+        assert line.startswith(f"error: {expected}"), line
+    assert imported == []
+
+
+WITHOUT_IMPORTS = """
+import json, sys
+from click.testing import CliRunner
+from unispec.cli import unispec
+
+lines = [CliRunner().invoke(unispec, command).stderr for command in json.loads(sys.argv[1])]
+imported = sorted({"max", "numpy", "torch", "transformers"} & set(sys.modules))
+print(json.dumps([lines, imported]))
+"""
 
 
 def test_what_is_sound_reaches_the_compile(pair: TinyPair) -> None:

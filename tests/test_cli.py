@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -135,6 +136,8 @@ def model(tmp_path: Path) -> Path:
     """A checkpoint folder without defaults for sampling."""
     folder = tmp_path / "model"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()
     return folder
 
 
@@ -385,15 +388,16 @@ def test_model_options_reach_the_engine(
     weights = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for file in weights:
         file.touch()
+    draft = shutil.copytree(model, tmp_path / "draft")
     arguments = f"""--model-path {model} --weight-path {weights[0]} --weight-path {weights[1]}
-        --draft-model-path draft --speculative-method eagle --num-speculative-tokens 8
+        --draft-model-path {draft} --speculative-method eagle --num-speculative-tokens 8
         --devices gpu:1 --max-length 256 --max-batch-size 4 --max-batch-input-tokens 128
         --quantization-encoding bfloat16 --no-enable-prefix-caching --kv-cache-pages 9"""
     assert run("--prompt", "hello", *arguments.split()).exit_code == 0
     assert engine.made[0].config == runtime.EngineConfig(
         model=str(model),
         weight_path=tuple(weights),
-        draft_model="draft",
+        draft_model=str(draft),
         speculative_method="eagle",
         num_speculative_tokens=8,
         devices="gpu:1",

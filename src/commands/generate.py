@@ -42,6 +42,7 @@ def generate(
 
     quieten_libraries()
     prompts.check_images()
+    model.check_files()
     texts = prompts.texts
     terminal = Console(stderr=True)
     answers = Answers(texts, sys.stdout)

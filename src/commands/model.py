@@ -15,7 +15,7 @@ from unispec.methods import DRAFT_METHODS, LARGEST_DRAFT_TOKENS, METHODS, Method
 if TYPE_CHECKING:
     from unispec.pipelines.runtime import EngineConfig
 
-__all__ = ["ModelOptions", "model_options"]
+__all__ = ["ModelOptions", "check_model_files", "model_options"]
 
 DEFAULT_MAX_BATCH_SIZE = 8
 
@@ -30,6 +30,25 @@ class Devices(click.ParamType[str]):
         if re.fullmatch(r"cpu|gpu(:\d+)?", value) is None:
             self.fail(f"'{value}' is not 'cpu', 'gpu' or 'gpu:ID'.", param, ctx)
         return str(value)
+
+
+def check_model_files(model: str, weights: tuple[Path, ...] = ()) -> None:
+    """Finds a model's config.json and, in a folder, its weights, without MAX and transformers.
+
+    Args:
+        model: folder or Hugging Face repository id.
+        weights: weight files that are given apart from it.
+
+    Raises:
+        InputError: a path is wrong, or a file is missing.
+    """
+    from unispec.checkpoints.model_config import read_config_object
+    from unispec.checkpoints.repository import resolve_model, weight_files
+
+    read_config_object(model)
+    # Those of a repository are downloaded when more is known to be right.
+    if isinstance(resolve_model(model), Path):
+        weight_files(model, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +99,16 @@ class ModelOptions:
                 f"--num-speculative-tokens {asked} is not in the range"
                 f" 1<=x<={LARGEST_DRAFT_TOKENS[method]} of {method}"
             )
+
+    def check_files(self) -> None:
+        """Refuses at once what would be refused after MAX was imported.
+
+        Raises:
+            InputError: see `check_model_files`.
+        """
+        check_model_files(self.model, self.weight_path)
+        if self.draft_model_path is not None and not self.no_speculation:
+            check_model_files(self.draft_model_path)
 
     def engine_config(self, num_prompts: int) -> EngineConfig:
         """Returns the configuration of an engine for this many prompts."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.libraries import check_installed
+from unispec.commands.model import check_model_files
 from unispec.commands.options import FiniteRange
 from unispec.commands.prompts import PromptFile
 from unispec.errors import InputError
@@ -195,6 +196,7 @@ def train(
     from unispec.commands.libraries import quieten_libraries
 
     quieten_libraries()
+    check_model_files(model)
     import torch
     import transformers
     from rich.console import Console

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.model_config import read_model_config
+from unispec.checkpoints.repository import find_config, weight_files
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 
@@ -68,9 +69,11 @@ class TorchTarget:
             )
         self.tokenizer: Any = read_tokenizer(model, self.config.model_type)
         self.model: Any
+        # Downloads those of a repository into the folder of its config.json.
+        weight_files(model)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                model, dtype=dtype, output_loading_info=True
+                find_config(model).parent, dtype=dtype, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
