@@ -751,11 +751,22 @@ def test_links_into_a_cache_keep_their_names(pair: TinyPair) -> None:
     assert config.model.weight_path == [pair.target / WEIGHTS]
 
 
-@pytest.mark.parametrize("name", ["model-bf16", "model.fp16", "w-q4_0", "w-fp8", "gptq", "w-f32"])
-def test_what_is_in_a_file_counts_and_not_its_name(pair: TinyPair, name: str) -> None:
-    for folder in (pair.target, pair.draft):
-        assert folder is not None
-        (folder / WEIGHTS).rename(folder / f"{name}.safetensors")
+def test_what_is_in_a_file_counts_and_not_its_name(pair: TinyPair) -> None:
+    before = WEIGHTS
+    for word in ("bf16", "fp16", "f32", "fp8", "fp4", "gptq", "q4_0", "q6_k"):
+        name = f"model-{word}.safetensors"
+        for folder in (pair.target, pair.draft):
+            assert folder is not None
+            (folder / before).rename(folder / name)
+        before = name
+        config = EngineConfig(
+            model=str(pair.target), draft_model=str(pair.draft), speculative_method="eagle"
+        ).pipeline_config()
+        for model in (config.model, config.draft_model):
+            assert model is not None
+            assert [path.name for path in model.weight_path] == [name]
+            assert model.quantization_encoding == "float32"
+    (pair.target / before).rename(pair.target / "model-bf16.safetensors")
     with pytest.raises(CompileReachedError):
         run(pair)
 

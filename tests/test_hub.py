@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hub import Hub, Refusal, running_hub
 from huggingface_hub import constants
 from max.engine import InferenceSession
@@ -19,6 +20,7 @@ from tiny import TinyPair
 from unispec.checkpoints.repository import find_file
 from unispec.errors import InputError
 from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.training import TorchTarget
 
 NAME = "them/model"
 
@@ -153,8 +155,7 @@ def test_float16_repositories_load_as_folders_do_and_then_without_a_network(
     with pytest.raises(CompileReachedError):
         engine().pipeline  # noqa: B018
     hub.go_down()
-    with pytest.raises(CompileReachedError):
-        engine().pipeline  # noqa: B018
+    engine()  # finds every file, the weights included
 
 
 @pytest.mark.parametrize("part", ["target", "draft"])
@@ -175,6 +176,12 @@ def test_weights_are_downloaded_when_all_else_is_right(pair: dict[str, Path], hu
     with pytest.raises(InputError, match="tokenizer"):
         engine()
     assert "model.safetensors" not in hub.downloads()
+
+
+def test_a_draft_is_trained_for_a_repository(pair: dict[str, Path], hub: Hub) -> None:
+    online = TorchTarget("them/target")
+    hub.go_down()
+    assert torch.equal(TorchTarget("them/target").head, online.head)
 
 
 def test_looking_for_a_path_imports_nothing_heavy() -> None:
