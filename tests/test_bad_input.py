@@ -483,6 +483,11 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     ),
 }
 
+CHAINED = json.dumps(
+    {"$ref": "#/$defs/0"}
+    | {"$defs": {str(at): {"$ref": f"#/$defs/{at + 1}"} for at in range(5000)} | {"5000": {}}}
+)
+
 FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
     "model that is not there": (SOUND, ["--model", "/nowhere/m"], ["/nowhere/m", "check"]),
     "relative model": (SOUND, ["--model", "nowhere"], ["nowhere does not exist", "check"]),
@@ -566,6 +571,21 @@ FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
         content("target", "schema", '{"type": "strin"}'),
         ["--json-schema", "{target}/schema"],
         ["JSON schema", "strin", "give"],
+    ),
+    "schema nested 3,000 deep": (
+        content("target", "schema", '{"a":' * 3000 + "1" + "}" * 3000),
+        ["--json-schema", "{target}/schema"],
+        ["schema", "nested", "deep"],
+    ),
+    "schema of 5,000 chained references": (
+        content("target", "schema", CHAINED),
+        ["--json-schema", "{target}/schema"],
+        ["JSON schema", "more than 1000 of its references", "give"],
+    ),
+    "schema with a number that is rounded": (
+        content("target", "schema", '{"maximum": 9007199254740993}'),
+        ["--json-schema", "{target}/schema"],
+        ["JSON schema", "maximum 9007199254740993", "2^53", "give"],
     ),
     "regex that is not closed": (SOUND, ["--regex", "("], ["regex '('", "unclosed", "give"]),
     "regex with look-ahead": (SOUND, ["--regex", "(?=a)b"], ["'(?=a)b'", "look-a", "give"]),

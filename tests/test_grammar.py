@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -505,10 +506,12 @@ def test_regex_that_cannot_be_used(compiler: GrammarCompiler, pattern: str, caus
     [
         ("", "Expecting value"),
         ('{"type": ', "Expecting value"),
-        ('{"minimum": NaN}', "line 1"),
+        ('{"minimum": NaN}', "NaN is no number of JSON"),
         ("[1, 2]", "not a JSON object"),
         ("true", "not a JSON object"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested more than 64 deep"),
+        ('{"items":' * 3000 + "{}" + "}" * 3000, "nested more than 64 deep"),
+        ('{"items":' * 65 + "{}" + "}" * 65, "nested more than 64 deep"),
         ('{"type": "text"}', "Invalid type: text"),
         ('{"enum": []}', "Unsatisfiable"),
         ('{"minimum": 3, "maximum": 1, "type": "integer"}', "minimum (3)"),
@@ -528,16 +531,315 @@ def test_schema_that_cannot_be_used(compiler: GrammarCompiler, text: str, cause:
     assert len(message) < 400
 
 
+def chain(count: int, link: str) -> str:
+    """A schema whose definitions refer to one another, in a row."""
+    definitions = {f"d{i}": json.loads(link % f"#/$defs/d{i + 1}") for i in range(count)}
+    definitions[f"d{count}"] = {"type": "null"}
+    return json.dumps({"$ref": "#/$defs/d0", "$defs": definitions})
+
+
+LINKS = [
+    '{"$ref": "%s"}',
+    '{"type": "object", "properties": {"a": {"$ref": "%s"}}}',
+    '{"type": "object", "additionalProperties": {"anyOf": [{"$ref": "%s"}]}}',
+]
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_references_that_lead_to_one_another(compiler: GrammarCompiler, link: str) -> None:
+    """5,000 of them ended the process."""
+    with pytest.raises(InputError, match=r"more than 1000 of its references lead to one another"):
+        compiler.compile(Grammar("json_schema", chain(5000, link)))
+    start = compiler.compile(Grammar("json_schema", chain(990, link))).start()
+    assert not start.is_stuck
+
+
+def test_references_that_the_engine_follows_in_another_order(compiler: GrammarCompiler) -> None:
+    """It meets the first of them first, we the last: there is room for all that it reads."""
+    schema = json.loads(chain(5000, LINKS[1]))
+    last_first = [{"$ref": f"#/$defs/d{i}"} for i in range(5000, -1, -1)]
+    schema |= {
+        "type": "object",
+        "additionalProperties": {"anyOf": last_first},
+        "properties": {"a": {"$ref": schema.pop("$ref")}},
+        "required": ["a"],
+    }
+    with contextlib.suppress(InputError):
+        compiler.compile(Grammar("json_schema", json.dumps(schema)))
+
+
+SCHEMA_NUMBERS = [
+    ('{"const": 9007199254740993}', "const 9007199254740993 is beyond 2^53"),
+    ('{"enum": ["a", [{"b": -9007199254740993}]]}', "enum -9007199254740993 is beyond 2^53"),
+    ('{"type": "integer", "minimum": 9007199254740993}', "minimum 9007199254740993"),
+    ('{"type": "integer", "maximum": 18446744073709551615}', "maximum 18446744073709551615"),
+    ('{"exclusiveMinimum": 9007199254740992}', "exclusiveMinimum 9007199254740992 is beyond"),
+    ('{"exclusiveMaximum": 1e300}', "exclusiveMaximum 1e+300 is beyond 2^53"),
+    ('{"const": 0.12345678901234567891}', "const 0.12345678901234567891 cannot be enforced"),
+    ('{"maximum": 1e400}', "maximum 1e400 cannot be enforced"),
+    ('{"maximum": ' + "9" * 5000 + "}", "cannot be enforced to the last digit"),
+    ('{"properties": {"a": {"items": {"$ref": "#/x/0"}}}, "x": [{"const": 1e17}]}', "const 1e+17"),
+    ('{"$ref": "#y", "$defs": {"x": {"$anchor": "y", "const": 1e17}}}', "const 1e+17"),
+    ('{"const": "a\\u0001"}', "const has the control character U+0001"),
+]
+
+
+@pytest.mark.parametrize(("text", "cause"), SCHEMA_NUMBERS)
+def test_values_that_the_engine_would_change_are_refused(
+    compiler: GrammarCompiler, text: str, cause: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        compiler.compile(Grammar("json_schema", text))
+    assert cause in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.fixture(scope="module")
+def spelling() -> GrammarCompiler:
+    """Of a tokenizer whose tokens are the bytes: a text is allowed or not, byte by byte."""
+    bytes_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    tokenizer = Tokenizer(models.BPE(bytes_of, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([EOS])
+    return GrammarCompiler(fast(tokenizer), 257, [256])
+
+
+def allows(compiler: GrammarCompiler, schema: object, text: str) -> bool:
+    """Whether the text as a whole satisfies the schema."""
+    state = compiler.compile(Grammar("json_schema", json.dumps(schema))).start()
+    try:
+        for byte in [*text.encode(), 256]:
+            state.accept(byte)
+    except ValueError:
+        return False
+    return True
+
+
+def test_numbers_up_to_2_53_are_enforced(spelling: GrammarCompiler) -> None:
+    edge = 2**53
+    for number in (edge - 1, edge, edge + 1):
+        assert allows(spelling, {"const": edge}, str(number)) == (number == edge)
+        assert allows(spelling, {"type": "integer", "minimum": edge}, str(number)) == (
+            number >= edge
+        )
+        assert allows(spelling, {"type": "integer", "maximum": edge - 1}, str(number)) == (
+            number < edge
+        )
+    assert allows(spelling, {"default": 2**70, "type": "null"}, "null")
+
+
+PATTERNS = [
+    r'^[^"]*$',
+    r"^[^\\]*$",
+    r'^[^"\\]*$',
+    r'^[^]"]*$',
+    r'^[^\n"]*$',
+    r'^[^\s"]+$',
+    r'^(?:[^"]|\\)*$',
+    r'^\[[^"]{0,3}\]$',
+    r'[^"]',
+    r"^[^a-z]+$",
+    r'^[a-z"]*$',
+    r"^.*$",
+    r"^\W*$",
+]
+STRINGS = ["", "a", '"', "\\", 'a"', "a\\", "\n", "é🙂", "[b]", "a b", "]", '\\"', '["]', "["]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_of_strings_and_keys(spelling: GrammarCompiler, pattern: str) -> None:
+    """Quotes and backslashes passed classes that leave them out."""
+    keyed = {"patternProperties": {pattern: {}}, "additionalProperties": False}
+    for text in STRINGS:
+        # Python's $ also matches before an end of line.
+        right = re.search(re.sub(r"\$$", r"\\Z", pattern), text, re.ASCII) is not None
+        written = json.dumps(text, ensure_ascii=False)
+        assert allows(spelling, {"type": "string", "pattern": pattern}, written) == right, text
+        assert allows(spelling, keyed | {"type": "object"}, f"{{{written}:1}}") == right, text
+
+
+def test_a_pattern_behind_an_anchor(spelling: GrammarCompiler) -> None:
+    schema = {"$ref": "#x", "$defs": {"y": {"$anchor": "x", "type": "string", "pattern": '^[^"]$'}}}
+    assert allows(spelling, schema, '"a"')
+    assert not allows(spelling, schema, r'"\""')
+
+
+def test_a_pattern_of_many_lines_is_refused(spelling: GrammarCompiler) -> None:
+    with pytest.raises(InputError, match="flag x"):
+        allows(spelling, {"pattern": "(?x) [^'] # no ["}, "1")
+
+
+PERSON = {"name": {"type": "string"}, "age": {"type": "integer"}, "pet": {"type": "null"}}
+WHOLE = ['"name": "x"', '"age": 3', '"pet": null', '"names": [1]']
+
+
+@pytest.mark.parametrize("free", [{}, {"additionalProperties": True}, {"additionalProperties": {}}])
+def test_optional_properties_come_in_any_order(
+    spelling: GrammarCompiler, free: dict[str, object]
+) -> None:
+    schema = {"type": "object", "properties": PERSON, **free}
+    for size in range(len(WHOLE) + 1):
+        for members in itertools.permutations(WHOLE, size):
+            assert allows(spelling, schema, "{" + ", ".join(members) + "}"), members
+    for wrong in ('"name": 3', '"age": "x"', '"pet": 0', r'"n\u0061me": 3'):
+        for before in ([], WHOLE[1:2], WHOLE[3:]):
+            assert not allows(spelling, schema, "{" + ", ".join([*before, wrong]) + "}"), wrong
+
+
+def test_required_properties_come_first_and_in_the_order_of_the_schema(
+    spelling: GrammarCompiler,
+) -> None:
+    """Optional ones before them come at their place, or later."""
+    schema = {"type": "object", "properties": PERSON, "required": ["age"]}
+    for members in itertools.permutations(WHOLE):
+        early = members[: members.index(WHOLE[1])]
+        text = "{" + ", ".join(members) + "}"
+        assert allows(spelling, schema, text) == (early in [(), (WHOLE[0],)]), text
+    two = {**schema, "required": ["age", "name"]}
+    assert allows(spelling, two, '{"name": "", "age": 1, "x": 0, "pet": null}')
+    assert not allows(spelling, two, '{"age": 1, "name": ""}')
+    assert not allows(spelling, two, '{"name": ""}')
+
+
+def test_without_other_keys_the_order_is_that_of_the_schema(spelling: GrammarCompiler) -> None:
+    schema = {"type": "object", "properties": PERSON, "additionalProperties": False}
+    for size in range(4):
+        for members in itertools.permutations(WHOLE[:3], size):
+            right = [*members] == [member for member in WHOLE if member in members]
+            assert allows(spelling, schema, "{" + ", ".join(members) + "}") == right, members
+
+
+def test_order_in_schemas_that_are_put_together(spelling: GrammarCompiler) -> None:
+    tree = {
+        "type": "object",
+        "properties": {"next": {"$ref": "#"}, "kind": {"enum": ["a"]}, "size": {"type": "integer"}},
+        "required": ["kind"],
+        "$defs": {"unused": {}},
+    }
+    assert allows(spelling, tree, '{"next": {"kind": "a", "size": 1}, "kind": "a"}')
+    assert allows(
+        spelling, tree, '{"kind": "a", "size": 1, "next": {"kind": "a", "next": {"kind": "a"}}}'
+    )
+    assert not allows(spelling, tree, '{"kind": "a", "next": {"size": 1}}')
+    either = {"properties": PERSON, "anyOf": [{"required": ["name"]}, {"required": ["age"]}]}
+    assert allows(spelling, either, '{"age": 1, "name": ""}')
+    assert not allows(spelling, either, '{"pet": null}')
+    both = {
+        "allOf": [{"type": "object", "properties": PERSON}, {"properties": {"x": {"const": 1}}}]
+    }
+    assert allows(spelling, both, '{"x": 1, "age": 1, "name": ""}')
+    assert not allows(spelling, both, '{"age": 1, "x": 2}')
+    counted = {"type": "object", "properties": PERSON, "required": [*PERSON], "maxProperties": 3}
+    assert allows(spelling, counted, '{"name": "", "age": 1, "pet": null}')
+    # A path through `properties` keeps the order of the schema.
+    path = {"properties": {"a": {"type": "null"}, "b": {"$ref": "#/properties/a"}}}
+    assert allows(spelling, path, '{"a": null, "b": null}')
+    assert not allows(spelling, path, '{"a": null, "b": 1}')
+
+
+def random_schema(choose: random.Random, depth: int = 0) -> dict[str, object]:
+    """An object of few properties, some of them objects, lists or strings with a pattern."""
+    leaves: list[dict[str, object]] = [
+        {"type": "integer", "minimum": -3, "maximum": 12},
+        {"type": "string", "pattern": '^[^"]{0,3}$'},
+        {"type": "string", "pattern": r"^[^\\]?$", "maxLength": 3},
+        {"enum": ["a", "é\n", 1, None]},
+        {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+    ]
+    if depth == 2:
+        return choose.choice(leaves)
+    names = choose.sample(["a", "ab", "x y", 'q"', "name", "é"], choose.randint(1, 4))
+    schema: dict[str, object] = {
+        "type": "object",
+        "properties": {
+            name: random_schema(choose, choose.choice([depth + 1, 2])) for name in names
+        },
+        "required": choose.sample(names, choose.randint(0, len(names))),
+    }
+    other = [None, None, True, False, {"type": "integer"}]
+    if (additional := choose.choice(other)) is not None:
+        schema["additionalProperties"] = additional
+    return schema
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_written_satisfies_a_random_schema(spelling: GrammarCompiler, seed: int) -> None:
+    choose = random.Random(seed)
+    schema = random_schema(choose)
+    state = spelling.compile(Grammar("json_schema", json.dumps(schema))).start()
+    text = b""
+    while not state.is_complete and len(text) < 400:
+        bitmask = np.zeros((1, 9), dtype=np.int32)
+        state.fill_bitmask(bitmask, [])
+        tokens = sorted(tokens_of(bitmask[0]) - set(b" \t\n\r")) or [32]
+        ending = [token for token in tokens if token in {*b'}],":', 256}]
+        token = choose.choice(ending if ending and choose.random() < 0.4 else tokens)
+        state.accept(token)
+        if token == 256:
+            break
+        text += bytes([token])
+    if state.is_complete:
+        jsonschema.validate(json.loads(text), schema)
+
+
 @pytest.mark.parametrize("ids", [[], [VOCAB], [-1]])
 def test_eos_ids_outside_the_vocabulary(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> None:
     with pytest.raises(InputError, match=re.escape(f"{ids} do not suit a vocabulary of {VOCAB}")):
         GrammarCompiler(tokenizer, VOCAB, ids)
 
 
-def test_tokenizer_of_another_model(tokenizer: PreTrainedTokenizerFast) -> None:
-    count = len(tokenizer)
-    with pytest.raises(InputError, match=f"{count} tokens but the model only {count - 1}"):
-        GrammarCompiler(tokenizer, count - 1, [0])
+def test_a_tokenizer_with_more_tokens_than_the_model(
+    tokenizer: PreTrainedTokenizerFast, token_bytes: dict[int, bytes], eos: int
+) -> None:
+    """The model has no logits for the rest: words are spelled with the tokens that it has."""
+    vocab = 300
+    assert vocab < len(tokenizer)
+    text = "the quick brown fox"
+    assert max(tokenizer.encode(text)) >= vocab
+    compiler = GrammarCompiler(tokenizer, vocab, [eos])
+    state = compiler.compile(Grammar("regex", "(the|a) quick (brown|red) fox[.!]?")).start()
+    written = b""
+    bitmask = np.zeros((1, 10), dtype=np.int32)
+    while not state.is_complete:
+        state.fill_bitmask(bitmask, [])
+        tokens = tokens_of(bitmask[0])
+        assert tokens and max(tokens) < vocab
+        for token in range(vocab, len(tokenizer)):
+            with pytest.raises(ValueError, match=f"token {token} is not allowed"):
+                state.accept(token)
+        fitting = [
+            token
+            for token in tokens - {eos}
+            if text.encode().startswith(written + token_bytes[token])
+        ]
+        if not fitting:
+            assert eos in tokens
+            break
+        state.accept(fitting[0])
+        written += token_bytes[fitting[0]]
+    assert written.decode() == text
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_tokens_beyond_the_model_of_other_kinds(kind: str) -> None:
+    """Added ones, joined ones, and those of a vocabulary that is a list."""
+    pieces = ["<unk>", EOS, *string.ascii_lowercase, ",", "Ġ", "ab", "bc"]
+    if kind == "BPE":
+        vocabulary = {piece: token for token, piece in enumerate(pieces)}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("b", "c")]))
+    else:
+        tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<unk>", EOS, "<late>"])
+    for vocab in (30, 31, 32, 40):
+        compiler = GrammarCompiler(fast(tokenizer), vocab, [1])
+        state = compiler.compile(Grammar("regex", "(a|b)bc")).start()
+        bitmask = np.zeros((1, -(-vocab // 32)), dtype=np.int32)
+        state.fill_bitmask(bitmask, [])
+        first = {token for token in map(pieces.index, ("a", "b", "ab")) if token < vocab}
+        assert tokens_of(bitmask[0]) == first
 
 
 def test_tokenizer_without_bytes() -> None:

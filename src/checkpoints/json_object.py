@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from unispec.errors import InputError
 
-__all__ = ["parse_json_object", "read_json_object"]
+__all__ = ["MAX_DEPTH", "is_deeper_than", "parse_json_object", "read_json_object"]
 
 # The largest that are published, tokenizers of 256,000 tokens, have 40 MB.
 _MAX_BYTES: Final = 100_000_000
 # What reads the object after us walks it recursively; published files are 10 deep at most.
-_MAX_DEPTH: Final = 64
+MAX_DEPTH: Final = 64
+"""How deep objects and lists may lie in one another."""
 
 
 def read_json_object(path: Path, *, label: str, fix: str) -> dict[str, Any]:
@@ -56,8 +57,8 @@ def parse_json_object(raw: bytes, *, label: str, fix: str) -> dict[str, Any]:
         raise InputError(f"{label} is no JSON ({error}): {fix}") from error
     if not isinstance(value, dict):
         raise InputError(f"{label} is a JSON {type(value).__name__} and no object: {fix}")
-    if _deeper_than(value, _MAX_DEPTH):
-        raise InputError(f"{label} is nested more than {_MAX_DEPTH} deep: {fix}")
+    if is_deeper_than(value, MAX_DEPTH):
+        raise InputError(f"{label} is nested more than {MAX_DEPTH} deep: {fix}")
     return value
 
 
@@ -77,7 +78,8 @@ def _not_finite(value: Any) -> float | None:
     return None
 
 
-def _deeper_than(value: dict[str, Any], limit: int) -> bool:
+def is_deeper_than(value: dict[str, Any], limit: int) -> bool:
+    """Whether objects and lists lie in one another more than `limit` deep."""
     level: list[Any] = [value]
     for _ in range(limit):
         children = [item.values() if isinstance(item, dict) else item for item in level]

@@ -27,6 +27,8 @@ class SchemaFile(TextFile):
             raise ValueError(
                 f"is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
             ) from error
+        except RecursionError as error:
+            raise ValueError("is nested too deep for a JSON schema") from error
         if not isinstance(schema, dict):
             raise ValueError("is no JSON schema; a schema is a JSON object")
         return text

@@ -11,8 +11,11 @@ import json
 import logging
 import re
 import reprlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,6 +25,8 @@ from llguidance.numpy import fill_next_token_bitmask
 
 from unispec.errors import InputError
 
+from .json_schema import rewrite_schema
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -30,6 +35,9 @@ __all__ = ["CompiledGrammar", "Grammar", "GrammarCompiler", "GrammarState"]
 logger = logging.getLogger(__name__)
 
 _CACHED_GRAMMARS = 64
+
+_STACK_BYTES = 512 << 20  # of addresses; memory is taken as it is used
+_STACK_LOCK = threading.Lock()
 
 _PROBE = "to be, or not to be"
 
@@ -48,7 +56,9 @@ class Grammar:
     Attributes:
         kind: How ``text`` is read.
         text: A JSON schema (a JSON object) or a regex in the syntax of Rust's
-            ``regex`` crate, which the whole output matches from end to end.
+            ``regex`` crate, which the whole output matches from end to end. What a
+            schema decides on the order of keys says the section "Grammars" of
+            docs/getting-started.md.
     """
 
     kind: Literal["json_schema", "regex"]
@@ -60,13 +70,12 @@ class GrammarCompiler:
 
     Args:
         tokenizer: The model's fast tokenizer.
-        vocab_size: Width V of the model's logits, at least the number of tokens
-            of the tokenizer; ids that no token has are never allowed.
+        vocab_size: Width V of the model's logits. Ids that no token has, and tokens
+            from V on, are never allowed.
         eos_token_ids: The ids that end a text, at least one.
 
     Raises:
-        InputError: The tokenizer is not a fast one, does not belong to a model
-            of this vocabulary, or has tokens whose bytes are unknown.
+        InputError: The tokenizer is not a fast one, or has tokens whose bytes are unknown.
     """
 
     def __init__(
@@ -96,17 +105,21 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         try:
-            definition = _engine_grammar(grammar)
-        except (ValueError, RecursionError) as error:
+            definitions = _engine_grammars(grammar)
+        except ValueError as error:
             raise _unusable(grammar, str(error)) from error
-        limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, definition, log_level=0, limits=limits)
+        for definition in definitions:
+            matcher = _on_a_deep_stack(partial(self._matcher, definition))
+            compiled = CompiledGrammar(matcher, self._vocabulary)
+            if not (matcher.is_error() or compiled.start().is_stuck):
+                return compiled
         if matcher.is_error():
             raise _unusable(grammar, _reason(matcher.get_error()))
-        compiled = CompiledGrammar(matcher, self._vocabulary)
-        if compiled.start().is_stuck:
-            raise _unusable(grammar, "it matches no text that this tokenizer can write")
-        return compiled
+        raise _unusable(grammar, "it matches no text that this tokenizer can write")
+
+    def _matcher(self, definition: str) -> LLMatcher:
+        limits = LLParserLimits(verbose_errors=False)
+        return LLMatcher(self._tokenizer, definition, log_level=0, limits=limits)
 
 
 class CompiledGrammar:
@@ -254,14 +267,9 @@ def _engine_tokenizer(
             f"{type(tokenizer).__name__} is not a fast tokenizer; a grammar needs a model "
             "with a tokenizer.json."
         )
-    tokens = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    if tokens > vocab_size:
-        raise InputError(
-            f"The tokenizer has {tokens} tokens but the model only {vocab_size}; use the "
-            "tokenizer that belongs to the model."
-        )
     try:
-        engine = LLTokenizer(_definition(backend.to_str()), vocab_size, list(eos_token_ids))
+        definition = _definition(backend.to_str(), vocab_size)
+        engine = LLTokenizer(definition, vocab_size, list(eos_token_ids))
         known = engine.decode_str(engine.tokenize_str(_PROBE)) == _PROBE
     except ValueError:
         known = False
@@ -273,10 +281,11 @@ def _engine_tokenizer(
     return engine
 
 
-def _definition(tokenizer_json: str) -> str:
+def _definition(tokenizer_json: str, vocab_size: int) -> str:
     """Returns the tokenizer.json from which the engine reads the bytes of tokens."""
     definition: dict[str, Any] = json.loads(tokenizer_json)
-    definition |= {"padding": None, "truncation": None}
+    definition |= {"padding": None, "truncation": None, "post_processor": None}
+    _drop_tokens_from(vocab_size, definition)
     # The engine takes the first decoder it knows; in tokenizers converted from
     # GGUF that is a byte fallback which their byte-level tokens never use.
     if '"type":"ByteLevel"' in json.dumps(definition["decoder"], separators=(",", ":")):
@@ -287,23 +296,66 @@ def _definition(tokenizer_json: str) -> str:
     return json.dumps(definition)
 
 
-def _engine_grammar(grammar: Grammar) -> str:
-    """Translates to the engine's own format; ValueError or RecursionError says why not."""
+def _drop_tokens_from(first: int, definition: dict[str, Any]) -> None:
+    """Leaves out tokens that the model has no logits for."""
+    definition["added_tokens"] = [
+        token for token in definition["added_tokens"] if token["id"] < first
+    ]
+    model = definition["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = model["vocab"][:first]
+        return
+    kept = {token: number for token, number in model["vocab"].items() if number < first}
+    if len(kept) < len(model["vocab"]) and "merges" in model:
+        model["merges"] = [
+            (left, right)
+            for left, right in model["merges"]
+            if {left, right, left + right} <= kept.keys()
+        ]
+    model["vocab"] = kept
+
+
+def _engine_grammars(grammar: Grammar) -> list[str]:
+    """Translates to the engine's own format; the first that it can compile is to be taken.
+
+    Raises:
+        ValueError: It cannot be enforced; the text says why.
+    """
     if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.text)
-    if not isinstance(json.loads(grammar.text), dict):
-        raise ValueError("it is not a JSON object")
+        return [LLMatcher.grammar_from_regex(grammar.text)]
+    return [_json_grammar(schema) for schema in rewrite_schema(grammar.text)]
+
+
+def _json_grammar(schema: str) -> str:
     # Overrides win over the schema's own "x-guidance". Each run of whitespace is
-    # bounded, or a looping model could write blanks for ever.
+    # bounded, or a looping model could write blanks for ever. Without escapes by number
+    # a key has one writing, so that no declared one passes as another.
     return LLMatcher.grammar_from_json_schema(
-        grammar.text,
+        schema,
         overrides={
             "whitespace_flexible": True,
             "whitespace_pattern": r"[ \t\n\r]{1,16}",
             "coerce_one_of": False,
             "lenient": False,
+            "json_allowed_escapes": 'nrbtf\\"',
         },
     )
+
+
+def _on_a_deep_stack(make: Callable[[], LLMatcher]) -> LLMatcher:
+    """Runs what recurses over a schema where there is room for the largest that it reads.
+
+    The engine takes up to 50,000 steps into a schema, which need 220 MB; a thread's
+    usual 8 MB end the process.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        with _STACK_LOCK:
+            usual = threading.stack_size(_STACK_BYTES)
+            try:
+                made = pool.submit(make)
+            finally:
+                threading.stack_size(usual)
+        return made.result()
 
 
 def _unusable(grammar: Grammar, reason: str) -> InputError:
