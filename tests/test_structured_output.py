@@ -67,3 +67,22 @@ def test_answers_are_the_targets_own(eagle_engine: Engine, target_only_engine: E
         drafted = eagle_engine.generate(requests(temperature))
         alone = [target_only_engine.generate([r]).results[0] for r in requests(temperature)]
         assert [r.token_ids for r in drafted.results] == [r.token_ids for r in alone]
+
+
+def test_an_answer_that_ignores_eos_ends_where_its_grammar_does(engine: Engine) -> None:
+    """The grammar lets "a" end at any time and "b" after five letters only."""
+    sampling = SamplingParams(temperature=1.5, seed=1, max_new_tokens=40, ignore_eos=True)
+    texts = []
+    for pattern in ("a+", "b{5}"):
+        request = Request(
+            token_ids=random_prompt(256, 9, seed=6),
+            sampling=sampling,
+            grammar=Grammar("regex", pattern),
+        )
+        (result,) = engine.generate([request]).results
+        texts.append((result.finish_reason, result.text))
+    (went_on, letters), ended = texts
+    assert went_on == "length"
+    assert set(letters) == {"a"}
+    assert len(letters) >= 40
+    assert ended == ("stop", "bbbbb")

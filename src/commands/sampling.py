@@ -155,6 +155,10 @@ sampling_options = option_group(
         multiple=True,
         help="End the answer before this text. Can be given several times.",
     ),
-    click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token."),
+    click.option(
+        "--ignore-eos",
+        is_flag=True,
+        help="Go on after the end-of-sequence token; under a grammar, for as long as it allows.",
+    ),
 )
 """Adds the options of `SamplingOptions` to a command."""

@@ -286,7 +286,9 @@ class Engine:
                 f" {needed} cache pages, kv_cache_pages is {self.num_pages}: lower max_new_tokens"
                 " or raise kv_cache_pages"
             )
-        eos = set() if params.ignore_eos else self.eos_token_ids | set(params.stop_token_ids or ())
+        eos = self.eos_token_ids | set(params.stop_token_ids or ())
+        if params.ignore_eos:
+            eos = set() if request.grammar is None else self.eos_token_ids
         return prompt.context(
             max_length=max_length,
             eos_tracker=EOSTracker(eos_token_ids=eos),

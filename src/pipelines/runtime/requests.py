@@ -25,7 +25,8 @@ class Request:
     sampling: SamplingParams
     """Temperature, top-k and the like, stop conditions, and the seed."""
     grammar: Grammar | None = None
-    """Constrains every generated token."""
+    """Constrains every generated token. With `ignore_eos` the answer goes on for as long as the
+    grammar allows."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids."""
     images: Sequence[Any] = ()

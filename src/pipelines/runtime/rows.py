@@ -104,4 +104,10 @@ def make_row(
     if logit_bias:
         sampling.logit_bias = np.zeros(vocab_size, np.float32)
         sampling.logit_bias[list(logit_bias)] = list(logit_bias.values())
-    return Row(sampling=sampling, min_new_tokens=params.min_new_tokens, grammar=grammar)
+    # A grammar's text that can only end does so all the same.
+    ends_late = params.ignore_eos and grammar is not None
+    return Row(
+        sampling=sampling,
+        min_new_tokens=context.max_length if ends_late else params.min_new_tokens,
+        grammar=grammar,
+    )
