@@ -59,7 +59,8 @@ def uniform(seed: TensorValue, position: TensorValue, stream: Stream) -> TensorV
     key = ops.unsqueeze(seed, 1) + offset + (position + 1).cast(DType.uint64) * gamma  # [B, J]
     upper = ops.floor(keyed_uniform(key) * _HALF).cast(DType.float64)
     lower = ops.floor(keyed_uniform(key + _uint64(_LOWER_HALF, seed.device)) * _HALF)
-    return (upper + lower.cast(DType.float64) / _HALF) / _HALF
+    number: TensorValue = (upper + lower.cast(DType.float64) / _HALF) / _HALF
+    return number
 
 
 def _uint64(value: int, device: DeviceRef) -> TensorValue:
