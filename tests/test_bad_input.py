@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -408,6 +409,38 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         ["{target}", "num_attention_heads 4", "num_key_value_heads 3", "correct"],
     ),
     "odd head width": (config("target", head_dim=15), ["{target}", "head_dim 15", "correct"]),
+    "a billion layers of the target": (
+        config("target", num_hidden_layers=10**9),
+        ["{target}", "num_hidden_layers 1000000000", "at most 1000", "correct"],
+    ),
+    "a billion layers of the draft": (
+        config("draft", num_hidden_layers=10**9),
+        ["{draft}", "num_hidden_layers 1000000000", "at most 1000", "correct"],
+    ),
+    "a billion experts": (
+        config("target", text_config={"n_routed_experts": 10**9}),
+        ["{target}", "n_routed_experts 1000000000", "at most 1000", "correct"],
+    ),
+    "a billion positions": (
+        config("target", max_position_embeddings=10**9),
+        ["{target}", "max_position_embeddings 1000000000", "max_length of at most 16777216"],
+    ),
+    "a number that is not finite": (
+        config("target", rope_theta=math.inf),
+        ["{target}", "config.json", "rope_theta inf", "correct"],
+    ),
+    "a configuration nested deep": (
+        content("target", "config.json", '{"a":' * 3000 + "1" + "}" * 3000),
+        ["{target}", "config.json", "again"],
+    ),
+    "generation defaults nested deep": (
+        content("target", "generation_config.json", '{"a":' * 3000 + "1" + "}" * 3000),
+        ["{target}", "generation_config.json", "correct or remove"],
+    ),
+    "a tokenizer nested deep": (
+        content("target", "tokenizer.json", '{"a":' * 3000 + "1" + "}" * 3000),
+        ["{target}", "tokenizer.json", "again"],
+    ),
     "no layers": (
         config("target", num_hidden_layers=-1),
         ["{target}", "num_hidden_layers -1", "correct"],

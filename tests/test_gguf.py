@@ -265,8 +265,12 @@ def write_gguf(
     pre: str = "smollm",
     metadata: dict[str, Any] | None = None,
     tensors: dict[str, FloatTensor] | None = None,
+    max_tensors: int = 0,
 ) -> Path:
-    """Write a model as llama.cpp's converter does; None in `metadata` leaves a key out."""
+    """Write a model as llama.cpp's converter does; None in `metadata` leaves a key out.
+
+    With `max_tensors` the file is split into parts of so many, and the first one is returned.
+    """
     model = model or tiny_llama()
     config = model.config
     tokens, types = tokens_and_types()
@@ -290,7 +294,7 @@ def write_gguf(
         "tokenizer.ggml.bos_token_id": 256,
         "tokenizer.ggml.eos_token_id": 257,
     } | (metadata or {})
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=max_tensors)
     for key, value in values.items():
         if value is None:
             continue
@@ -317,7 +321,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-*.gguf")) if max_tensors else path
 
 
 def refused(*parts: str) -> Any:

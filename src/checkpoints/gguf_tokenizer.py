@@ -81,14 +81,14 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
     if model != _TOKENIZER_MODEL:
         raise InputError(
             f"{path} has a tokenizer of model {model!r} and only {_TOKENIZER_MODEL!r} (byte-level"
-            " BPE) is supported: use a folder with the model's tokenizer.json"
+            " BPE) is supported: use a folder with the model's own config.json and tokenizer.json"
         )
     pre_name = metadata.text("tokenizer.ggml.pre")
     if pre_name not in _PRE_TOKENIZERS:
         raise InputError(
             f"{path} has the pre-tokenizer {pre_name!r} and only"
             f" {', '.join(sorted(_PRE_TOKENIZERS))} are supported: use a folder with the model's"
-            " tokenizer.json"
+            " own config.json and tokenizer.json"
         )
     pre = _PRE_TOKENIZERS[pre_name]
     tokens = metadata.array("tokenizer.ggml.tokens", str)

@@ -30,12 +30,15 @@ def read_json_object(path: Path, *, label: str, fix: str) -> dict[str, Any]:
         InputError: If it cannot be read, or see `parse_json_object`.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise InputError(
+                f"{label} has {size} bytes, no JSON object of a model has more than {_MAX_BYTES}:"
+                f" {fix}"
+            )
+        raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{label} cannot be read ({error.strerror or error}): {fix}") from error
-    if len(raw) > _MAX_BYTES:
-        raise InputError(f"{label} has more than {_MAX_BYTES} bytes and is no JSON object: {fix}")
     return parse_json_object(raw, label=label, fix=fix)
 
 

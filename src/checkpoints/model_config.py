@@ -15,6 +15,10 @@ __all__ = ["model_config", "read_config_object", "read_model_config"]
 
 _FILE: Final = "config.json"
 _FIX: Final = "correct it, or download it again"
+# Of names of fields that say how many layers or experts there are.
+_COUNTS: Final = ("layer", "layers", "experts")
+# The largest published models have 126 layers and 512 experts.
+_MOST: Final = 1000
 # transformers fills in those of some published model, which then fit no tensor.
 _SHAPE: Final = (
     "hidden_size",
@@ -73,6 +77,7 @@ def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
             f"{model}: model_type {model_type!r} of {_FILE} is unknown to transformers"
             f" {transformers.__version__}: use a Llama checkpoint"
         )
+    _check_counts(stated, model)
     for name in _SHAPE:
         if type(value := stated.get(name, 1)) is not int or value < 1:
             raise InputError(
@@ -100,3 +105,15 @@ def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
             " name: correct the file"
         )
     return config
+
+
+def _check_counts(stated: dict[str, Any], model: str) -> None:
+    """Refuse counts that lists are made of before any tensor is looked for."""
+    for name, value in stated.items():
+        if isinstance(value, dict):
+            _check_counts(value, model)
+        elif name.endswith(_COUNTS) and isinstance(value, int | float) and value > _MOST:
+            raise InputError(
+                f"{model}: {name} {value} of {_FILE} is more than any model has, at most {_MOST}"
+                " are read: correct the file"
+            )

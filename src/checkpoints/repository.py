@@ -31,25 +31,35 @@ def resolve_model(model: str) -> Path | str:
     """The folder, or the name of a repository of the hub, which is not asked.
 
     Args:
-        model: as the user gives it.
+        model: as the user gives it. A GGUF file, or a folder with one and no config.json, stands
+            for the folder that `gguf_model_folder` makes of it.
 
     Raises:
-        InputError: neither a folder that is there nor a name that a repository can have.
+        InputError: neither a folder or GGUF file that is there nor a name that a repository can
+            have.
     """
     if not model:
         raise InputError("the model's path is empty; give a Hugging Face model folder")
     try:
         path = Path(model).expanduser()
-        if path.is_dir():
-            return path
-        is_file = path.is_file()
+        gguf = _gguf_alone(path)
+        is_folder, is_file = path.is_dir(), path.is_file()
     # An unknown ~user, a name that is too long, a null byte.
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(
             f"model folder {model} cannot be looked up ({error}); check the path"
         ) from error
+    if gguf is not None:
+        from unispec.checkpoints.gguf_folder import gguf_model_folder
+
+        return gguf_model_folder(gguf)
+    if is_folder:
+        return path
     if is_file:
-        raise InputError(f"{model} is a file; give the model's folder, and weights apart from it")
+        raise InputError(
+            f"{model} is a file and no GGUF file; give the model's folder, and weights apart from"
+            " it"
+        )
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise InputError(f"model folder {model} does not exist; check the path")
     from huggingface_hub.errors import HFValidationError
@@ -63,6 +73,21 @@ def resolve_model(model: str) -> Path | str:
             " the path, or give owner/name"
         ) from error
     return model
+
+
+def _gguf_alone(path: Path) -> Path | None:
+    """The GGUF file that is the whole model, if it is that: itself, or all that a folder has."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return path if file.read(4) == b"GGUF" else None
+    if not path.is_dir() or (path / _CONFIG).exists():
+        return None
+    found = sorted(file for file in path.iterdir() if file.suffix == ".gguf" and file.is_file())
+    if not found:
+        return None
+    from unispec.checkpoints.gguf_parts import part_paths
+
+    return found[0] if len({part_paths(file)[0] for file in found}) == 1 else None
 
 
 def find_file(model: str, name: str, *, needed: bool = False) -> Path | None:
@@ -218,7 +243,7 @@ def _names(place: Path | str, folder: Path | None) -> list[str]:
 
 
 def _names_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_file()]
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 def _fetch(place: Path | str, folder: Path, names: Iterable[str]) -> list[Path]:

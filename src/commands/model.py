@@ -138,8 +138,8 @@ model_options = option_group(
         "--model-path",
         "model",
         required=True,
-        help="The target: a folder with config.json, weights and tokenizer, or a Hugging Face "
-        "repository id.",
+        help="The target: a folder with config.json, weights and tokenizer, a GGUF file, or a "
+        "Hugging Face repository id.",
     ),
     click.option(
         "--weight-path",

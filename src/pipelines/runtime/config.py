@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from max.driver import DeviceSpec, accelerator_count
 from max.pipelines.lib import (
@@ -21,6 +21,8 @@ from pydantic import ValidationError
 from unispec.checkpoints import check_weight_files
 from unispec.checkpoints.draft_config import adopt, read_draft_config
 from unispec.checkpoints.draft_kinds import check_draft_files
+from unispec.checkpoints.gguf_agreement import check_agreement
+from unispec.checkpoints.gguf_parts import gguf_among
 from unispec.checkpoints.model_config import read_model_config
 from unispec.checkpoints.repository import find_config, resolve_model, weight_files
 from unispec.errors import InputError
@@ -35,6 +37,7 @@ from unispec.pipelines.architectures.registry import ENGINE_ARCHITECTURES, compl
 
 __all__ = ["EngineConfig"]
 
+_MOST_POSITIONS: Final = 2**24
 _DraftProposal: TypeAlias = Literal["argmax", "sampled"]
 
 
@@ -43,7 +46,7 @@ class EngineConfig:
     """One engine: a target, a draft if there is one, and how they run."""
 
     model: str
-    """Folder with config.json, tokenizer and weights, or a hub repository."""
+    """Folder with config.json, tokenizer and weights, a GGUF file, or a hub repository."""
     weight_path: tuple[Path, ...] = ()
     """Weight files of the target, safetensors or one GGUF; empty: those in `model`."""
     draft_model: str | None = None
@@ -166,9 +169,11 @@ class EngineConfig:
             InputError: a file is missing, damaged or of an unknown format.
         """
         # MAX's configurations are frozen, their lists are not.
-        config.model.weight_path[:] = _whole(weight_files(self.model, self.weight_path))
+        paths = weight_files(self.model, self.weight_path)
+        config.model.weight_path[:] = _checked(paths, config.model, self.model)
         if self.draft_model is not None and config.draft_model is not None:
-            draft_files = _whole(weight_files(self.draft_model))
+            paths = weight_files(self.draft_model)
+            draft_files = _checked(paths, config.draft_model, self.draft_model)
             assert self.speculative_method is not None
             check_draft_files(self.speculative_method, draft_files, source=self.draft_model)
             config.draft_model.weight_path[:] = draft_files
@@ -195,6 +200,13 @@ class EngineConfig:
                 f"max_length {self.max_length} is beyond the model's max_position_embeddings"
                 f" {limit}; choose at most {limit}"
             )
+        longest = self.max_length or limit
+        if longest is not None and longest > _MOST_POSITIONS:
+            raise InputError(
+                f"max_position_embeddings {limit} of {self.model} is beyond the {_MOST_POSITIONS}"
+                f" positions that float32 tells apart; give a max_length of at most"
+                f" {_MOST_POSITIONS}"
+            )
         shared: dict[str, Any] = {
             "device_specs": [device],
             "quantization_encoding": encoding,
@@ -220,7 +232,7 @@ class EngineConfig:
                     # Those of a repository are not there yet.
                     files = weight_files(draft_model)
                     check_draft_files(self.speculative_method, files, source=draft_model)
-                draft = MAXModelConfig(**_places(draft_model), **shared)
+                draft = MAXModelConfig(**_places(self.draft_model), **shared)
                 adopt(draft.huggingface_config, draft_stated)
                 complete_draft_config(
                     self.speculative_method,
@@ -229,7 +241,7 @@ class EngineConfig:
                     source=draft_model,
                 )
             arguments = PipelineArgs(
-                **_places(model),
+                **_places(self.model),
                 max_length=self.max_length,
                 runtime=PipelineRuntimeConfig(
                     custom_architectures=ENGINE_ARCHITECTURES,
@@ -285,6 +297,9 @@ def _places(model: str) -> dict[str, Any]:
     return {"model_path": folder, "weight_path": [config], "served_model_name": model}
 
 
-def _whole(paths: list[Path]) -> list[Path]:
+def _checked(paths: list[Path], model: MAXModelConfig, source: str) -> list[Path]:
+    """The weight files, all of them whole and in agreement with config.json."""
     check_weight_files(paths)
+    if gguf := gguf_among(paths):
+        check_agreement(gguf, model.huggingface_config, source=source)
     return paths
