@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from max.pipelines.context import SamplingParams
 from PIL import Image
 from rich.console import Console
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -134,11 +135,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A checkpoint folder without defaults for sampling."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").touch()
-    return folder
+    return save_checkpoint(tmp_path / "model")
 
 
 def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
@@ -146,6 +143,14 @@ def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
     return CliRunner(env={"COLUMNS": "80"}).invoke(
         unispec, ["generate", *map(str, arguments)], input=stdin, catch_exceptions=False
     )
+
+
+def save_checkpoint(folder: Path) -> Path:
+    """Writes what the command looks at before it makes an engine."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    return folder
 
 
 def save_image(file: Path) -> Path:
@@ -294,7 +299,13 @@ def test_warnings_of_libraries_are_kept_off_the_terminal(
 def test_progress_comes_in_order_without_a_terminal(engine: type[FakeEngine], model: Path) -> None:
     lines = run("--model", model, "--prompt", "hello").stderr.splitlines()
     phases = [line.split(" s  ")[1] for line in lines if re.match(r" +\d+\.\d s  ", line)]
-    assert phases == ["starting MAX", "loading weights", "compiling", "ready", "generating"]
+    assert phases == [
+        "starting MAX",
+        "loading weights",
+        "compiling",
+        "ready",
+        "generating",
+    ]
 
 
 def test_table_shows_the_numbers(engine: type[FakeEngine], model: Path) -> None:
@@ -385,10 +396,10 @@ def test_spinner_on_a_terminal_shows_the_phase_and_leaves_nothing() -> None:
 def test_model_options_reach_the_engine(
     engine: type[FakeEngine], model: Path, tmp_path: Path
 ) -> None:
+    draft = save_checkpoint(tmp_path / "draft")
     weights = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for file in weights:
-        file.touch()
-    draft = shutil.copytree(model, tmp_path / "draft")
+        save_file({file.stem: np.zeros(1, np.float32)}, file)
     arguments = f"""--model-path {model} --weight-path {weights[0]} --weight-path {weights[1]}
         --draft-model-path {draft} --speculative-method eagle --num-speculative-tokens 8
         --devices gpu:1 --max-length 256 --max-batch-size 4 --max-batch-input-tokens 128
@@ -718,6 +729,7 @@ def test_a_grammar_reaches_every_request(
         ),
         ("--model m --prompt a --json-schema nowhere", ["--json-schema", "nowhere"]),
         ("--model m --prompt a --json-schema {file}", ["--json-schema", "{file}", "line 1"]),
+        ("--model m --prompt a --json-schema {deep}", ["--json-schema", "{deep}", "nested"]),
         ("--model m --prompt a --json-schema {number}", ["--json-schema", "no JSON schema"]),
         (
             "--model m --prompt a --json-schema {schema} --regex x",
@@ -766,6 +778,7 @@ def test_wrong_options_are_one_line_before_anything_is_loaded(
         "gap": b"hello\n\nworld\n",
         "binary": b"\xff\xfe",
         "number": b"3",
+        "deep": b'{"a":' * 100_000,
         "schema": b"{}",
     }
     files = {name: tmp_path / name for name in contents}

@@ -26,7 +26,10 @@ class Engine:
         print(*slack, file=sys.__stdout__)
         sys.exit(0)
 
-with mock.patch.object(runtime, "Engine", Engine):
+with (
+    mock.patch.object(runtime, "Engine", Engine),
+    mock.patch("unispec.commands.generate.check_checkpoints"),
+):
     unispec(["generate", "--model", "any", "--prompt", "hello", "--devices", sys.argv[1]])
 """
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, redirect_stdout
 import click
 
 from unispec.commands.constraint import ConstraintOptions, constraint_options
+from unispec.commands.files import check_checkpoints
 from unispec.commands.libraries import quieten_libraries
 from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
@@ -35,14 +36,14 @@ def generate(
     A draft changes the speed only: the output is what the target alone would write. Text goes
     to stdout as it is accepted; progress and a final table of numbers go to stderr.
     """
+    quieten_libraries()
+    prompts.check_images()
+    check_checkpoints(model.model, weight_path=model.weight_path, draft=model.draft)
     from rich.console import Console
 
     from unispec.commands.console import Answers, progress, summary
     from unispec.commands.report import to_json
 
-    quieten_libraries()
-    prompts.check_images()
-    model.check_files()
     texts = prompts.texts
     terminal = Console(stderr=True)
     answers = Answers(texts, sys.stdout)

@@ -15,7 +15,7 @@ from unispec.methods import DRAFT_METHODS, LARGEST_DRAFT_TOKENS, METHODS, Method
 if TYPE_CHECKING:
     from unispec.pipelines.runtime import EngineConfig
 
-__all__ = ["ModelOptions", "check_model_files", "model_options"]
+__all__ = ["ModelOptions", "model_options"]
 
 DEFAULT_MAX_BATCH_SIZE = 8
 
@@ -30,25 +30,6 @@ class Devices(click.ParamType[str]):
         if re.fullmatch(r"cpu|gpu(:\d+)?", value) is None:
             self.fail(f"'{value}' is not 'cpu', 'gpu' or 'gpu:ID'.", param, ctx)
         return str(value)
-
-
-def check_model_files(model: str, weights: tuple[Path, ...] = ()) -> None:
-    """Finds a model's config.json and, in a folder, its weights, without MAX and transformers.
-
-    Args:
-        model: folder or Hugging Face repository id.
-        weights: weight files that are given apart from it.
-
-    Raises:
-        InputError: a path is wrong, or a file is missing.
-    """
-    from unispec.checkpoints.model_config import read_config_object
-    from unispec.checkpoints.repository import resolve_model, weight_files
-
-    read_config_object(model)
-    # Those of a repository are downloaded when more is known to be right.
-    if isinstance(resolve_model(model), Path):
-        weight_files(model, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +81,10 @@ class ModelOptions:
                 f" 1<=x<={LARGEST_DRAFT_TOKENS[method]} of {method}"
             )
 
-    def check_files(self) -> None:
-        """Refuses at once what would be refused after MAX was imported.
-
-        Raises:
-            InputError: see `check_model_files`.
-        """
-        check_model_files(self.model, self.weight_path)
-        if self.draft_model_path is not None and not self.no_speculation:
-            check_model_files(self.draft_model_path)
+    @property
+    def draft(self) -> str | None:
+        """The draft that runs."""
+        return None if self.no_speculation else self.draft_model_path
 
     def engine_config(self, num_prompts: int) -> EngineConfig:
         """Returns the configuration of an engine for this many prompts."""
@@ -117,7 +93,7 @@ class ModelOptions:
         return EngineConfig(
             model=self.model,
             weight_path=self.weight_path,
-            draft_model=None if self.no_speculation else self.draft_model_path,
+            draft_model=self.draft,
             speculative_method=None if self.no_speculation else self.speculative_method,
             num_speculative_tokens=None if self.no_speculation else self.num_speculative_tokens,
             devices=self.devices,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unispec.commands.files import check_checkpoints
 from unispec.commands.libraries import check_installed
-from unispec.commands.model import check_model_files
 from unispec.commands.options import FiniteRange
 from unispec.commands.prompts import PromptFile
 from unispec.errors import InputError
@@ -196,7 +196,7 @@ def train(
     from unispec.commands.libraries import quieten_libraries
 
     quieten_libraries()
-    check_model_files(model)
+    check_checkpoints(model, draft=None if draft_model_path is None else str(draft_model_path))
     import torch
     import transformers
     from rich.console import Console
