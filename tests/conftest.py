@@ -150,6 +150,12 @@ def _load(pair: TinyPair) -> Engine:
 
 
 @pytest.fixture(scope="session")
+def load_tiny() -> Callable[[TinyPair], Engine]:
+    """How the engines of tiny pairs are loaded."""
+    return _load
+
+
+@pytest.fixture(scope="session")
 def tiny_engine(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], Engine]:
     """The engine of a tiny pair, by preset name, loaded once each."""
     engines: dict[str, Engine] = {}

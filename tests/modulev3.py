@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from max.driver import CPU
+from max.driver import CPU, DeviceSpec
 from max.engine import InferenceSession
 from max.graph.weights import SafetensorWeights
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
-from max.pipelines.lib import ModelOutputs, PipelineConfig
+from max.pipelines.lib import ModelOutputs, PipelineArgs, PipelineConfig
 
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.pipelines.architectures.llama3_modulev3 import Llama3Inputs, Llama3Model
-from unispec.pipelines.runtime import EngineConfig
 
 __all__ = ["MAX_LENGTH", "Driver", "pipeline_config"]
 
@@ -24,7 +23,14 @@ MAX_LENGTH = 96
 
 def pipeline_config(folder: Path) -> PipelineConfig:
     """MAX's configuration of a checkpoint, sequences of up to ``MAX_LENGTH`` tokens."""
-    return EngineConfig(model=str(folder), max_length=MAX_LENGTH).pipeline_config()
+    return PipelineConfig.from_args(
+        PipelineArgs(
+            model_path=str(folder),
+            max_length=MAX_LENGTH,
+            device_specs=[DeviceSpec.cpu()],
+            quantization_encoding="float32",
+        )
+    )
 
 
 class Driver:

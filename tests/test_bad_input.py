@@ -322,7 +322,7 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     ),
     "another architecture": (
         config("target", model_type="gpt2", architectures=["GPT2LMHeadModel"]),
-        ["{target}", "GPT2LMHeadModel", "LlamaForCausalLM"],
+        ["{target}", "gpt2 with eagle", "supported: deepseek_v3 with mtp", "llama with eagle"],
     ),
     "an architecture that only MAX knows": (
         config("target", model_type="qwen2", architectures=["Qwen2ForCausalLM"]),
@@ -330,7 +330,7 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     ),
     "an architecture that nobody knows": (
         config("target", model_type="fancy", auto_map={"AutoConfig": "code.Config"}),
-        ["{target}", "model_type 'fancy'", "Llama"],
+        ["{target}", "model_type fancy with eagle", "llama with eagle"],
     ),
     "no architecture": (
         config("draft", architectures=...),

@@ -6,13 +6,17 @@ prompt runs in a batch of 8, each second one of them in a batch of 4, each fourt
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prompts import random_prompt, real_prompts
 from reference.target import GreedyTrace, TargetReference, assert_same_greedy
 from runs import answers, greedy_requests, proposing
-from tiny import COMPILED_PAIRS
+from tiny import COMPILED_PAIRS, TinyPair
 
 from unispec.methods import DRAFT_METHODS, Method
 from unispec.pipelines.runtime import Engine
@@ -23,6 +27,8 @@ SHARES = {1: 4, 4: 2, 8: 1}
 """Of a batch size, each how many-th prompt it runs: small batches take longer for each prompt."""
 CELLS = [(size, k) for size in BATCH_SIZES for k in PROPOSALS]
 NEW_TOKENS = 32
+MAX_LENGTH = 512
+"""Of the tiny engines."""
 LENGTHS = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 63, 64, 65, 89, 100, 127, 128, 129, 144, 200, 233)
 LENGTHS += (256, 257, 300)
 """Of the 24 random prompts; around chunks of 64 and pages of 128 tokens."""
@@ -109,6 +115,43 @@ def test_tiny_llama_answers_as_it_does_alone(
     with proposing(engine, k):
         ours = answers(engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
     exact(f"tiny Llama {name}", map(expected.same, prompts, ours))
+
+
+@pytest.fixture(scope="module", params=["a tied head that differs", "Mistral"])
+def other_config_model(
+    request: pytest.FixtureRequest,
+    tiny_pair: Callable[[str], TinyPair],
+    load_tiny: Callable[[TinyPair], Engine],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Engine, TargetReference]:
+    """Pair D, of which config.json says something else: the graph is the same.
+
+    transformers reads that config.json, too, so that its Mistral is what ours is compared with.
+    """
+    pair, root = tiny_pair("D"), tmp_path_factory.mktemp("other")
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    changes: dict[str, dict[str, Any]] = {"target": {"tie_word_embeddings": True}, "draft": {}}
+    if request.param == "Mistral":
+        changes = {"target": {**mistral, "sliding_window": MAX_LENGTH}, "draft": mistral}
+    for part, fields in changes.items():
+        file = Path(shutil.copytree(getattr(pair, part), root / part)) / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return load_tiny(TinyPair(root / "target", root / "draft")), TargetReference(root / "target")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_llama_of_another_config_answers_as_it_does_alone(
+    other_config_model: tuple[Engine, TargetReference],
+    exact: Callable[[str, Iterable[bool]], None],
+) -> None:
+    engine, target = other_config_model
+    prompts = [random_prompt(len(target.embedding), length, seed=length) for length in LENGTHS[::3]]
+    expected = Expected(target, prompts, eos={2})
+    report = engine.generate(greedy_requests(prompts, NEW_TOKENS))
+    ours = [result.token_ids for result in report.results]
+    exact("tiny Llama D of another config", map(expected.same, prompts, ours))
+    drafted = sum(result.drafted for result in report.results)
+    assert sum(result.accepted for result in report.results) > 0.5 * drafted
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -676,6 +676,42 @@ def test_a_target_that_is_no_llama(tiny_pair: Callable[[str], TinyPair]) -> None
         TorchTarget(str(tiny_pair("G").target))
 
 
+@pytest.fixture
+def mistral(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TorchTarget:
+    """Pair D's target by another name, with a window of 32 tokens."""
+    file = Path(shutil.copytree(tiny_pair("D").target, tmp_path / "mistral")) / "config.json"
+    fields = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields | {"sliding_window": 32}))
+    return TorchTarget(str(file.parent))
+
+
+@METHODS
+def test_a_mistral_answers_as_the_llama_that_it_is(
+    target: TorchTarget,
+    mistral: TorchTarget,
+    collected: Callable[[Method], Collection],
+    method: Method,
+) -> None:
+    """Up to its window; its draft is a Llama's."""
+    prompts = [random_prompt(256, length, seed=length) for length in (1, 9, 24)]
+    layers = SHAPES[method].tapped_layers(target.config)
+    options: dict[str, Any] = {"layers": layers, "max_new_tokens": 8}
+    ours, theirs = (
+        one.answers(prompts, [0.0, 0.0, 1.0], seed=1, **options) for one in (mistral, target)
+    )
+    for own, other in zip(ours, theirs, strict=True):
+        assert own.tokens == other.tokens
+        torch.testing.assert_close(own.features, other.features)
+    draft = untrained(mistral, collected(method), method).config()
+    assert draft["model_type"] == "llama"
+    assert draft.get("sliding_window") is None
+
+
+def test_texts_that_outgrow_a_mistrals_window(mistral: TorchTarget) -> None:
+    with pytest.raises(InputError, match=r"sliding_window 32 of .* up to 33 tokens: shorten"):
+        mistral.write([[5] * 3, [5] * 24], [0.0, 0.0], 9, [2], 0)
+
+
 def test_a_full_disk(target: TorchTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

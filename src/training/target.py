@@ -22,7 +22,7 @@ from .attention import GROUPED
 
 __all__ = ["Answered", "TorchTarget"]
 
-_ARCHITECTURE = "LlamaForCausalLM"
+_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
 
 class Answered(NamedTuple):
@@ -38,7 +38,7 @@ class Answered(NamedTuple):
 
 
 class TorchTarget:
-    """A Llama in Hugging Face's format.
+    """A Llama or a Mistral in Hugging Face's format.
 
     Args:
         model: folder or Hugging Face repository id.
@@ -54,7 +54,7 @@ class TorchTarget:
         eos: tokens that end an answer.
 
     Raises:
-        InputError: no Llama, weights that are missing or cannot be read, or no such device.
+        InputError: neither, weights that are missing or cannot be read, or no such device.
     """
 
     def __init__(self, model: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -62,18 +62,26 @@ class TorchTarget:
             raise InputError("--device cuda was asked for, but torch finds no GPU: use cpu")
         self.name, self.device = model, torch.device(device)
         self.config: Any = read_model_config(model)
-        if self.config.architectures != [_ARCHITECTURE]:
+        (architecture,) = self.config.architectures or [""]
+        if architecture not in _ARCHITECTURES:
             raise InputError(
-                f"{model}: a draft is trained for {_ARCHITECTURE}, not for"
-                f" {', '.join(self.config.architectures or ['nothing'])}: choose a Llama"
+                f"{model}: a draft is trained for {' or '.join(_ARCHITECTURES)}, not for"
+                f" {architecture}: choose a Llama or a Mistral"
             )
         self.tokenizer: Any = read_tokenizer(model, self.config.model_type)
+        # `write` keeps within a Mistral's window, so that no layer needs one.
+        self._window: int | None = None
+        if self.config.model_type == "mistral":
+            self._window, self.config.sliding_window = self.config.sliding_window, None
         self.model: Any
         # Downloads those of a repository into the folder of its config.json.
         weight_files(model)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                find_config(model).parent, dtype=dtype, output_loading_info=True
+                find_config(model).parent,
+                config=self.config,
+                dtype=dtype,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
@@ -162,8 +170,14 @@ class TorchTarget:
             on_pass: see `answer`.
 
         Raises:
-            InputError: the target computes NaN.
+            InputError: the target computes NaN, or a text may outgrow its sliding window.
         """
+        longest = max(map(len, prompts)) + max_new_tokens
+        if self._window is not None and longest > self._window:
+            raise InputError(
+                f"sliding_window {self._window} of {self.name} is not supported for sequences of up"
+                f" to {longest} tokens: shorten the prompts or lower --max-new-tokens"
+            )
         try:
             return answer(self.model, prompts, temperatures, max_new_tokens, ends, seed, on_pass)
         except ArithmeticError as error:

@@ -1,9 +1,10 @@
-"""What an engine registers with MAX: DeepSeek-V3 and Kimi K2.5, of which MAX's take no CPU."""
+"""What an engine registers with MAX: the targets of which MAX's own entries take no CPU."""
 
 from __future__ import annotations
 
 from .deepseekV3 import arch as deepseek
 from .kimik2_5 import arch as kimi
+from .llama3 import arch as llama
 from .unified_dflash_kimi_k25 import arch as kimi_dflash
 from .unified_mtp_deepseekV3 import arch as deepseek_mtp
 
@@ -14,5 +15,6 @@ ARCHITECTURES = [
     deepseek_mtp.ARCHITECTURE,
     kimi.ARCHITECTURE,
     kimi_dflash.ARCHITECTURE,
+    llama.MISTRAL,
 ]
 """The entries of MAX's registry."""

@@ -6,17 +6,19 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from max.pipelines.lib import PipelineConfig, SupportedArchitecture
-
 from unispec.errors import InputError
 from unispec.methods import Method
 
 if TYPE_CHECKING:
+    from max.pipelines.lib import PipelineConfig, SupportedArchitecture
+
     from unispec.pipelines.runtime.model import UnifiedModel
 
 __all__ = [
     "ENGINE_ARCHITECTURES",
     "architectures",
+    "check_pair",
+    "check_target",
     "complete_draft_config",
     "pipeline_model",
     "register",
@@ -34,6 +36,15 @@ _REGISTERED: Final = (
 ENGINE_ARCHITECTURES: Final = [f"{__package__}.engine_entries"]
 """Modules whose `ARCHITECTURES` an engine lets MAX import: MAX's own entries refuse a CPU."""
 
+# Model type, and the class of a checkpoint that writes text; others of the type rank or classify.
+_CLASSES: Final = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "kimi_k25": "KimiK25ForConditionalGeneration",
+    "llama": "LlamaForCausalLM",
+    # Llama's layers under another name.
+    "mistral": "MistralForCausalLM",
+}
+
 # Model type and method, then module and class: an architecture imports the runtime that
 # asks here, so it is imported only when it is wanted.
 _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
@@ -44,6 +55,9 @@ _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
     ("llama", None): ("llama3.target_only", "Llama3TargetModel"),
     ("llama", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
     ("llama", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),
+    ("mistral", None): ("llama3.target_only", "Llama3TargetModel"),
+    ("mistral", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
+    ("mistral", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),
 }
 
 # What other packages brought, by the same pairs.
@@ -59,6 +73,45 @@ _DRAFT_CONFIGS: dict[str, tuple[str, str]] = {
 def architectures() -> list[SupportedArchitecture]:
     """The entries for MAX's registry, always the same list."""
     return [import_module(f"{__package__}.{name}.arch").ARCHITECTURE for name in _REGISTERED]
+
+
+def check_pair(model_type: Any, method: str | None, *, source: str) -> None:
+    """Refuses a pair that nothing here runs; needs no more of a model than its type.
+
+    Args:
+        model_type: `model_type` of the target's config.json, whatever stands there.
+        method: the speculative method; None: the target alone.
+        source: the target's file or folder, for the error.
+
+    Raises:
+        InputError: nothing here runs this pair.
+    """
+    pairs = [*_MODELS, *_ADDED]
+    if (model_type, method) in pairs:
+        return
+    known = sorted(f"{name} with {way or 'no draft'}" for name, way in pairs)
+    raise InputError(
+        f"{source}: model_type {model_type} with {method or 'no draft'} is not supported;"
+        f" supported: {', '.join(known)}"
+    )
+
+
+def check_target(hf: Any, *, source: str) -> None:
+    """Refuses a checkpoint of a supported type that does not write text, or is a draft.
+
+    Args:
+        hf: the target's Hugging Face config.
+        source: the file or folder, for the error.
+
+    Raises:
+        InputError: `architectures` names another class than this type's language model.
+    """
+    stated, needed = hf.architectures[0], _CLASSES.get(hf.model_type)
+    if needed not in (None, stated):
+        raise InputError(
+            f"{source} is a {stated}, and a target of model_type {hf.model_type} is a {needed}; use"
+            " a model that writes text, and give a draft by --draft-model-path"
+        )
 
 
 def complete_draft_config(method: str, draft: Any, asked: int | None, *, source: str) -> None:
@@ -86,17 +139,12 @@ def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
     """
     hf = config.model.huggingface_config
     # MAX renames `architectures` when a draft is configured, the model type stays.
-    architecture = getattr(hf, "model_type", "unknown")
+    model_type = getattr(hf, "model_type", "unknown")
     method = config.speculative.speculative_method if config.speculative else None
-    if (architecture, method) in _ADDED:
-        return _ADDED[architecture, method]
-    if (architecture, method) not in _MODELS:
-        known = sorted(f"{name} with {way or 'no draft'}" for name, way in (*_MODELS, *_ADDED))
-        raise InputError(
-            f"{architecture} with {method or 'no draft'} is not supported; supported:"
-            f" {', '.join(known)}"
-        )
-    module, name = _MODELS[architecture, method]
+    check_pair(model_type, method, source=config.model.model_name)
+    if (model_type, method) in _ADDED:
+        return _ADDED[model_type, method]
+    module, name = _MODELS[model_type, method]
     found: type[UnifiedModel] = getattr(import_module(f"{__package__}.{module}"), name)
     return found
 

@@ -23,7 +23,7 @@ from unispec.checkpoints.draft_config import adopt, read_draft_config
 from unispec.checkpoints.draft_kinds import check_draft_files
 from unispec.checkpoints.gguf_agreement import check_agreement
 from unispec.checkpoints.gguf_parts import gguf_among
-from unispec.checkpoints.model_config import read_model_config
+from unispec.checkpoints.model_config import model_config, read_config_object
 from unispec.checkpoints.repository import find_config, resolve_model, weight_files
 from unispec.errors import InputError
 from unispec.methods import (
@@ -33,7 +33,12 @@ from unispec.methods import (
     METHODS,
     Method,
 )
-from unispec.pipelines.architectures.registry import ENGINE_ARCHITECTURES, complete_draft_config
+from unispec.pipelines.architectures.registry import (
+    ENGINE_ARCHITECTURES,
+    check_pair,
+    check_target,
+    complete_draft_config,
+)
 
 __all__ = ["EngineConfig"]
 
@@ -193,7 +198,10 @@ class EngineConfig:
                 " 'float32' or a GPU"
             )
         model = str(resolve_model(self.model))
-        stated = read_model_config(model)
+        keys = read_config_object(model)
+        check_pair(keys.get("model_type"), self.speculative_method, source=model)
+        stated = model_config(keys, model)
+        check_target(stated, source=model)
         limit = getattr(stated.get_text_config(), "max_position_embeddings", None)
         if self.max_length is not None and limit is not None and self.max_length > limit:
             raise InputError(

@@ -9,7 +9,7 @@ from max.pipelines.lib import MAXModelConfig
 
 from unispec.errors import InputError
 
-__all__ = ["check_cache_format", "check_sizes", "check_stack", "positive"]
+__all__ = ["check_cache_format", "check_sizes", "check_stack", "check_window", "positive"]
 
 _SIZES: Final = (
     "hidden_size",
@@ -73,6 +73,28 @@ def check_cache_format(model_config: MAXModelConfig, source: str) -> None:
         raise InputError(
             f"kv_cache_format {asked!r} of {source} is not supported; leave it out, and the cache"
             " has the format of the weights"
+        )
+
+
+def check_window(hf: Any, longest: int | None, source: str) -> None:
+    """Refuses a sliding window that a sequence may outgrow.
+
+    Args:
+        hf: a Hugging Face config.
+        longest: tokens of the longest sequence; None: it is not known.
+        source: the file or folder, for the error.
+
+    Raises:
+        InputError: `sliding_window` is shorter than the longest sequence, or no size.
+    """
+    # transformers' Llama has no window, whatever config.json says.
+    window = None if hf.model_type == "llama" else getattr(hf, "sliding_window", None)
+    if window is None or longest is None:
+        return
+    if longest > positive("sliding_window", window, source):
+        raise InputError(
+            f"sliding_window {window} of {source} is not supported for sequences of up to"
+            f" {longest} tokens; choose a max_length of at most {window}"
         )
 
 

@@ -10,13 +10,14 @@ from typing_extensions import Self
 
 from unispec.errors import InputError
 
+from .checks import check_window
 from .config import Llama3Config
 
 __all__ = ["StackConfig"]
 
 
 class StackConfig(Llama3Config):
-    """A Llama 2, 3, 3.1 or 3.2 stack, target or draft of a unified graph."""
+    """A Llama 2, 3, 3.1 or 3.2 or Mistral stack, target or draft of a unified graph."""
 
     FIXED: ClassVar[Mapping[str, Any]] = {
         "embedding_multiplier": 1.0,
@@ -42,11 +43,15 @@ class StackConfig(Llama3Config):
             max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:
-            InputError: what `Llama3Config.initialize` refuses, or another value of a
-                field than `FIXED` allows.
+            InputError: what `Llama3Config.initialize` refuses, another value of a field than
+                `FIXED` allows, or a target whose sequences outgrow its sliding window.
         """
+        model_config = model_config or pipeline_config.model
         config = super().initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
-        source = (model_config or pipeline_config.model).model_name
+        source = model_config.model_name
+        # A draft's layers see what its method says.
+        if model_config is pipeline_config.model:
+            check_window(model_config.huggingface_config, config.max_seq_len, source)
         if config.longrope_scaling_params is not None:
             raise InputError(
                 f"rope type 'longrope' of {source} is not supported by unified graphs; use a"

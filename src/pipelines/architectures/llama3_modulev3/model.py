@@ -35,6 +35,7 @@ from unispec.pipelines.runtime.inputs import wait_for_copies
 from unispec.pipelines.runtime.plan import unplanned
 from unispec.pipelines.runtime.weights import read_weights
 
+from ..llama3.checks import check_window
 from ..llama3.config import Llama3Config
 from .graph import Llama3
 from .inputs import Llama3Inputs
@@ -96,7 +97,8 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
         if len(devices) != 1:
             raise InputError(f"{len(devices)} devices were given; this model runs on one")
         plan = memory_plan or unplanned(max_batch_size, _longest(pipeline_config.model))
-        _check_window(pipeline_config.model, plan.planned_max_length)
+        model = pipeline_config.model
+        check_window(model.huggingface_config, plan.planned_max_length, model.model_name)
         super().__init__(
             pipeline_config,
             session,
@@ -212,16 +214,6 @@ def _longest(model_config: MAXModelConfig) -> int:
     """Longest sequence that the model's positions and `max_length` allow."""
     hf: Any = model_config.huggingface_config
     return Llama3Config.calculate_max_seq_len(hf, model_config)
-
-
-def _check_window(model_config: MAXModelConfig, max_seq_len: int | None) -> None:
-    """Refuses a sliding window that a sequence may outgrow."""
-    window = getattr(model_config.huggingface_config, "sliding_window", None)
-    if window is not None and max_seq_len is not None and max_seq_len > window:
-        raise InputError(
-            f"sliding_window {window} of {model_config.model_name} is not supported for sequences"
-            f" of up to {max_seq_len} tokens; choose a max_length of at most {window}"
-        )
 
 
 def _buffer(tensor: Tensor | None) -> Buffer | None:

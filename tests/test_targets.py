@@ -1,0 +1,171 @@
+"""Which targets there are, with which drafts, and what is said of others: before MAX is asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TinyPair
+
+from unispec.errors import InputError
+from unispec.methods import Method
+from unispec.pipelines.architectures.registry import pipeline_model
+from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.pipelines.runtime import config as runtime_config
+
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+
+
+@pytest.fixture
+def max_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("MAX was asked")
+
+    monkeypatch.setattr(runtime_config, "MAXModelConfig", ask)
+    monkeypatch.setattr(runtime_config.PipelineConfig, "from_args", ask)
+
+
+def changed(source: Path, folder: Path, **fields: Any) -> str:
+    """A copy of a checkpoint whose config.json says something else."""
+    file = Path(shutil.copytree(source, folder)) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return str(folder)
+
+
+@pytest.mark.usefixtures("max_is_not_asked")
+@pytest.mark.parametrize(
+    ("model_type", "method"),
+    [
+        ("deepseek_v2", None),
+        ("deepseek_v3", "dflash"),
+        ("deepseek_v3", "eagle"),
+        ("deepseek_v32", None),
+        ("gemma2", None),
+        ("kimi_k25", "eagle"),
+        ("kimi_k25", "mtp"),
+        ("llama", "mtp"),
+        ("llama4", None),
+        ("mistral", "mtp"),
+        ("mistral3", None),
+        ("mixtral", None),
+        ("mllama", None),
+        ("of tomorrow", None),
+        ("phi3", None),
+        ("qwen2", "eagle"),
+        ("qwen3", "dflash"),
+        (None, None),
+        (["llama"], None),
+    ],
+)
+def test_a_pair_that_nothing_runs_is_refused_with_those_that_run(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, model_type: Any, method: Method | None
+) -> None:
+    """Although the config.json has Llama's fields only: the type alone decides."""
+    pair = tiny_pair("D")
+    config = EngineConfig(
+        model=changed(pair.target, tmp_path / "model", model_type=model_type),
+        draft_model=str(pair.draft) if method in ("dflash", "eagle") else None,
+        speculative_method=method,
+    )
+    with pytest.raises(InputError) as refused:
+        config.pipeline_config()
+    assert str(refused.value) == (
+        f"{tmp_path}/model: model_type {model_type} with {method or 'no draft'} is not supported;"
+        " supported: deepseek_v3 with mtp, deepseek_v3 with no draft, kimi_k25 with dflash,"
+        " kimi_k25 with no draft, llama with dflash, llama with eagle, llama with no draft,"
+        " mistral with dflash, mistral with eagle, mistral with no draft"
+    )
+
+
+@pytest.mark.usefixtures("max_is_not_asked")
+@pytest.mark.parametrize("stated", ["LlamaForSequenceClassification", "LlamaForCausalLMEagle"])
+def test_a_llama_that_writes_no_text_is_no_target(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, stated: str
+) -> None:
+    model = changed(tiny_pair("D").target, tmp_path / "model", architectures=[stated])
+    with pytest.raises(InputError, match=f"is a {stated}.* is a LlamaForCausalLM; use a model"):
+        EngineConfig(model=model).pipeline_config()
+
+
+@pytest.mark.parametrize(
+    ("method", "letter", "draft_fields", "expected"),
+    [
+        (None, "D", {}, "Llama3TargetModel"),
+        ("eagle", "D", {}, "UnifiedEagleLlama3Model"),
+        ("eagle", "D", MISTRAL, "UnifiedEagleLlama3Model"),
+        ("dflash", "F", {}, "UnifiedDflashLlama3Model"),
+        ("dflash", "F", {"model_type": "mistral"}, "UnifiedDflashLlama3Model"),
+    ],
+)
+def test_a_mistral_is_a_llama_by_another_name(
+    tiny_pair: Callable[[str], TinyPair],
+    tmp_path: Path,
+    method: Method | None,
+    letter: str,
+    draft_fields: dict[str, Any],
+    expected: str,
+) -> None:
+    """MAX configures it for a CPU in float32, its draft too, whose config.json may say Mistral."""
+    pair = tiny_pair(letter)
+    assert pair.draft is not None
+    config = EngineConfig(
+        model=changed(pair.target, tmp_path / "model", **MISTRAL, sliding_window=None),
+        draft_model=changed(pair.draft, tmp_path / "draft", **draft_fields) if method else None,
+        speculative_method=method,
+    )
+    engine = Engine(config)
+    assert engine.max_length == 512
+    resolved = config.pipeline_config()
+    assert resolved.model.quantization_encoding == "float32"
+    assert pipeline_model(resolved).__name__ == expected
+    if method == "dflash":
+        assert resolved.speculative is not None
+        assert resolved.speculative.num_speculative_tokens == 5  # a block of 6
+
+
+@pytest.mark.parametrize(
+    ("stated", "max_length", "refused"),
+    [
+        ({"sliding_window": None}, None, False),
+        ({"sliding_window": 512}, None, False),
+        ({"sliding_window": 511}, None, True),
+        ({"sliding_window": 100}, 100, False),
+        ({"sliding_window": 100}, 101, True),
+        # What transformers' Mistral has where config.json does not say.
+        ({"max_position_embeddings": 4096}, None, False),
+        ({"max_position_embeddings": 4097}, None, True),
+    ],
+)
+def test_a_mistral_within_its_window(
+    tiny_pair: Callable[[str], TinyPair],
+    tmp_path: Path,
+    stated: dict[str, Any],
+    max_length: int | None,
+    refused: bool,
+) -> None:
+    model = changed(tiny_pair("D").target, tmp_path / "model", **MISTRAL, **stated)
+    config = EngineConfig(model=model, max_length=max_length)
+    if not refused:
+        Engine(config)
+        return
+    window = stated.get("sliding_window", 4096)
+    longest = max_length or stated.get("max_position_embeddings", 512)
+    with pytest.raises(InputError) as refusal:
+        Engine(config)
+    assert str(refusal.value) == (
+        f"sliding_window {window} of {model} is not supported for sequences of up to {longest}"
+        f" tokens; choose a max_length of at most {window}"
+    )
+
+
+def test_a_llama_has_no_window_whatever_its_config_says(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path
+) -> None:
+    """Nor has transformers' Llama; such a key is left over from a conversion."""
+    Engine(
+        EngineConfig(model=changed(tiny_pair("D").target, tmp_path / "model", sliding_window=100))
+    )
