@@ -14,6 +14,7 @@ from unispec.checkpoints.gguf import dequantise
 from unispec.checkpoints.gguf_parts import gguf_among, open_gguf_parts
 from unispec.checkpoints.json_object import parse_json_object
 from unispec.checkpoints.memory import check_memory
+from unispec.checkpoints.quantisation import unsupported
 from unispec.errors import InputError
 
 __all__ = ["Tensor", "check_weight_files", "read_tensors"]
@@ -41,6 +42,8 @@ _DTYPES: Final[Mapping[str, str]] = {
 }
 _FLOATS: Final = ("F64", "F32", "F16", _BF16)
 _FLOAT32_BYTES: Final = 4
+# What is narrower than a byte, or a byte of another kind than F8_E4M3.
+_NARROW: Final = ("F8_", "F6_", "F4")
 _LENGTH_BYTES: Final = 8
 # The limit of the reference implementation; more is not a header but other data.
 _MAX_HEADER_BYTES: Final = 100_000_000
@@ -175,6 +178,8 @@ def _entry(name: str, raw: Any, data_bytes: int, path: Path) -> _Entry:
                 f"{path}: the header entry {str(raw)[:120]} of tensor {name!r} is malformed:"
                 f" {_DOWNLOAD_AGAIN}"
             )
+    if dtype_name not in _DTYPES and dtype_name.startswith(_NARROW):
+        raise unsupported(f"tensor {name!r} of {path}", f"dtype {dtype_name}")
     if dtype_name not in _DTYPES:
         raise InputError(
             f"{path}: tensor {name!r} has the unsupported dtype {dtype_name!r}: use a checkpoint in"

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from unispec.checkpoints.quantisation import USE_PLAIN, check_names
 from unispec.checkpoints.tensors import Tensor
 from unispec.errors import InputError
 
@@ -48,6 +49,7 @@ def validated_state_dict(
     *,
     source: str,
     model: str,
+    use_unquantised: str = USE_PLAIN,
 ) -> dict[str, Tensor]:
     """Take the expected tensors from a checkpoint, each one once.
 
@@ -57,6 +59,7 @@ def validated_state_dict(
         expected: Canonical names to shapes.
         source: The file or folder, for the errors.
         model: What the tensors should be ("a Llama"), for the errors.
+        use_unquantised: What to use instead of quantised tensors, for the errors.
 
     Returns:
         The tensors under their canonical names, in the order of `expected`.
@@ -66,13 +69,16 @@ def validated_state_dict(
             floating point (bytes are taken for float8 where they have scales), or has NaN or
             infinite values.
     """
+    unexpected = [original for name, original in names.items() if name not in expected]
+    # Their matrices are missing under the names that are expected: this says more.
+    check_names(unexpected, source, use=use_unquantised)
     if missing := [name for name in expected if name not in names]:
         raise InputError(
             f"{source} lacks {listed(missing)}, the first of shape"
             f" {list(expected[missing[0]])}: give all files of the checkpoint, with its own"
             " config.json"
         )
-    if unexpected := [original for name, original in names.items() if name not in expected]:
+    if unexpected:
         raise InputError(
             f"{source} has {listed(unexpected)} that {model} of its config.json does not have:"
             " use a checkpoint of the supported format, with its own config.json"
@@ -81,7 +87,13 @@ def validated_state_dict(
     for name, shape in expected.items():
         tensor = tensors[names[name]]
         label = f"{source}: tensor {names[name]!r}"
-        _check_tensor(tensor, shape, label=label, float8=name + "_scale" in expected)
+        _check_tensor(
+            tensor,
+            shape,
+            label=label,
+            float8=name + "_scale" in expected,
+            use_unquantised=use_unquantised,
+        )
         state[name] = tensor
     return state
 
@@ -94,7 +106,9 @@ def listed(names: list[str]) -> str:
     return f"{noun} {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-def _check_tensor(tensor: Tensor, shape: tuple[int, ...], *, label: str, float8: bool) -> None:
+def _check_tensor(
+    tensor: Tensor, shape: tuple[int, ...], *, label: str, float8: bool, use_unquantised: str
+) -> None:
     if tensor.shape != shape:
         raise InputError(
             f"{label} has shape {list(tensor.shape)}, expected {list(shape)}: use the config.json"
@@ -110,9 +124,11 @@ def _check_tensor(tensor: Tensor, shape: tuple[int, ...], *, label: str, float8:
             raise InputError(_not_finite(label, bad))
         return
     if not np.issubdtype(tensor.dtype, np.floating):
+        # What float8 is read as, and two numbers of 4 bits are stored as.
+        form = ", which is float8 or packed" if tensor.dtype == np.uint8 else ""
         raise InputError(
-            f"{label} has dtype {tensor.dtype}, expected floating point: use a checkpoint that is"
-            " not quantised, or a GGUF file"
+            f"{label} has dtype {tensor.dtype}{form}, expected floating point: this quantised"
+            f" format is not supported; {use_unquantised}"
         )
     # A NaN or infinity survives every sum, and a float64 sum of float32 cannot overflow.
     with np.errstate(invalid="ignore", over="ignore"):

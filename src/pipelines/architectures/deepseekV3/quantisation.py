@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from unispec.checkpoints.quantisation import check_plain, stated_quantisation
 from unispec.errors import InputError
 
-__all__ = ["read_fp8_block", "read_int4_group_size"]
+__all__ = ["USE_QUANTISED", "read_fp8_block", "read_int4_group_size"]
+
+USE_QUANTISED: Final = "use a checkpoint in fp8 blocks or packed int4, or one that is not quantised"
+"""What to do where a checkpoint is quantised in another way."""
 
 _PACKED: Final = "compressed-tensors"
 _PACKED_ONLY: Final = {
@@ -17,7 +21,6 @@ _PACKED_ONLY: Final = {
     "symmetric": True,
     "strategy": "group",
 }
-_USE: Final = "use a checkpoint in fp8 blocks or packed int4, or one that is not quantised"
 
 
 def read_fp8_block(hf: Any, source: str) -> tuple[int, int] | None:
@@ -30,17 +33,14 @@ def read_fp8_block(hf: Any, source: str) -> tuple[int, int] | None:
     Raises:
         InputError: another quantisation.
     """
-    stated = _stated(hf)
+    stated = stated_quantisation(hf)
     if not stated or stated.get("quant_method") == _PACKED:
         return None
-    method: Any = stated.get("quant_method")
     block: Any = stated.get("weight_block_size")
     is_pair = isinstance(block, list | tuple) and len(block) == 2
-    if method != "fp8" or not is_pair or not all(isinstance(n, int) and n > 0 for n in block):
-        raise InputError(
-            f"quantization_config of {source} has quant_method {method!r} and weight_block_size"
-            f" {block!r}; {_USE}"
-        )
+    in_blocks = is_pair and all(isinstance(size, int) and size > 0 for size in block)
+    if stated.get("quant_method") != "fp8" or not in_blocks:
+        check_plain(hf, source, use=USE_QUANTISED)
     return int(block[0]), int(block[1])
 
 
@@ -56,7 +56,7 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
     Raises:
         InputError: more than one scheme, or one that is not symmetric int4 in groups.
     """
-    stated = _stated(hf)
+    stated = stated_quantisation(hf)
     if stated.get("quant_method") != _PACKED:
         return None
     groups = stated.get("config_groups")
@@ -64,13 +64,13 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
     if len(schemes) != 1 or not isinstance(schemes[0], dict):
         raise InputError(
             f"config_groups {groups!r} in quantization_config of {source} is not one scheme for"
-            f" all packed matrices; {_USE}"
+            f" all packed matrices; {USE_QUANTISED}"
         )
     (scheme,) = schemes
     weights = scheme.get("weights")
     if not isinstance(weights, dict):
         raise InputError(
-            f"weights {weights!r} in quantization_config of {source} is no scheme; {_USE}"
+            f"weights {weights!r} in quantization_config of {source} is no scheme; {USE_QUANTISED}"
         )
     found = {
         "format": scheme.get("format") or stated.get("format"),
@@ -85,7 +85,7 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
         if found.get(name) != supported:
             raise InputError(
                 f"{name} {found.get(name)!r} in quantization_config of {source} is not"
-                f" {supported!r}; {_USE}"
+                f" {supported!r}; {USE_QUANTISED}"
             )
     size = weights.get("group_size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -94,8 +94,3 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
             " correct its config.json"
         )
     return size
-
-
-def _stated(hf: Any) -> dict[str, Any]:
-    stated: Any = getattr(hf, "quantization_config", None) or {}
-    return stated if isinstance(stated, dict) else dict(stated.to_dict())

@@ -19,6 +19,7 @@ from unispec.checkpoints.validation import canonical_names, validated_state_dict
 from .config import DeepseekV3Config
 from .fp8 import as_float8, as_stored, with_scales
 from .layouts import in_layout
+from .quantisation import USE_QUANTISED
 
 __all__ = [
     "Shapes",
@@ -96,7 +97,14 @@ def target_state_dict(
         expected[HEAD] = embedding
     for layer in range(config.num_hidden_layers):
         expected |= layer_shapes(config, layer)
-    state = validated_state_dict(tensors, names, expected, source=source, model="a DeepSeek-V3")
+    state = validated_state_dict(
+        tensors,
+        names,
+        expected,
+        source=source,
+        model="a DeepSeek-V3",
+        use_unquantised=USE_QUANTISED,
+    )
     for layer in range(config.num_hidden_layers):
         state = in_layout(state, config, layer, f"layers.{layer}")
     return state

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from max.pipelines.lib import MAXModelConfig
 
+from unispec.checkpoints.quantisation import check_plain
 from unispec.errors import InputError
 
 __all__ = ["check_cache_format", "check_sizes", "check_stack", "check_window", "positive"]
@@ -116,11 +117,7 @@ def check_stack(hf: Any, head_dim: int, source: str) -> None:
             raise InputError(
                 f"{name} {found!r} of {source} is not Llama's {supported!r}; use a Llama checkpoint"
             )
-    if getattr(hf, "quantization_config", None):
-        raise InputError(
-            f"quantization_config of {source} is not supported; use the checkpoint that is not"
-            " quantised, or a GGUF file"
-        )
+    check_plain(hf, source)
     heads, key_heads = hf.num_attention_heads, hf.num_key_value_heads
     if heads % key_heads:
         raise InputError(

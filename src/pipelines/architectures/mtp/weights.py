@@ -12,6 +12,7 @@ from unispec.errors import InputError
 
 from ..deepseekV3.config import DeepseekV3Config
 from ..deepseekV3.layouts import in_layout
+from ..deepseekV3.quantisation import USE_QUANTISED
 from ..deepseekV3.weights import Shapes, layer_shapes
 
 __all__ = ["mtp_state_dict"]
@@ -63,7 +64,12 @@ def mtp_state_dict(
         **layer_shapes(config, layer),
     }
     state = validated_state_dict(
-        tensors, names, expected, source=source, model="the multi-token prediction layer"
+        tensors,
+        names,
+        expected,
+        source=source,
+        model="the multi-token prediction layer",
+        use_unquantised=USE_QUANTISED,
     )
     state = in_layout(state, config, layer, prefix.removesuffix("."))
     return {_our_name(name.removeprefix(prefix)): tensor for name, tensor in state.items()}
