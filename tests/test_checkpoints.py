@@ -245,7 +245,7 @@ def test_file_of_another_format(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("entry", "parts"),
     [
-        ({"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}, ["F8_E5M2", "F32"]),
+        ({"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}, ["F8_E5M2", "not quantised"]),
         ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, ["[2]", "8 bytes", "[0, 4)"]),
         ({"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}, ["[-4, 0]"]),
         ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, ["truncated", "8", "4"]),

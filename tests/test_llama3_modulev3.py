@@ -360,7 +360,7 @@ def test_bad_constants_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_divisors_for_another_width_of_head_are_refused() -> None:
     with pytest.raises(InputError, match="short_factor of here is no list of 16 numbers"):
-        read_rope(phi3(), 32, "here")
+        read_rope(phi3(), 32, "here", types=Llama3Config.ROPE_TYPES)
 
 
 def test_bad_choices_are_refused(tmp_path: Path) -> None:

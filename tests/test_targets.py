@@ -169,3 +169,62 @@ def test_a_llama_has_no_window_whatever_its_config_says(
     Engine(
         EngineConfig(model=changed(tiny_pair("D").target, tmp_path / "model", sliding_window=100))
     )
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "longrope": {
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": 64,
+    },
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.parametrize(
+    ("letter", "part", "taken"),
+    [
+        ("A", "target", ["default", "llama3"]),
+        ("A", "draft", ["default", "llama3"]),
+        ("H", "target", ["default", "yarn"]),
+        ("J", "draft", ["default", "llama3", "yarn"]),
+    ],
+)
+def test_a_rope_that_is_refused_is_told_which_are_not(
+    tiny_pair: Callable[[str], TinyPair],
+    tmp_path: Path,
+    letter: str,
+    part: str,
+    taken: list[str],
+    kind: str,
+) -> None:
+    """Each type that the sentence names is taken by the same target or draft."""
+    pair = tiny_pair(letter)
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]}
+    folders = {"target": str(pair.target), "draft": None if pair.draft is None else str(pair.draft)}
+    # transformers 4 wrote it under the other name, with theta beside it.
+    fields = {"rope_scaling": rope, "rope_parameters": rope}
+    folders[part] = changed(getattr(pair, part), tmp_path / part, **fields)
+    assert folders["target"] is not None
+    config = EngineConfig(
+        model=folders["target"], draft_model=folders["draft"], speculative_method=pair.method
+    )
+    if kind in taken:
+        Engine(config)
+        return
+    with pytest.raises(InputError) as refused:
+        Engine(config)
+    assert str(refused.value) == (
+        f"rope type {kind!r} of {folders[part]} is not supported; use a checkpoint of type"
+        f" {' or '.join(map(repr, taken))}"
+    )

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from max.nn.rotary_embedding import DeepseekYarnRotaryEmbedding, RotaryEmbedding
 
-from unispec.errors import InputError
-
 from ..llama3.rope import Rope, read_rope
 
 if TYPE_CHECKING:
@@ -27,13 +25,7 @@ def read_deepseek_rope(hf: Any, source: str) -> Rope:
     Raises:
         InputError: another rope type, or a parameter that is missing or out of range.
     """
-    rope = read_rope(hf, hf.qk_rope_head_dim, source)
-    if rope.llama3 or rope.long:
-        raise InputError(
-            f"the rope of {source} is neither of type 'default' nor 'yarn'; use a DeepSeek-V3"
-            " checkpoint"
-        )
-    return rope
+    return read_rope(hf, hf.qk_rope_head_dim, source, types=("default", "yarn"))
 
 
 def softmax_scale(head_dim: int, rope: Rope) -> float:

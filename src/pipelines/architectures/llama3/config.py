@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, get_args
 
@@ -29,7 +29,7 @@ from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 from .checks import check_cache_format, check_sizes, check_stack, positive
-from .rope import read_rope
+from .rope import RopeType, read_rope
 
 __all__ = ["Llama3Config", "NormMethod", "encoding_of"]
 
@@ -61,8 +61,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16"}
     """What weights and activations can be."""
-    TAKES_YARN: ClassVar[bool] = False
-    """Whether the rotary frequencies may be scaled as YaRN does."""
+    ROPE_TYPES: ClassVar[Sequence[RopeType]] = ("default", "llama3", "longrope")
+    """How the rotary frequencies may be scaled."""
 
     hidden_size: int
     """H, width of the residual stream."""
@@ -255,12 +255,7 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         dtype = supported_encoding_dtype(encoding_of(model_config))
-        rope = read_rope(hf, head_dim, source)
-        if rope.yarn is not None and not cls.TAKES_YARN:
-            raise InputError(
-                f"rope type 'yarn' of {source} is not supported; use a checkpoint of type"
-                " 'default', 'llama3' or 'longrope'"
-            )
+        rope = read_rope(hf, head_dim, source, types=cls.ROPE_TYPES)
 
         def constant(name: str) -> float | None:
             value = getattr(hf, name, None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,10 @@ from .checks import positive
 if TYPE_CHECKING:
     from .config import Llama3Config
 
-__all__ = ["LongRotaryEmbedding", "Rope", "read_rope", "read_yarn", "rotary_embedding"]
+__all__ = ["LongRotaryEmbedding", "Rope", "RopeType", "read_rope", "read_yarn", "rotary_embedding"]
+
+RopeType = Literal["default", "llama3", "longrope", "yarn"]
+"""What config.json may call the way in which rotary frequencies are scaled."""
 
 
 class Rope(NamedTuple):
@@ -42,16 +45,17 @@ class Rope(NamedTuple):
     """YaRN's parameters, if it is that."""
 
 
-def read_rope(hf: Any, head_dim: int, source: str) -> Rope:
+def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType]) -> Rope:
     """Theta and scaling; transformers 5 keeps both in `rope_parameters`.
 
     Args:
         hf: a Hugging Face config.
         head_dim: width of one attention head.
         source: the file or folder, for the errors.
+        types: which the stack computes.
 
     Raises:
-        InputError: an unknown rope type, a parameter that is missing or out of range, or a
+        InputError: another rope type, a parameter that is missing or out of range, or a
             rotation of a part of the head only.
     """
     parameters: dict[str, Any] = (
@@ -66,18 +70,18 @@ def read_rope(hf: Any, head_dim: int, source: str) -> Rope:
             " rotates whole heads"
         )
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind not in types:
+        raise InputError(
+            f"rope type {kind!r} of {source} is not supported; use a checkpoint of type"
+            f" {' or '.join(map(repr, types))}"
+        )
     if kind == "default":
         return Rope(theta)
     if kind == "llama3":
         return Rope(theta, llama3=_llama3(parameters, source))
     if kind == "longrope":
         return Rope(theta, long=_long(hf, parameters, head_dim, source))
-    if kind == "yarn":
-        return Rope(theta, yarn=read_yarn(parameters, source))
-    raise InputError(
-        f"rope type {kind!r} of {source} is not supported; use a checkpoint of type 'default',"
-        " 'llama3', 'longrope' or 'yarn'"
-    )
+    return Rope(theta, yarn=read_yarn(parameters, source))
 
 
 def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:

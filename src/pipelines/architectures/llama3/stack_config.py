@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
@@ -12,6 +12,7 @@ from unispec.errors import InputError
 
 from .checks import check_window
 from .config import Llama3Config
+from .rope import RopeType
 
 __all__ = ["StackConfig"]
 
@@ -19,6 +20,7 @@ __all__ = ["StackConfig"]
 class StackConfig(Llama3Config):
     """A Llama 2, 3, 3.1 or 3.2 or Mistral stack, target or draft of a unified graph."""
 
+    ROPE_TYPES: ClassVar[Sequence[RopeType]] = ("default", "llama3")
     FIXED: ClassVar[Mapping[str, Any]] = {
         "embedding_multiplier": 1.0,
         "residual_multiplier": 1.0,
@@ -52,11 +54,6 @@ class StackConfig(Llama3Config):
         # A draft's layers see what its method says.
         if model_config is pipeline_config.model:
             check_window(model_config.huggingface_config, config.max_seq_len, source)
-        if config.longrope_scaling_params is not None:
-            raise InputError(
-                f"rope type 'longrope' of {source} is not supported by unified graphs; use a"
-                " checkpoint of type 'default' or 'llama3'"
-            )
         for name, value in cls.FIXED.items():
             if getattr(config, name) != value:
                 raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from ..deepseekV3.placement import check_one_cpu
 from ..dflash.unified import UnifiedDflashConfig
 from ..kimik2_5.config import VisionConfig
 from ..llama3.config import Llama3Config
+from ..llama3.rope import RopeType
 from ..llama3.stack_config import StackConfig
 
 __all__ = ["DFlashKimiK25DraftConfig", "UnifiedDflashKimiK25Config"]
@@ -21,7 +23,7 @@ __all__ = ["DFlashKimiK25DraftConfig", "UnifiedDflashKimiK25Config"]
 class DFlashKimiK25DraftConfig(StackConfig):
     """The draft's stack: ordinary attention, rotated in halves, scaled as YaRN does."""
 
-    TAKES_YARN: ClassVar[bool] = True
+    ROPE_TYPES: ClassVar[Sequence[RopeType]] = (*StackConfig.ROPE_TYPES, "yarn")
 
 
 @dataclass(kw_only=True)
