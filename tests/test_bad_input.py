@@ -332,6 +332,10 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         config("target", model_type="fancy", auto_map={"AutoConfig": "code.Config"}),
         ["{target}", "model_type fancy with eagle", "llama with eagle"],
     ),
+    "a part that no Llama has": (
+        config("target", text_config={"hidden_size": 64}),
+        ["{target}", "a llama has no text_config", "correct config.json"],
+    ),
     "no architecture": (
         config("draft", architectures=...),
         ["{draft}", "architectures", "None", "correct"],

@@ -171,6 +171,17 @@ def test_a_llama_has_no_window_whatever_its_config_says(
     )
 
 
+@pytest.mark.parametrize(("method", "letter"), [("eagle", "D"), ("dflash", "F")])
+def test_a_draft_may_have_a_class_of_any_name(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, method: Method, letter: str
+) -> None:
+    """MAX does not know it and need not: the method and the tensors say what it is."""
+    pair = tiny_pair(letter)
+    assert pair.draft is not None
+    draft = changed(pair.draft, tmp_path / "draft", architectures=["MyModel"])
+    Engine(EngineConfig(model=str(pair.target), draft_model=draft, speculative_method=method))
+
+
 ROPES: dict[str, dict[str, Any]] = {
     "default": {},
     "llama3": {

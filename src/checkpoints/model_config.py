@@ -94,6 +94,8 @@ def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
         ) from error
     # A model that sees images has its shape in the part for the text.
     text, stated = config.get_text_config(), stated.get("text_config", stated)
+    if isinstance(text, dict):
+        raise InputError(f"{model}: a {model_type} has no text_config: correct {_FILE}")
     for name in _SHAPE:
         # Some architectures state a field under a name of their own.
         names = {name, text.attribute_map.get(name, name)}

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from max.driver import DeviceSpec, accelerator_count
 from max.pipelines.lib import (
+    PIPELINE_REGISTRY,
     KVCacheConfig,
     MAXModelConfig,
     PipelineArgs,
@@ -242,6 +243,10 @@ class EngineConfig:
                     check_draft_files(self.speculative_method, files, source=draft_model)
                 draft = MAXModelConfig(**_places(self.draft_model), **shared)
                 adopt(draft.huggingface_config, draft_stated)
+                # MAX looks for the name; which draft it is, the method and the tensors say.
+                (name,) = draft_stated.architectures or [""]
+                if PIPELINE_REGISTRY.retrieve_architecture(name) is None:
+                    draft.huggingface_config.architectures = ["LlamaForCausalLM"]
                 complete_draft_config(
                     self.speculative_method,
                     draft.huggingface_config,
@@ -274,8 +279,8 @@ class EngineConfig:
 
 def _refused(model: str, reason: str) -> InputError:
     return InputError(
-        f"MAX refuses {model} ({' '.join(reason.split())}); use a checkpoint of a supported"
-        " architecture, such as LlamaForCausalLM"
+        f"{model} cannot be configured, MAX says: {' '.join(reason.split())}; check its config.json"
+        " and the options"
     )
 
 
