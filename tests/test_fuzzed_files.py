@@ -11,6 +11,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,7 +37,7 @@ from unispec.training.collection import Collection, read_num_shards
 Read: TypeAlias = Callable[[Path], object]
 
 FUZZED = settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
@@ -51,28 +52,48 @@ NUMBERS = st.sampled_from(
 """Counts, sizes and places that overflow something, or that memory would not hold."""
 
 
+HEADER = 8000
+"""Bytes from the beginning on that hold what the rest of a file is."""
+
+
+@lru_cache(maxsize=8)
+def number_places(content: bytes) -> list[int]:
+    """Where small numbers seem to be: a byte that is not zero before three that are."""
+    header = content[:HEADER]
+    return [i for i in range(len(header) - 3) if header[i] and not any(header[i + 1 : i + 4])]
+
+
 @st.composite
 def damages(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content with a few changes, mostly in its first kilobytes, where headers are."""
+    """The content with a few changes, mostly in its header."""
     changed = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
-        near = draw(st.booleans())
-        place = draw(st.integers(0, min(len(changed), 600) if near else len(changed)))
-        kind = draw(st.sampled_from(["bytes", "number", "insert", "cut", "end"]))
-        if kind == "bytes":
-            new = draw(st.binary(min_size=1, max_size=4))
-            changed[place : place + len(new)] = new
-        elif kind == "number":
-            width = draw(st.sampled_from([4, 8]))
+        kind = draw(st.sampled_from(["number", "number", "bytes", "insert", "cut", "end"]))
+        places = number_places(content)
+        if kind == "number" and places:
+            place, width = draw(st.sampled_from(places)), draw(st.sampled_from([4, 8]))
             number = draw(NUMBERS) % 2 ** (8 * width)
             changed[place : place + width] = number.to_bytes(width, "little")
-        elif kind == "insert":
+            continue
+        place = draw(st.integers(0, min(len(changed), HEADER)))
+        if kind == "insert":
             changed[place:place] = draw(st.binary(max_size=40))
         elif kind == "cut":
             del changed[place : place + draw(st.integers(1, 40))]
-        else:
+        elif kind == "end":
             del changed[place:]
+        else:
+            new = draw(st.binary(min_size=1, max_size=4))
+            changed[place : place + len(new)] = new
     return bytes(changed)
+
+
+@st.composite
+def other_headers(draw: st.DrawFn, content: bytes) -> bytes:
+    """A safetensors file with other values in its header."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = draw(other_values(json.loads(content[8:end])))
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 LEAVES = st.one_of(
@@ -177,7 +198,9 @@ def test_weight_files(
     if not (tmp_path / "sound").exists():
         (tmp_path / "sound").write_bytes(make(tmp_path).read_bytes())
     path = next(tmp_path.glob("a.*"))
-    path.write_bytes(data.draw(damages((tmp_path / "sound").read_bytes())))
+    sound = (tmp_path / "sound").read_bytes()
+    other = damages(sound) | other_headers(sound) if make is safetensors else damages(sound)
+    path.write_bytes(data.draw(other))
     for read in reads:
         read_or_refused(all_of_gguf if read is None else lambda p, r=read: r([p]), path)
 
@@ -274,5 +297,9 @@ def test_training_folders(tmp_path: Path, name: str, read: Read, data: st.DataOb
     folder = tmp_path / "data"
     shutil.rmtree(folder, ignore_errors=True)
     training_folder(folder)
-    (folder / name).write_bytes(data.draw(damages((folder / name).read_bytes())))
+    sound = (folder / name).read_bytes()
+    is_shard = name.endswith(".safetensors")
+    (folder / name).write_bytes(
+        data.draw(damages(sound) | other_headers(sound) if is_shard else damages(sound))
+    )
     read_or_refused(read, folder / name)

@@ -620,6 +620,7 @@ STRING, ARRAY = u32(8), u32(9)
         (raw_gguf(1, b"t", u32(2**31), b"\0" * 20, tensors=1), [str(2**31), "dimensions"]),
         (raw_gguf(1, b"t", u32(2), 2**63, 2**63, u32(0), 0, tensors=1), [str(2**63), "bytes"]),
         (raw_gguf(1, b"t", u32(2), 0, 2**63, u32(0), 0, tensors=1), [str(2**63), "bytes"]),
+        (raw_gguf(1, b"t", u32(2), 0, 5, u32(8), 0, tensors=1), ["[5, 0]", "0 bytes"]),
         (raw_gguf(1, b"t", u32(1), 1, u32(0), 2**63, tensors=1), ["4 bytes from byte"]),
         (raw_gguf(1, b"t", u32(1), 33, u32(8), 0, tensors=1), ["rows of 33", "Q8_0"]),
         (raw_gguf(1, b"t", u32(1), 1, u32(99), 0, tensors=1), ["'t'", "type 99"]),

@@ -64,8 +64,9 @@ def ensure_demo_model(folder: Path) -> Path:
     Raises:
         InputError: If the package is not installed, or the folder holds other files.
     """
-    is_complete = all((folder / name).is_file() for name in _FILES)
-    if not is_complete and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # In this order: another process may complete the folder in between.
+    is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if is_taken and not all((folder / name).is_file() for name in _FILES):
         raise InputError(f"{folder} is not the demo model: remove it, or give another folder")
     return make_once(folder, _FILES, _write_hugging_face_folder)
 
