@@ -146,6 +146,15 @@ def test_a_draft_of_another_kind_is_named(name: str, method: Any, said: str) -> 
         check_draft_kind(method, config, tensors, source="folder")
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (8, 15), (8, 17), (8, 31), (8,), ()])
+def test_a_projection_of_a_shape_that_no_draft_has_tells_nothing(
+    shape: tuple[int, ...], tmp_path: Any
+) -> None:
+    assert draft_kind(LLAMA, shapes() | {"fc.weight": shape}) is None
+    save_file({"fc.weight": np.zeros(shape, np.float32)}, tmp_path / "a.safetensors")
+    check_draft_files("eagle", [tmp_path / "a.safetensors"], source="folder")
+
+
 def test_all_shards_say_what_a_draft_is(tmp_path: Any) -> None:
     paths = [tmp_path / f"model-{n}.safetensors" for n in (1, 2)]
     save_file({"layers.0.mlp.up_proj.weight": np.zeros((8, 8), np.float16)}, paths[0])

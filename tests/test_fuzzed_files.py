@@ -7,6 +7,7 @@ a result or an `InputError`; any other exception is the fault that is looked for
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -27,11 +28,13 @@ from test_gguf import write_gguf
 from tiny import TinyPair
 
 from unispec.checkpoints import check_weight_files, read_gguf, read_tensors
+from unispec.checkpoints.draft_kinds import check_draft_files
 from unispec.checkpoints.generation_config import read_eos_token_ids, read_generation_config
 from unispec.checkpoints.model_config import read_model_config
 from unispec.checkpoints.repository import weight_files
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
+from unispec.methods import DRAFT_METHODS
 from unispec.training.collection import Collection, read_num_shards
 
 Read: TypeAlias = Callable[[Path], object]
@@ -176,8 +179,13 @@ def all_of_gguf(path: Path) -> None:
 def safetensors(folder: Path) -> Path:
     path = folder / "a.safetensors"
     tensors = {"w": torch.ones(4, 6, dtype=torch.bfloat16), "scalar": torch.tensor(1.0)}
-    save_torch_file(tensors | {"ids": torch.arange(5)}, path, {"format": "pt"})
+    tensors |= {"ids": torch.arange(5), "fc.weight": torch.ones(0, 4)}
+    save_torch_file(tensors, path, {"format": "pt"})
     return path
+
+
+def check_draft(paths: list[Path]) -> None:
+    check_draft_files("eagle", paths, source=str(paths[0]))
 
 
 def gguf_file(folder: Path) -> Path:
@@ -186,7 +194,10 @@ def gguf_file(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "reads"),
-    [(safetensors, [check_weight_files, read_tensors]), (gguf_file, [check_weight_files, None])],
+    [
+        (safetensors, [check_weight_files, read_tensors, check_draft]),
+        (gguf_file, [check_weight_files, None]),
+    ],
     ids=["safetensors", "gguf"],
 )
 @FUZZED
@@ -203,6 +214,29 @@ def test_weight_files(
     path.write_bytes(data.draw(other))
     for read in reads:
         read_or_refused(all_of_gguf if read is None else lambda p, r=read: r([p]), path)
+
+
+SMALL = st.integers(0, 12)
+SHAPES = st.tuples(SMALL, SMALL) | st.lists(SMALL | NUMBERS | LEAVES, max_size=4) | VALUES
+DRAFT_NAMES = st.sampled_from(["fc.weight", "model.fc.weight", "layers.0.weight", "0.0.weight"])
+
+
+@FUZZED
+@given(
+    shapes=st.dictionaries(DRAFT_NAMES, SHAPES, max_size=2), method=st.sampled_from(DRAFT_METHODS)
+)
+def test_shapes_of_drafts(tmp_path: Path, shapes: dict[str, Any], method: Any) -> None:
+    """The header alone says what kind of draft it is, whatever shapes it states."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        whole = isinstance(shape, list | tuple) and all(type(n) is int for n in shape)
+        size = math.prod(shape) if whole else 1
+        begin, end = end, end + (size if 0 <= size <= 144 else 1)
+        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path = tmp_path / "draft.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * end)
+    read_or_refused(lambda file: check_draft_files(method, [file], source=str(file)), path)
 
 
 # --- what describes a model ------------------------------------------------------------

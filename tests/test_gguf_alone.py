@@ -16,7 +16,7 @@ from test_gguf import gguf_name, refused, rope_divisors, tiny_llama, write_gguf
 
 from unispec.checkpoints import check_weight_files, read_gguf, read_tensors
 from unispec.checkpoints.gguf_folder import DESCRIPTION
-from unispec.checkpoints.repository import resolve_model
+from unispec.checkpoints.repository import resolve_model, weight_files
 from unispec.cli import unispec
 from unispec.pipelines.runtime import Engine, EngineConfig
 from unispec.pipelines.runtime.weights import read_weights
@@ -67,6 +67,17 @@ def test_parts_under_other_names(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a-00003-of-00003.gguf", tmp_path / "a-00002-of-00003.gguf")
     with refused("a-00002-of-00003.gguf has split.no 2", "its name says 1"):
         check_weight_files([first])
+
+
+@pytest.mark.parametrize("number", ["00000-of-00000", "00000-of-00002", "00003-of-00002"])
+def test_a_name_with_a_number_that_no_part_has(tmp_path: Path, number: str) -> None:
+    """Parts count from 1: such a file is a whole one."""
+    path = write_gguf(tmp_path / "a.gguf").rename(tmp_path / f"m-{number}.gguf")
+    check_weight_files([path])
+    assert read_gguf(path).tensors
+    for model in (path, tmp_path):
+        folder = resolve_model(str(model))
+        assert [file.resolve() for file in weight_files(str(folder))] == [path]
 
 
 def test_parts_of_different_models(tmp_path: Path) -> None:

@@ -194,4 +194,7 @@ def _kind_of_tensors(shapes: Mapping[str, tuple[int, ...]]) -> DraftKind | None:
     if projection is None:
         whole = any(name.startswith("layers.") for name in names) and "norm.weight" in names
         return DraftKind.MODEL if whole else None
-    return _PROJECTIONS.get(projection[-1] // projection[0]) if len(projection) == 2 else None
+    if len(projection) != 2 or projection[0] == 0:
+        return None
+    rows, columns = projection
+    return next((kind for n, kind in _PROJECTIONS.items() if columns == n * rows), None)

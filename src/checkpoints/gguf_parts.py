@@ -26,7 +26,7 @@ _NUM_TENSORS: Final = "split.tensors.count"
 def part_paths(path: Path) -> list[Path]:
     """Where the parts of a model lie, by the name of one; the path alone if it names no part."""
     match = _NAME.fullmatch(path.name)
-    if match is None:
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
         return [path]
     count = int(match[3])
     return [path.with_name(f"{match[1]}-{n:05d}-of-{match[3]}.gguf") for n in range(1, count + 1)]
