@@ -151,7 +151,7 @@ def test_a_llama_of_another_config_answers_as_it_does_alone(
     ours = [result.token_ids for result in report.results]
     exact("tiny Llama D of another config", map(expected.same, prompts, ours))
     drafted = sum(result.drafted for result in report.results)
-    assert sum(result.accepted for result in report.results) > 0.5 * drafted
+    assert sum(result.accepted for result in report.results) > 0.3 * drafted
 
 
 @pytest.mark.usefixtures("one_thread")
