@@ -98,7 +98,11 @@ def test_shards_stay_shards(pickled: Path, tmp_path: Path) -> None:
         assert torch.equal(load_file(output / place)[name], tensors[name])
     assert not (output / index.name).exists()
     (pickled / "pytorch_model-2.bin").unlink()
-    assert_refused(run(pickled, tmp_path / "other"), "lacks pytorch_model-2.bin", "download")
+    words = [f"{index.name} of {pickled}", "names pytorch_model-2.bin, which is not there"]
+    assert_refused(run(pickled, tmp_path / "other"), *words, "download")
+    for place in ("../pytorch_model-1.bin", "config.json", "", None):
+        index.write_text(json.dumps({"weight_map": {"a": place}}))
+        assert_refused(run(pickled, tmp_path / "other"), index.name, f"{place}", "download")
 
 
 def test_tensors_that_share_memory_or_are_views(pickled: Path, tmp_path: Path) -> None:
@@ -195,6 +199,8 @@ def test_a_repository_is_converted(
         assert set(hub.downloads()) == {"README.md", "config.json", "pytorch_model.bin"}
         assert not (output / "model.safetensors").is_symlink()
         assert_refused(run("them/other", tmp_path / "other"), "them/other")
+        hub.go_down()
+        assert run("them/draft", tmp_path / "from the cache").exit_code == 0
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -126,6 +126,19 @@ REFUSED = {
         None,
         ["{model} holds no .safetensors", "pytorch_model.bin", "`unispec convert {model} FOLDER`"],
     ),
+    "pickled shards": (
+        ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"],
+        None,
+        ["{model} holds no .safetensors", "`unispec convert {model} FOLDER`"],
+    ),
+    **{
+        f"only {name}": (
+            [name, "README.md"],
+            None,
+            [f"{{model}} holds no .safetensors or .gguf file but {name}", "use the checkpoint in"],
+        )
+        for name in ("consolidated.00.pth", "model.pt", "model.ckpt", "training_args.bin", "a.pkl")
+    },
     "several GGUF files": (
         ["m-Q4_K_M.gguf", "m-Q8_0.gguf"],
         None,
@@ -146,6 +159,8 @@ def test_no_weights(
         weight_files(model)
     for word in words:
         assert word.replace("{model}", model) in str(refused.value)
+    # It takes nothing but pytorch_model.bin.
+    assert ("unispec convert" in str(refused.value)) == ("FOLDER`" in words[-1])
     assert {*hub.downloads()} <= {"config.json", INDEX}
 
 

@@ -12,8 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from unispec.checkpoints.json_object import read_json_object
-from unispec.checkpoints.repository import find_config, find_file, resolve_model
+from unispec.checkpoints.repository import find_file, pickled_files, resolve_model
+from unispec.checkpoints.weight_names import (
+    OTHER_SUFFIXES,
+    PICKLED,
+    PICKLED_SUFFIXES,
+    READ_SUFFIXES,
+    SAFETENSORS,
+)
 from unispec.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,14 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
-_INDEX: Final = "model.safetensors.index.json"
-_SINGLE: Final = "model.safetensors"
-_PICKLED_INDEX: Final = "pytorch_model.bin.index.json"
-_PICKLED: Final = "pytorch_model.bin"
-# Endings of weights in any form, and of what a training leaves behind.
-_WEIGHTS: Final = frozenset(
-    (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
-)
 # What a repository has beside its weights, as far as a model reads it.
 _COMPANIONS: Final = (
     "config.json",
@@ -62,7 +60,7 @@ def convert(model: str, output: Path) -> dict[str, tuple[int, ...]]:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already and not empty; give another folder")
-    paths = _pickled_files(model)
+    paths = pickled_files(model)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         working = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
@@ -83,39 +81,13 @@ def convert(model: str, output: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _pickled_files(model: str) -> list[Path]:
-    """The files of `pytorch_model.bin`, all shards of it; of the hub they are downloaded."""
-    find_config(model)
-    if any(find_file(model, name) for name in (_SINGLE, _INDEX)):
-        raise InputError(f"{model} has safetensors and needs no conversion; use it as it is")
-    index = find_file(model, _PICKLED_INDEX)
-    names = [_PICKLED] if index is None else _names_of_index(index, model)
-    paths = [find_file(model, name, needed=True) for name in names]
-    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
-    if missing and index is None:
-        raise InputError(f"{model} has no {_PICKLED}; give a checkpoint that has one")
-    if missing:
-        raise InputError(f"{model} lacks {missing[0]}; download the whole checkpoint")
-    return [path for path in paths if path is not None]
-
-
-def _names_of_index(index: Path, model: str) -> list[str]:
-    label, fix = f"{_PICKLED_INDEX} of {model}", "download it again"
-    named = read_json_object(index, label=label, fix=fix).get("weight_map")
-    found = list(named.values()) if isinstance(named, dict) else []
-    names = {name for name in found if isinstance(name, str) and Path(name).name == name}
-    if not names or not names.issuperset(found):
-        raise InputError(f"{label} has no weight_map with the names of files: {fix}")
-    return sorted(names)
-
-
 def _companions(model: str) -> list[Path]:
     """All other files of a folder, or those of a repository that a model reads."""
     place = resolve_model(model)
     if isinstance(place, Path):
         files = [path for path in sorted(place.iterdir()) if path.is_file()]
-        others = [path for path in files if path.suffix not in _WEIGHTS]
-        return [path for path in others if path.name != _PICKLED_INDEX]
+        weights = (*READ_SUFFIXES, *PICKLED_SUFFIXES, *OTHER_SUFFIXES, PICKLED.index)
+        return [path for path in files if not path.name.endswith(weights)]
     found = [find_file(model, name) for name in _COMPANIONS]
     return [path for path in found if path is not None]
 
@@ -128,7 +100,7 @@ def _write_all(paths: Sequence[Path], folder: Path) -> dict[str, tuple[int, ...]
     places: dict[str, str] = {}
     count = len(paths)
     for number, path in enumerate(paths, start=1):
-        name = _SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+        name = SAFETENSORS.single if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
         tensors = _plain(read_pickled(path), path)
         if twice := sorted(places.keys() & tensors.keys()):
             raise InputError(
@@ -140,7 +112,7 @@ def _write_all(paths: Sequence[Path], folder: Path) -> dict[str, tuple[int, ...]
         shapes |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if count > 1:
         index = {"metadata": {}, "weight_map": places}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2))
+        (folder / SAFETENSORS.index).write_text(json.dumps(index, indent=2))
     return shapes
 
 

@@ -12,17 +12,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from unispec.checkpoints.json_object import read_json_object
+from unispec.checkpoints.weight_names import (
+    PICKLED,
+    PICKLED_SUFFIXES,
+    READ_SUFFIXES,
+    SAFETENSORS,
+    listed,
+)
 from unispec.errors import InputError
 
-__all__ = ["find_config", "find_file", "resolve_model", "weight_files"]
+__all__ = ["find_config", "find_file", "pickled_files", "resolve_model", "weight_files"]
 
 _CONFIG: Final = "config.json"
-_INDEX: Final = "model.safetensors.index.json"
-_SINGLE: Final = "model.safetensors"
-_SUFFIXES: Final = (".safetensors", ".gguf")
-_PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
-_SHOWN_NAMES: Final = 3
 # How long the hub may take to answer before its cache is used alone.
 _PATIENCE_S: Final = 5.0
 
@@ -131,10 +132,10 @@ def find_config(model: str) -> Path:
         raise InputError(f"{model} has no {_CONFIG}; give a Hugging Face model folder")
     if isinstance(place, Path):
         raise InputError(
-            f"{model} has no {_CONFIG}, but {_listed(found)}; give such a file as the model"
+            f"{model} has no {_CONFIG}, but {listed(found)}; give such a file as the model"
         )
     raise InputError(
-        f"{model} has no {_CONFIG}, but {_listed(found)}; download one file, for example with"
+        f"{model} has no {_CONFIG}, but {listed(found)}; download one file, for example with"
         f" `hf download {model} {found[0]}`, and give it as the model"
     )
 
@@ -156,7 +157,7 @@ def weight_files(model: str, stated: Sequence[Path] = ()) -> list[Path]:
         InputError: no such weights, or a file that the index names is missing.
     """
     for path in stated:
-        if path.suffix not in _SUFFIXES:
+        if path.suffix not in READ_SUFFIXES:
             raise InputError(
                 f"weight file {path} is of an unknown format; give .safetensors files or one .gguf"
             )
@@ -164,34 +165,34 @@ def weight_files(model: str, stated: Sequence[Path] = ()) -> list[Path]:
         return [path.absolute() for path in stated]
     place, folder = resolve_model(model), find_config(model).parent
     names = _names(place, folder)
-    if _INDEX in names:
-        index = _fetch(place, folder, [_INDEX])[0]
-        names = _names_of_index(index, names, label=f"{_INDEX} of {model}")
-    elif _SINGLE in names:
-        names = [_SINGLE]
-    else:
-        names = _by_suffix(model, names)
-    return [path.absolute() for path in _fetch(place, folder, names)]
+    chosen = SAFETENSORS.files(names, lambda name: _fetch(place, folder, [name])[0], model=model)
+    chosen = chosen or _by_suffix(model, names)
+    return [path.absolute() for path in _fetch(place, folder, chosen)]
 
 
-def _names_of_index(index: Path, present: Sequence[str], *, label: str) -> list[str]:
-    fix = "download it again"
-    files = read_json_object(index, label=label, fix=fix).get("weight_map")
-    if not isinstance(files, dict) or not files:
-        raise InputError(f"{label} has no weight_map: {fix}")
-    names = set(files.values()) if all(isinstance(name, str) for name in files.values()) else {""}
-    if wrong := [name for name in names if not name.endswith(_SUFFIXES[0])]:
-        raise InputError(f"{label} names {wrong[0]!r}, which is no safetensors file: {fix}")
-    if missing := sorted(names.difference(present)):
-        raise InputError(
-            f"{label} names {_listed(missing)}, which is not there: download the whole checkpoint"
-        )
-    return sorted(names)
+def pickled_files(model: str) -> list[Path]:
+    """The files of a checkpoint's `pytorch_model.bin`; what is on the hub is downloaded.
+
+    Args:
+        model: folder, or name of a repository of the hub; it has a config.json.
+
+    Raises:
+        InputError: no such file, one that the index names is missing, or the checkpoint has
+            safetensors.
+    """
+    place, folder = resolve_model(model), find_config(model).parent
+    names = _names(place, folder, (*READ_SUFFIXES, PICKLED.suffix))
+    if SAFETENSORS.is_in(names):
+        raise InputError(f"{model} has safetensors and needs no conversion; use it as it is")
+    chosen = PICKLED.files(names, lambda name: _fetch(place, folder, [name])[0], model=model)
+    if not chosen:
+        raise InputError(f"{model} has no {PICKLED.single}; give a checkpoint that has one")
+    return _fetch(place, folder, chosen)
 
 
 def _by_suffix(model: str, names: Sequence[str]) -> list[str]:
     """All safetensors, else the one GGUF file with all parts."""
-    tensors, files = (sorted(n for n in names if n.endswith(suffix)) for suffix in _SUFFIXES)
+    tensors, files = (sorted(n for n in names if n.endswith(suffix)) for suffix in READ_SUFFIXES)
     if tensors:
         return tensors
     if files:
@@ -199,28 +200,32 @@ def _by_suffix(model: str, names: Sequence[str]) -> list[str]:
 
         if len({part_paths(Path(name))[0] for name in files}) > 1:
             raise InputError(
-                f"{model} has {len(files)} GGUF files, {_listed(files)}; choose one with"
+                f"{model} has {len(files)} GGUF files, {listed(files)}; choose one with"
                 " --weight-path"
             )
         return files
-    if pickled := sorted(name for name in names if name.endswith(_PICKLED)):
+    if pickled := sorted(name for name in names if name.endswith(PICKLED_SUFFIXES)):
+        fix = "use the checkpoint in safetensors, as `save_pretrained` of transformers writes it"
+        if PICKLED.is_in(names):
+            fix = (
+                f"download another form of it, or convert it with `unispec convert {model} FOLDER`"
+            )
         raise InputError(
-            f"{model} holds no .safetensors or .gguf file but {_listed(pickled)}, and such a file"
-            f" can run any code when it is opened; download another form of it, or convert it with"
-            f" `unispec convert {model} FOLDER`"
+            f"{model} holds no .safetensors or .gguf file but {listed(pickled)}, and such a file"
+            f" can run any code when it is opened; {fix}"
         )
     raise InputError(
         f"{model} holds no .safetensors or .gguf file; download or convert the checkpoint's weights"
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN_NAMES
-    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+def _names(
+    place: Path | str, folder: Path | None, wanted: tuple[str, ...] = READ_SUFFIXES
+) -> list[str]:
+    """The names of a model's files; of the hub those of the commit whose folder is given.
 
-
-def _names(place: Path | str, folder: Path | None) -> list[str]:
-    """The names of a model's files; of the hub those of the commit whose folder is given."""
+    Without a network they are those in the cache, if some of them end as is wanted.
+    """
     if isinstance(place, Path):
         return _names_in(place)
     from huggingface_hub import HfApi
@@ -237,7 +242,7 @@ def _names(place: Path | str, folder: Path | None) -> list[str]:
         except Exception as refusal:
             error = refusal
     found = _names_in(folder) if folder else []
-    if not any(name.endswith(_SUFFIXES) for name in found):
+    if not any(name.endswith(wanted) for name in found):
         raise _refused(place, "weights", error) from error
     return found
 
