@@ -141,38 +141,52 @@ def test_views_are_lazy_and_read_only(tmp_path: Path) -> None:
     assert tensor[-1] == 7
 
 
-def sparse(path: Path, dtype: str, num_bytes: int) -> Path:
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F8_E4M3": 1, "I32": 4, "I8": 1}
+
+
+def sparse(path: Path, name: str, dtype: str, num_bytes: int) -> Path:
     """A safetensors file with one tensor of zeros that takes no room on the disk."""
-    entry = {"dtype": dtype, "shape": [num_bytes // 4, 2], "data_offsets": [0, num_bytes]}
-    write_raw(path, {"w": entry}, b"")
+    shape = [num_bytes // (2 * ITEM_BYTES[dtype]), 2]
+    write_raw(path, {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, num_bytes]}}, b"")
     os.truncate(path, path.stat().st_size + num_bytes)
     return path
 
 
 @pytest.mark.parametrize(
-    ("dtype", "file_gb", "memory_gb", "fits"),
+    ("name", "dtype", "factor"),
     [
-        ("BF16", 141, 283, True),
-        ("BF16", 141, 281, False),  # 282 GB as float32
-        ("F16", 141, 281, False),
+        ("w.weight", "BF16", 2),
+        ("w.weight", "F16", 2),
+        # Multiplied by their scales, in one matrix of float32.
+        ("w.weight", "F8_E4M3", 4),
+        ("w.weight_packed", "I32", 8),
+        ("w.ids", "I32", 1),
+        ("w.codes", "I8", 1),
     ],
 )
 def test_what_the_memory_must_hold_is_said_before_anything_is_read(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dtype: str,
-    file_gb: int,
-    memory_gb: int,
-    fits: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str, factor: int
 ) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: memory_gb * 10**9)
-    path = sparse(tmp_path / "a.safetensors", dtype, file_gb * 10**9)
-    if fits:
-        check_weight_files([path])
-        return
+    path = sparse(tmp_path / "a.safetensors", name, dtype, 141 * 10**9)
+    needed = 141 * factor
+    monkeypatch.setattr(memory, "available_memory", lambda: needed * 10**9)
+    check_weight_files([path])
+    monkeypatch.setattr(memory, "available_memory", lambda: (needed - 1) * 10**9)
     for look in (check_weight_files, read_tensors):
-        with refused(str(path), "need 282.0 GB", "281.0 GB", "smaller model"):
+        with refused(str(path), f"need {needed}.0 GB", f"{needed - 1}.0 GB", "smaller model"):
             look([path])
+
+
+def test_float8_that_is_computed_with_takes_what_the_file_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sparse(tmp_path / "a.safetensors", "w.weight", "F8_E4M3", 141 * 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 142 * 10**9)
+    assert read_tensors([path], float8_stays=True)["w.weight"].nbytes == 141 * 10**9
+    monkeypatch.setattr(memory, "available_memory", lambda: 140 * 10**9)
+    for look in (check_weight_files, read_tensors):
+        with refused("need 141.0 GB", "140.0 GB"):
+            look([path], float8_stays=True)
 
 
 def test_codes_and_float32_count_as_they_lie(

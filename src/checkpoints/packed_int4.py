@@ -9,18 +9,24 @@ value is stored with 8 added to it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from unispec.checkpoints.tensors import Tensor
 from unispec.errors import InputError
 
-__all__ = ["dequantise_packed"]
+if TYPE_CHECKING:
+    # Which asks here how much a word holds.
+    from unispec.checkpoints.tensors import Tensor
 
-_PARTS: Final = (".weight_packed", ".weight_scale", ".weight_shape")
-_WORD: Final = 8
+__all__ = ["PACKED", "WORD", "dequantise_packed"]
+
+PACKED: Final = ".weight_packed"
+"""How the name of a tensor of words ends."""
+WORD: Final = 8
+"""Values in a word."""
+_PARTS: Final = (PACKED, ".weight_scale", ".weight_shape")
 _OFFSET: Final = 8
 
 
@@ -76,7 +82,7 @@ def _check(
             f" {shape.dtype}, two integers are expected: download the checkpoint again"
         )
     rows, columns = shape.tolist()
-    expected = [(rows, -(-columns // size)) for size in (_WORD, group_size)]
+    expected = [(rows, -(-columns // size)) for size in (WORD, group_size)]
     if [packed.shape, scale.shape] != expected:
         raise InputError(
             f"{source}: {layer}.weight_packed has shape {list(packed.shape)} and its scale"

@@ -14,6 +14,7 @@ from unispec.checkpoints.gguf import dequantise
 from unispec.checkpoints.gguf_parts import gguf_among, open_gguf_parts
 from unispec.checkpoints.json_object import parse_json_object
 from unispec.checkpoints.memory import check_memory
+from unispec.checkpoints.packed_int4 import PACKED, WORD
 from unispec.checkpoints.quantisation import unsupported
 from unispec.errors import InputError
 
@@ -23,15 +24,17 @@ Tensor: TypeAlias = npt.NDArray[Any]
 """A weight as a numpy array of any dtype and shape."""
 
 _BF16: Final = "BF16"
+_FLOAT8: Final = "F8_E4M3"
+_INT32: Final = "I32"
 _DTYPES: Final[Mapping[str, str]] = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
     _BF16: "<u2",
     # As bytes: the values mean nothing without their scales, see `block_fp8`.
-    "F8_E4M3": "|u1",
+    _FLOAT8: "|u1",
     "I64": "<i8",
-    "I32": "<i4",
+    _INT32: "<i4",
     "I16": "<i2",
     "I8": "|i1",
     "U64": "<u8",
@@ -51,7 +54,7 @@ _MAX_HEADER_BYTES: Final = 100_000_000
 _MAX_DIMS: Final = 64
 
 
-def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[str, Tensor]:
     """Read one or more safetensors files, or one GGUF file.
 
     Safetensors tensors are read-only views of the mapped files: nothing is read before it
@@ -62,6 +65,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     Args:
         paths: The files; a sharded checkpoint is given as all of its shards, a split GGUF file
             as one or all of its parts.
+        float8_stays: see `check_weight_files`.
 
     Returns:
         Each tensor of the files under its name, C-contiguous and aligned.
@@ -71,7 +75,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
             dtype without a numpy equivalent, or repeats another file's tensor; or the tensors
             do not fit the memory.
     """
-    check_weight_files(paths)
+    check_weight_files(paths, float8_stays=float8_stays)
     gguf = gguf_among(paths)
     if gguf is not None:
         return {tensor.name: dequantise(tensor) for tensor in open_gguf_parts(gguf).tensors}
@@ -90,11 +94,13 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def check_weight_files(paths: Sequence[Path]) -> None:
+def check_weight_files(paths: Sequence[Path], *, float8_stays: bool = False) -> None:
     """Check that files are whole and fit the memory, from their headers; no weight is read.
 
     Args:
         paths: What `read_tensors` takes.
+        float8_stays: Whether float8 takes as much memory as in the file; else it is dequantised
+            after reading, to float32, as packed int4 always is.
 
     Raises:
         InputError: As `read_tensors`, except for a tensor that is in two files.
@@ -105,7 +111,8 @@ def check_weight_files(paths: Sequence[Path]) -> None:
     if gguf is not None:
         needed = sum(_FLOAT32_BYTES * math.prod(t.shape) for t in open_gguf_parts(gguf).tensors)
     else:
-        needed = sum(entry.held for path in paths for entry in _open_safetensors(path)[0].values())
+        entries = [item for path in paths for item in _open_safetensors(path)[0].items()]
+        needed = sum(_held(name, entry, float8_stays) for name, entry in entries)
     check_memory(needed, paths[0] if len(paths) == 1 else paths[0].parent)
 
 
@@ -117,12 +124,14 @@ class _Entry(NamedTuple):
     begin: int
     end: int
 
-    @property
-    def held(self) -> int:
-        """Bytes that it takes in memory: of float32, or of codes and integers as they lie."""
-        if self.dtype_name in _FLOATS:
-            return _FLOAT32_BYTES * math.prod(self.shape)
-        return self.end - self.begin
+
+def _held(name: str, entry: _Entry, float8_stays: bool) -> int:
+    """Bytes that a tensor takes in memory: numbers as float32, all else as it lies in the file."""
+    as_float32 = _FLOAT32_BYTES * math.prod(entry.shape)
+    if name.endswith(PACKED) and entry.dtype_name == _INT32:
+        return WORD * as_float32
+    widened = _FLOATS if float8_stays else (*_FLOATS, _FLOAT8)
+    return as_float32 if entry.dtype_name in widened else entry.end - entry.begin
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -12,13 +12,19 @@ from unispec.checkpoints.gguf_parts import gguf_among
 __all__ = ["read_weights"]
 
 
-def read_weights(model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
+def read_weights(
+    model_config: MAXModelConfig, *, float8_stays: bool = False
+) -> tuple[dict[str, Tensor], str]:
     """Reads a checkpoint's files; returns its tensors and what to call it in errors.
 
     The names are Hugging Face's, of GGUF files too.
 
+    Args:
+        model_config: of the target or the draft.
+        float8_stays: whether float8 is computed with as it is; else it is dequantised to float32.
+
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or the weights do not fit the memory.
     """
     root = Path(model_config.model_path)
     paths = [
@@ -29,4 +35,4 @@ def read_weights(model_config: MAXModelConfig) -> tuple[dict[str, Tensor], str]:
     if gguf := gguf_among(paths):
         check_weight_files(paths)
         return dict(read_gguf(gguf).tensors), source
-    return read_tensors(paths), source
+    return read_tensors(paths, float8_stays=float8_stays), source

@@ -97,7 +97,8 @@ class DeepseekV3Model(UnifiedModel):
         Raises:
             InputError: a file is missing or damaged, or scales do not fit.
         """
-        tensors, source = read_weights(self.pipeline_config.model)
+        model = self.pipeline_config.model
+        tensors, source = read_weights(model, float8_stays=config.fp8 is not None)
         return dequantised(tensors, config, source=source), source
 
     def prepare_initial_token_inputs(

@@ -109,7 +109,8 @@ class KimiK2_5Model(DeepseekV3Model):
             InputError: a file is missing or damaged, or a tensor of the language model is
                 missing, unknown, of another shape or not finite.
         """
-        tensors, source = read_weights(self.pipeline_config.model)
+        model = self.pipeline_config.model
+        tensors, source = read_weights(model, float8_stays=config.fp8 is not None)
         plain = dequantised(language_tensors(tensors), config, source=source)
         state = target_state_dict(plain, config, source=source)
         config.tie_word_embeddings = HEAD not in state
