@@ -16,7 +16,7 @@ import pytest
 from tiny import TinyPair, tiny_eagle
 
 from unispec.errors import InputError
-from unispec.pipelines.architectures.dflash.config import layer_windows
+from unispec.pipelines.architectures.dflash.config import layer_causality, layer_windows
 from unispec.pipelines.architectures.unified_dflash_llama3 import (
     DflashDraftHFConfig,
     UnifiedDflashLlama3Config,
@@ -130,7 +130,6 @@ def test_windows(config: dict[str, Any], windows: list[int | None]) -> None:
         ({"layer_types": ["full_attention", "linear"]}, "'linear' of folder is not supported"),
         ({"sliding_window": None}, "sliding_window of folder is missing .*use_sliding_window"),
         ({"sliding_window": 0}, "sliding_window 0 of folder is below 1"),
-        ({"dflash_config": {"causal": True}}, "causal True of folder is not supported"),
         ({"dflash_config": {"use_swa": True}}, "use_swa True of folder is not supported"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 of folder is not"),
     ],
@@ -145,6 +144,42 @@ def test_windows_that_are_wrong(changes: dict[str, Any], said: str) -> None:
         layer_windows({**config, **changes}, source="folder")
 
 
+@pytest.mark.parametrize(
+    ("keys", "causal"),
+    [
+        ({}, [False, True]),
+        ({"is_causal": False}, [False, False]),
+        ({"is_causal": True}, [True, True]),
+        ({"dflash_config": {"causal": False}}, [False, False]),
+        ({"dflash_config": {"causal": True}}, [True, True]),
+        ({"is_causal": False, "dflash_config": {"causal": True}}, [False, False]),
+        ({"sliding_window_non_causal": True}, [False, False]),
+        ({"sliding_window_non_causal": False}, [False, True]),
+        ({"is_causal": True, "sliding_window_non_causal": True}, [True, True]),
+    ],
+)
+def test_keys_say_which_layers_are_causal(keys: dict[str, Any], causal: list[bool]) -> None:
+    """As z-lab's code reads `is_causal`, vLLM's `causal`, and the `speculators` library its key."""
+    layers = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+    assert layer_causality({**layers, **keys}, source="folder") == causal
+
+
+@pytest.mark.parametrize("name", ["is_causal", "causal", "sliding_window_non_causal"])
+def test_a_causality_that_is_no_boolean(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} 'no' of folder is no boolean"):
+        layer_causality({"num_hidden_layers": 2, name: "no"}, source="folder")
+
+
+@pytest.mark.parametrize("window", [5, 6])
+def test_a_window_that_may_hide_a_part_of_the_block_both_ways(pair: TinyPair, window: int) -> None:
+    edit(pair, sliding_window=window, is_causal=False)
+    if window == 6:
+        assert read_config(pair).causal == [False, False]
+    else:
+        with pytest.raises(InputError, match="sliding_window 5 is below the block_size 6"):
+            read_config(pair)
+
+
 def test_the_checkpoint_decides_the_block(pair: TinyPair) -> None:
     config = read_config(pair)
     assert config.block_size == config.resolve_block_size() == 6
@@ -152,6 +187,7 @@ def test_the_checkpoint_decides_the_block(pair: TinyPair) -> None:
     assert {params.num_draft_tokens for params in config.get_kv_params().children.values()} == {5}
     assert (config.target_layer_ids, config.mask_token_id) == ([3, 0, 1], 255)
     assert config.windows == [40, None]
+    assert config.causal == [True, False]
 
 
 def test_another_k_is_replaced_with_one_warning(

@@ -77,6 +77,49 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ("sliding_attention",),
         },
     ),
+    "both ways": (
+        "A",
+        {
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 16,
+            "block_size": 4,
+            "target_layer_ids": (0, 1),
+            "mask_token_id": 5,
+            "sliding_window": 5,
+            "layer_types": ("sliding_attention", "full_attention"),
+            "sliding_window_non_causal": True,
+        },
+    ),
+    "causal": (
+        "A",
+        {
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 16,
+            "block_size": 6,
+            "target_layer_ids": (0, 1),
+            "mask_token_id": 5,
+            "is_causal": True,
+        },
+    ),
+    "one layer both ways": (
+        "C",
+        {
+            "layers": 1,
+            "heads": 4,
+            "kv_heads": 4,
+            "head_dim": 16,
+            "block_size": 6,
+            "target_layer_ids": (0, 1),
+            "mask_token_id": 0,
+            "sliding_window": 6,
+            "layer_types": ("sliding_attention",),
+            "is_causal": False,
+        },
+    ),
 }
 """By name: a preset's target, and the shape of a draft for it."""
 
@@ -188,7 +231,10 @@ def naive_logits(loaded: Loaded, ids: list[int]) -> Array:
         after = []
         for slot, row in enumerate(stream):
             here = len(context) + slot
-            seen = range(here - config["sliding_window"] + 1, here + 1) if sliding else range(999)
+            window = config["sliding_window"] if sliding else 999
+            both_ways = config.get("sliding_window_non_causal", not sliding)
+            ends = here if config.get("is_causal", not both_ways) else here + window - 1
+            seen = range(here - window + 1, ends + 1)
             places = [place for place in range(len(rows)) if place in seen]
             heads = []
             for q in range(config["num_attention_heads"]):
@@ -254,7 +300,9 @@ def changed_slots(before: Tensor, after: Tensor) -> list[bool]:
     return ((after - before).abs().amax(dim=1) > 1e-4).tolist()
 
 
-@pytest.mark.parametrize(("name", "window"), [("full", 999), ("narrow", 3)])
+@pytest.mark.parametrize(
+    ("name", "window"), [("full", 999), ("narrow", 3), ("one layer both ways", 6), ("causal", 999)]
+)
 def test_each_slot_sees_the_context_rows_of_its_window(
     load: Callable[[str], Loaded], name: str, window: int
 ) -> None:
@@ -281,8 +329,11 @@ def test_each_slot_sees_the_next_token_within_its_window(
     assert changed_slots(before, after) == seen
 
 
-@pytest.mark.parametrize(("name", "both_directions"), [("full", True), ("narrow", False)])
-def test_a_full_layer_alone_sees_later_slots(
+@pytest.mark.parametrize(
+    ("name", "both_directions"),
+    [("full", True), ("narrow", False), ("one layer both ways", True), ("causal", False)],
+)
+def test_a_full_layer_sees_later_slots_or_as_the_keys_say(
     load: Callable[[str], Loaded],
     monkeypatch: pytest.MonkeyPatch,
     name: str,

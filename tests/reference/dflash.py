@@ -110,9 +110,15 @@ class _Draft(nn.Module):
         self.norm = nn.RMSNorm(hidden, eps)
         self.rotary = LlamaRotaryEmbedding(config)
         layer_types: Sequence[str] = getattr(config, "layer_types", None) or ()
-        self.windows = [
-            config.sliding_window if kind == "sliding_attention" else None for kind in layer_types
-        ] or [None] * config.num_hidden_layers
+        sliding = [kind == "sliding_attention" for kind in layer_types]
+        sliding = sliding or [False] * config.num_hidden_layers
+        self.windows = [config.sliding_window if slides else None for slides in sliding]
+        if (is_causal := getattr(config, "is_causal", None)) is not None:
+            self.causal = [bool(is_causal)] * len(sliding)
+        elif getattr(config, "sliding_window_non_causal", False):
+            self.causal = [False] * len(sliding)
+        else:
+            self.causal = sliding
 
     def context(self, taps: Tensor) -> Tensor:
         """[T, n*H] to [T, H]."""
@@ -124,12 +130,12 @@ class _Draft(nn.Module):
         positions = torch.arange(len(context) + len(block))  # [T + B]
         angles = torch.outer(positions.float(), self.rotary.inv_freq)  # [T + B, D/2]
         distance = positions[len(context) :, None] - positions  # [B, T + B]
-        for layer, window in zip(self.layers, self.windows, strict=True):
-            visible = (
-                torch.ones_like(distance, dtype=torch.bool)
-                if window is None
-                else (distance >= 0) & (distance < window)
-            )
+        for layer, window, causal in zip(self.layers, self.windows, self.causal, strict=True):
+            visible = torch.ones_like(distance, dtype=torch.bool)
+            if causal:
+                visible &= distance >= 0
+            if window is not None:
+                visible &= distance.abs() < window
             block = layer(block, context, angles, visible)
         output: Tensor = self.norm(block)
         return output
@@ -139,9 +145,10 @@ class DFlashReference:
     """A DFlash draft checkpoint together with the target that it was made for.
 
     The embedding and the head are the target's. With ``d2t`` the draft proposes only the
-    tokens ``i + d2t[i]``. Layers of type ``sliding_attention`` are causal, also within the
-    block, and see ``sliding_window`` positions, their own included. ``block_size`` may be
-    set to run shorter blocks. Unknown or missing tensors raise torch's ``RuntimeError``.
+    tokens ``i + d2t[i]``. Layers of type ``sliding_attention`` see ``sliding_window`` positions,
+    their own included, and are causal, also within the block, unless ``is_causal`` says
+    otherwise of all layers, or ``sliding_window_non_causal`` of these. ``block_size`` may be set
+    to run shorter blocks. Unknown or missing tensors raise torch's ``RuntimeError``.
     """
 
     def __init__(self, draft_folder: Path | str, target: TargetReference) -> None:

@@ -64,6 +64,8 @@ def tiny_dflash(
     d2t: int | None = None,
     sliding_window: int | None = None,
     layer_types: Sequence[str] | None = None,
+    is_causal: bool | None = None,
+    sliding_window_non_causal: bool | None = None,
     seed: int = 0,
 ) -> Path:
     """Writes a random DFlash draft for the target of ``target_folder`` and returns ``folder``.
@@ -85,6 +87,8 @@ def tiny_dflash(
         d2t: The draft proposes only this many tokens, chosen at random; None proposes all.
         sliding_window: Positions that a layer of type ``sliding_attention`` sees.
         layer_types: ``full_attention`` or ``sliding_attention`` for each layer; None: all full.
+        is_causal: Whether no slot sees those after it, in any layer; None: as the types say.
+        sliding_window_non_causal: Whether slots of sliding layers see those after them; None: no.
         seed: Equal seeds and shapes give equal weights.
     """
     rng = np.random.default_rng(seed)
@@ -107,8 +111,12 @@ def tiny_dflash(
             "target_layer_ids": list(target_layer_ids),
         },
     }
-    if sliding_window is not None:
-        config["sliding_window"] = sliding_window
+    stated = {
+        "sliding_window": sliding_window,
+        "is_causal": is_causal,
+        "sliding_window_non_causal": sliding_window_non_causal,
+    }
+    config |= {name: value for name, value in stated.items() if value is not None}
     if layer_types is not None:
         config["layer_types"] = list(layer_types)
     hidden = config["hidden_size"]

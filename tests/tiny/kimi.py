@@ -114,6 +114,7 @@ def tiny_kimi_draft(folder: Path, target: Path, scratch: Path, *, seed: int = 0)
         block_size=4,
         target_layer_ids=(0, 2),
         mask_token_id=255,
+        is_causal=True,
         seed=seed,
     )
     config, tensors = read(folder)

@@ -105,7 +105,7 @@ def _d(folder: Path) -> TinyPair:
     return TinyPair(target, agreeing_eagle(folder / "draft", target, seed=14))
 
 
-def _e(folder: Path) -> TinyPair:
+def _e(folder: Path, *, both_ways: bool | None = None) -> TinyPair:
     """No grouping, bfloat16 files.
 
     The draft has taps out of order for a windowed and a full layer, wide heads, few tokens.
@@ -136,6 +136,7 @@ def _e(folder: Path) -> TinyPair:
         d2t=100,
         sliding_window=40,
         layer_types=("sliding_attention", "full_attention"),
+        sliding_window_non_causal=both_ways,
         seed=15,
     )
     return TinyPair(target, draft, "dflash")
@@ -200,6 +201,11 @@ def _j(folder: Path) -> TinyPair:
     return TinyPair(target, draft, "dflash")
 
 
+def _n(folder: Path) -> TinyPair:
+    """Pair E, but the windowed layer of the draft sees later slots of the block too."""
+    return _e(folder, both_ways=True)
+
+
 PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "A": _a,
     "B": _b,
@@ -211,6 +217,7 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "H": _h,
     "I": _i,
     "J": _j,
+    "N": _n,
 }
 """Each writes its pair below a folder and returns where."""
 

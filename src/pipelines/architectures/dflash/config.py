@@ -10,7 +10,11 @@ from typing_extensions import Self
 
 from unispec.errors import InputError
 
-__all__ = ["DflashDraftHFConfig", "complete_draft_config", "layer_windows"]
+__all__ = ["DflashDraftHFConfig", "complete_draft_config", "layer_causality", "layer_windows"]
+
+_FULL: Final = "full_attention"
+_SLIDING: Final = "sliding_attention"
+_BOTH_WAYS: Final = "sliding_window_non_causal"
 
 
 @dataclass(frozen=True)
@@ -101,37 +105,18 @@ def layer_windows(config: Any, *, source: str) -> list[int | None]:
         source: the file or folder, for the errors.
 
     Raises:
-        InputError: an unknown layer type, one for each layer is not given, a window is missing,
-            or the layers are causal in another way than their type says.
+        InputError: an unknown layer type, one for each layer is not given, or a window is
+            missing.
     """
-    count = int(_get(config, "num_hidden_layers"))
-    types = _get(config, "layer_types") or ["full_attention"] * count
-    if len(types) != count:
-        raise InputError(
-            f"layer_types of {source} has {len(types)} entries for {count} layers;"
-            " correct its config.json"
-        )
-    unknown = set(types) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise InputError(
-            f"layer type {sorted(unknown)[0]!r} of {source} is not supported; use a draft of"
-            " 'full_attention' and 'sliding_attention' layers"
-        )
+    types = _layer_types(config, source)
     for name, harmless in _UNSUPPORTED.items():
         if _find(config, name) not in harmless:
             raise InputError(
                 f"{name} {_find(config, name)!r} of {source} is not supported; use a draft without"
                 " this key"
             )
-    sliding = "sliding_attention" in types
-    causal = _find(config, "causal")
-    if causal is not None and (causal != sliding or len(set(types)) > 1):
-        raise InputError(
-            f"causal {causal!r} of {source} is not supported: full layers see the whole block,"
-            " sliding ones what is before; use a draft without this key"
-        )
-    if not sliding:
-        return [None] * count
+    if _SLIDING not in types:
+        return [None] * len(types)
     window = _find(config, "sliding_window")
     if window is None:
         raise InputError(
@@ -141,7 +126,31 @@ def layer_windows(config: Any, *, source: str) -> list[int | None]:
     width = _integer("sliding_window", window, source)
     if width < 1:
         raise InputError(f"sliding_window {width} of {source} is below 1; correct its config.json")
-    return [width if kind == "sliding_attention" else None for kind in types]
+    return [width if kind == _SLIDING else None for kind in types]
+
+
+def layer_causality(config: Any, *, source: str) -> list[bool]:
+    """Whether each draft layer hides from a slot of the block the slots after it.
+
+    The first of these keys that is there decides: `is_causal` and `causal` for all layers,
+    `sliding_window_non_causal` for sliding ones. Without a key sliding layers are causal.
+
+    Args:
+        config: the draft's Hugging Face config; without `layer_types` no layer is sliding.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: a key is no boolean, an unknown layer type, or one for each layer is not
+            given.
+    """
+    types = _layer_types(config, source)
+    for name in ("is_causal", "causal"):
+        causal = _find(config, name)
+        if causal is not None:
+            return [_boolean(name, causal, source)] * len(types)
+    both_ways = _find(config, _BOTH_WAYS)
+    causal = both_ways is None or not _boolean(_BOTH_WAYS, both_ways, source)
+    return [causal and kind == _SLIDING for kind in types]
 
 
 # Keys of some published drafts that change the forward pass, and the values that do not.
@@ -154,6 +163,23 @@ _UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
     "sample_from_anchor": (None, False),
     "shift_label": (None, False),
 }
+
+
+def _layer_types(config: Any, source: str) -> list[str]:
+    count = int(_get(config, "num_hidden_layers"))
+    types = _get(config, "layer_types") or [_FULL] * count
+    if len(types) != count:
+        raise InputError(
+            f"layer_types of {source} has {len(types)} entries for {count} layers;"
+            " correct its config.json"
+        )
+    unknown = set(types) - {_FULL, _SLIDING}
+    if unknown:
+        raise InputError(
+            f"layer type {sorted(unknown)[0]!r} of {source} is not supported; use a draft of"
+            f" {_FULL!r} and {_SLIDING!r} layers"
+        )
+    return list(types)
 
 
 def _get(config: Any, name: str) -> Any:
@@ -179,6 +205,12 @@ def _missing(name: str, source: str) -> InputError:
 def _integer(name: str, value: Any, source: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{name} {value!r} of {source} is no integer; correct its config.json")
+    return value
+
+
+def _boolean(name: str, value: Any, source: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} {value!r} of {source} is no boolean; correct its config.json")
     return value
 
 

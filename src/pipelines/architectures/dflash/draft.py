@@ -32,6 +32,7 @@ class DflashDraft(TargetVocabularyDraft):
     Args:
         num_taps: n, target layers whose outputs are the features.
         windows: of each layer, None where it sees the whole context.
+        causal: of each layer, whether a slot sees none of those after it.
         block_size: slots of a block.
         mask_token_id: what stands in the slots to fill.
     """
@@ -45,6 +46,7 @@ class DflashDraft(TargetVocabularyDraft):
         target_vocab_size: int,
         num_taps: int,
         windows: Sequence[int | None],
+        causal: Sequence[bool],
         block_size: int,
         mask_token_id: int,
     ) -> None:
@@ -62,7 +64,10 @@ class DflashDraft(TargetVocabularyDraft):
         self.hidden_norm = RMSNorm(hidden, config.dtype, config.norm_eps)
         gathered = is_gathered(windows, config.devices[0])
         self.layers = LayerList(
-            [DflashLayer(config, window=window, gathered=gathered) for window in windows]
+            [
+                DflashLayer(config, window=window, causal=hides, gathered=gathered)
+                for window, hides in zip(windows, causal, strict=True)
+            ]
         )
         self.norm = RMSNorm(hidden, config.dtype, config.norm_eps)
 

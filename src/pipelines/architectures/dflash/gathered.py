@@ -45,6 +45,7 @@ def gathered_attention(
     key_heads: int,
     scale: float,
     window: int | None,
+    causal: bool,
 ) -> TensorValue:
     """Attention of a block of S tokens at the end of each row, whose keys are stored.
 
@@ -54,8 +55,8 @@ def gathered_attention(
         layer: uint32 scalar, the layer's index in the cache.
         key_heads: heads of keys and values.
         scale: factor of the scores.
-        window: None: a token sees the context and the whole block; else itself and the
-            `window - 1` positions before it.
+        window: of the positions before it a token sees the last `window - 1`; None: all.
+        causal: whether it sees none of the block's tokens after it.
 
     Returns:
         `[B, S, heads, head_dim]`.
@@ -82,15 +83,18 @@ def gathered_attention(
     query = query.reshape([batch, size, key_heads, groups, width]).permute([0, 2, 3, 1, 4])
     scores = query.reshape([batch, key_heads, groups * size, width]) @ key.permute([0, 1, 3, 2])
     scores = scores.reshape([batch, heads, size, seen]).cast(DType.float32) * scale
-    # Added one by one: max 26.7 broadcasts wrongly where masks of these shapes are joined first.
     shown = ops.constant(0.0, DType.float32, device=device)
     hidden = ops.constant(_HIDDEN, DType.float32, device=device)
     scores = scores + ops.where(places >= 0, shown, hidden).reshape([batch, 1, 1, seen])
-    if window is not None:
+    if window is not None or causal:
+        # Added one by one, and always both: max 26.7 broadcasts wrongly where masks of these
+        # shapes are joined first, and does so by itself where there is one for all rows.
         own = ops.range(0, int(size), 1, out_dim=size, dtype=int64, device=device)
         distance = ops.unsqueeze(own, 1) - steps  # [S, N]
-        scores = scores + ops.where(distance >= 0, shown, hidden)
-        scores = scores + ops.where(distance < window, shown, hidden)
+        nearest = 0 if causal else 1 - int(size)
+        scores = scores + ops.where(distance >= nearest, shown, hidden)
+        farthest = window - 1 if window is not None else behind + int(size)
+        scores = scores + ops.where(distance <= farthest, shown, hidden)
     weights = ops.softmax(scores).cast(value.dtype)
     attended: TensorValue = weights.reshape([batch, key_heads, groups * size, seen]) @ value
     return attended.reshape([batch, heads, size, width]).permute([0, 2, 1, 3])

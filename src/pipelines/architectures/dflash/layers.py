@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from max.graph import TensorValue
 from max.nn import Linear, Module, RMSNorm
 from max.nn.attention import MHAMaskVariant
@@ -14,24 +16,35 @@ from .gathered import gathered_attention
 
 __all__ = ["DflashAttention", "DflashLayer"]
 
+# By whether there is a window, and whether it is causal.
+_MASKS: Final = {
+    (False, False): MHAMaskVariant.NULL_MASK,
+    (False, True): MHAMaskVariant.CAUSAL_MASK,
+    (True, False): MHAMaskVariant.SLIDING_WINDOW_NONCAUSAL_MASK,
+    (True, True): MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
+}
+
 
 class DflashAttention(Module):
     """Attention over cached keys and values, with a norm per query and key head as in Qwen 3.
 
     Args:
         config: the draft's stack.
-        window: None: a query sees the whole cache; else itself and the `window - 1`
-            positions before it.
+        window: of the positions before it a query sees the last `window - 1`; None: all.
+        causal: whether it sees none of the block's slots after it.
         gathered: whether a key's heads are one wide head in the cache; see `gathered_attention`.
     """
 
-    def __init__(self, config: Llama3Config, *, window: int | None, gathered: bool) -> None:
+    def __init__(
+        self, config: Llama3Config, *, window: int | None, causal: bool, gathered: bool
+    ) -> None:
         super().__init__()
         self.kv_params = config.kv_params
         self.gathered = gathered
         self.num_key_value_heads = config.num_key_value_heads
         self.scale = config.attention_multiplier
         self.window = window
+        self.causal = causal
         self.query_width = config.num_attention_heads * config.head_dim
         key_width = config.num_key_value_heads * config.head_dim
         self.q_proj = _linear(config, config.hidden_size, self.query_width)
@@ -112,17 +125,15 @@ class DflashAttention(Module):
                 key_heads=self.num_key_value_heads,
                 scale=self.scale,
                 window=self.window,
+                causal=self.causal,
             )
-        mask = MHAMaskVariant.NULL_MASK
-        if self.window is not None:
-            mask = MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK
         return flash_attention_ragged(
             self.kv_params,
             query,
             row_offsets,
             cache,
             layer,
-            mask,
+            _MASKS[self.window is not None, self.causal],
             self.scale,
             local_window_size=-1 if self.window is None else self.window,
         )
@@ -134,12 +145,15 @@ class DflashLayer(Module):
     Args:
         config: the draft's stack.
         window: see `DflashAttention`.
+        causal: see `DflashAttention`.
         gathered: see `DflashAttention`.
     """
 
-    def __init__(self, config: Llama3Config, *, window: int | None, gathered: bool) -> None:
+    def __init__(
+        self, config: Llama3Config, *, window: int | None, causal: bool, gathered: bool
+    ) -> None:
         super().__init__()
-        self.self_attn = DflashAttention(config, window=window, gathered=gathered)
+        self.self_attn = DflashAttention(config, window=window, causal=causal, gathered=gathered)
         self.mlp = GatedMLP(
             config.hidden_size, config.intermediate_size, config.dtype, config.devices[0]
         )

@@ -14,7 +14,7 @@ from unispec.errors import InputError
 from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
 from ..drafts.config import UnifiedDraftConfig, both_caches
-from .config import DflashDraftHFConfig, layer_windows
+from .config import DflashDraftHFConfig, layer_causality, layer_windows
 from .gathered import is_gathered, wide_head
 
 __all__ = ["UnifiedDflashConfig", "draft_width"]
@@ -35,6 +35,8 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
     windows: list[int | None] = field(default_factory=list)
     """Window of each draft layer in tokens, None where it sees the whole context; empty: none
     of them has one."""
+    causal: list[bool] = field(default_factory=list)
+    """Whether each draft layer hides from a slot those after it; empty: none of them does."""
 
     def resolve_block_size(self, *, default: int | None = None) -> int:
         """Slots of a block: the checkpoint's, else the default, else K + 1.
@@ -60,8 +62,8 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
 
         Raises:
             InputError: no tapped layers or some outside the target, a mask token outside the
-                vocabulary, a block that is too small or too large, another hidden size, or
-                a window missing.
+                vocabulary, a block that is too small or too large, another hidden size, a
+                window missing, or one that is too small.
         """
         self.check_hidden_size()
         layers = self.target.num_hidden_layers
@@ -86,6 +88,12 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
                 f"{len(self.windows)} windows are given for {self.draft.num_hidden_layers} draft"
                 " layers; give one for each"
             )
+        for window, causal in zip(self.windows, self.causal, strict=False):
+            if window is not None and not causal and window < size:
+                raise InputError(
+                    f"sliding_window {window} is below the block_size {size}, which is supported"
+                    " in causal layers only; use a draft with a larger window"
+                )
 
     def get_kv_params(self) -> KVCacheParamInterface:
         """Parameters of both caches, as a tree with the children `target` and `draft`."""
@@ -135,6 +143,7 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
             mask_token_id=fields.mask_token_id,
             block_size=fields.block_size or 0,
             windows=layer_windows(hf, source=source),
+            causal=layer_causality(hf, source=source),
         )
         config.validate_dflash_fields()
         return config._with_block(config.resolve_block_size())

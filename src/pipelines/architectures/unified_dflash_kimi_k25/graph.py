@@ -47,6 +47,7 @@ class UnifiedDflashKimiK25(Module):
             target_vocab_size=vocab_size,
             num_taps=len(config.target_layer_ids),
             windows=config.windows or [None] * config.draft.num_hidden_layers,
+            causal=config.causal or [False] * config.draft.num_hidden_layers,
             block_size=config.resolve_block_size(),
             mask_token_id=config.mask_token_id,
         )
