@@ -337,8 +337,8 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         ["{target}", "a llama has no text_config", "correct config.json"],
     ),
     "no architecture": (
-        config("draft", architectures=...),
-        ["{draft}", "architectures", "None", "correct"],
+        config("target", architectures=...),
+        ["{target}", "architectures", "None", "correct"],
     ),
     "rope type": (
         config("target", rope_scaling={"rope_type": "yarn", "factor": 2.0}),

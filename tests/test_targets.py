@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,14 +172,19 @@ def test_a_llama_has_no_window_whatever_its_config_says(
     )
 
 
+@pytest.mark.parametrize("names", [["MyModel"], [], None, ["LlamaForCausalLM"]])
 @pytest.mark.parametrize(("method", "letter"), [("eagle", "D"), ("dflash", "F")])
 def test_a_draft_may_have_a_class_of_any_name(
-    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, method: Method, letter: str
+    tiny_pair: Callable[[str], TinyPair],
+    tmp_path: Path,
+    method: Method,
+    letter: str,
+    names: list[str] | None,
 ) -> None:
     """MAX does not know it and need not: the method and the tensors say what it is."""
     pair = tiny_pair(letter)
     assert pair.draft is not None
-    draft = changed(pair.draft, tmp_path / "draft", architectures=["MyModel"])
+    draft = changed(pair.draft, tmp_path / "draft", architectures=names)
     Engine(EngineConfig(model=str(pair.target), draft_model=draft, speculative_method=method))
 
 
@@ -239,3 +245,24 @@ def test_a_rope_that_is_refused_is_told_which_are_not(
         f"rope type {kind!r} of {folders[part]} is not supported; use a checkpoint of type"
         f" {' or '.join(map(repr, taken))}"
     )
+
+
+def test_the_files_of_a_draft_are_looked_at_once(
+    tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = tiny_pair("D")
+    looked: list[str] = []
+    for name in ("weight_files", "check_draft_files", "check_weight_files"):
+        function = getattr(runtime_config, name)
+
+        def counted(*given: Any, function: Any = function, **named: Any) -> Any:
+            looked.append(function.__name__)
+            return function(*given, **named)
+
+        monkeypatch.setattr(runtime_config, name, counted)
+    config = EngineConfig(
+        model=str(pair.target), draft_model=str(pair.draft), speculative_method="eagle"
+    )
+    Engine(config)
+    # Of the target and of the draft.
+    assert Counter(looked) == {"weight_files": 2, "check_draft_files": 1, "check_weight_files": 2}

@@ -14,7 +14,8 @@ from unispec.methods import Method
 
 __all__ = ["adopt", "flat_config", "read_draft_config"]
 
-# What MAX takes for a draft of each method, whoever published it.
+# What MAX takes for a draft of each method, whoever published it: which draft it is, the method
+# and the tensors say.
 _ARCHITECTURES: Final[Mapping[Method, str]] = {
     "eagle": "LlamaForCausalLM",
     "dflash": "DFlashDraftModel",
@@ -49,7 +50,7 @@ def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
 
 
 def flat_config(stated: Mapping[str, Any], method: Method, *, source: str) -> dict[str, Any]:
-    """A config.json of any dialect with all keys at the top level.
+    """A config.json of any dialect with all keys at the top level, of the class that MAX knows.
 
     Args:
         stated: config.json as it stands in the file.
@@ -68,8 +69,6 @@ def flat_config(stated: Mapping[str, Any], method: Method, *, source: str) -> di
             flat.setdefault("sliding_window_non_causal", True)
     elif stated.get("model_type") == NestedEagleConfig.model_type:
         flat = flat | {"model_type": "llama"} | _part(flat, "model", source)
-    else:
-        return flat
     return flat | {"architectures": [_ARCHITECTURES[method]]}
 
 

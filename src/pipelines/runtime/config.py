@@ -8,7 +8,6 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from max.driver import DeviceSpec, accelerator_count
 from max.pipelines.lib import (
-    PIPELINE_REGISTRY,
     KVCacheConfig,
     MAXModelConfig,
     PipelineArgs,
@@ -166,7 +165,7 @@ class EngineConfig:
         return config
 
     def add_weights(self, config: PipelineConfig) -> None:
-        """Names the weight files of target and draft, all of them whole.
+        """Names the weight files that have no name there yet, all of them whole.
 
         Args:
             config: of this engine.
@@ -174,15 +173,12 @@ class EngineConfig:
         Raises:
             InputError: a file is missing, damaged or of an unknown format.
         """
-        # MAX's configurations are frozen, their lists are not.
         paths = weight_files(self.model, self.weight_path)
+        # MAX's configurations are frozen, their lists are not.
         config.model.weight_path[:] = _checked(paths, config.model, self.model)
-        if self.draft_model is not None and config.draft_model is not None:
-            paths = weight_files(self.draft_model)
-            draft_files = _checked(paths, config.draft_model, self.draft_model)
-            assert self.speculative_method is not None
-            check_draft_files(self.speculative_method, draft_files, source=self.draft_model)
-            config.draft_model.weight_path[:] = draft_files
+        draft = config.draft_model
+        if draft is not None and draft.weight_path == _places(draft.model_name)["weight_path"]:
+            draft.weight_path[:] = self._draft_files(draft)
 
     def _without_weights(self) -> PipelineConfig:
         device = _device_spec(self.devices)
@@ -222,7 +218,8 @@ class EngineConfig:
             "kv_cache": KVCacheConfig(enable_prefix_caching=self.enable_prefix_caching),
         }
         speculative = None
-        draft = None
+        draft: MAXModelConfig | None = None
+        draft_files: list[Path] = []
         try:
             if self.speculative_method is not None:
                 default = DEFAULT_DRAFT_TOKENS[self.speculative_method]
@@ -235,24 +232,7 @@ class EngineConfig:
                     relaxed_delta=self.relaxed_delta,
                 )
             if self.draft_model is not None and self.speculative_method is not None:
-                draft_model = str(resolve_model(self.draft_model))
-                draft_stated = read_draft_config(draft_model, self.speculative_method)
-                if Path(draft_model).is_dir():
-                    # Those of a repository are not there yet.
-                    files = weight_files(draft_model)
-                    check_draft_files(self.speculative_method, files, source=draft_model)
-                draft = MAXModelConfig(**_places(self.draft_model), **shared)
-                adopt(draft.huggingface_config, draft_stated)
-                # MAX looks for the name; which draft it is, the method and the tensors say.
-                (name,) = draft_stated.architectures or [""]
-                if PIPELINE_REGISTRY.retrieve_architecture(name) is None:
-                    draft.huggingface_config.architectures = ["LlamaForCausalLM"]
-                complete_draft_config(
-                    self.speculative_method,
-                    draft.huggingface_config,
-                    self.num_speculative_tokens,
-                    source=draft_model,
-                )
+                draft, draft_files = self._draft(self.draft_model, self.speculative_method, shared)
             arguments = PipelineArgs(
                 **_places(self.model),
                 max_length=self.max_length,
@@ -266,6 +246,8 @@ class EngineConfig:
                 **shared,
             )
             config = PipelineConfig.from_args(arguments)
+            if config.draft_model is not None and draft_files:
+                config.draft_model.weight_path[:] = draft_files
             # MAX renames the target after its draft, in an object that it keeps for the process.
             config.model.huggingface_config.architectures = stated.architectures
             return config
@@ -275,6 +257,29 @@ class EngineConfig:
             raise _refused(model, str(error.errors()[0]["msg"])) from error
         except (ValueError, OSError) as error:
             raise _refused(model, str(error)) from error
+
+    def _draft(
+        self, model: str, method: Method, shared: dict[str, Any]
+    ) -> tuple[MAXModelConfig, list[Path]]:
+        """The draft's configuration, and its weight files; none if they are not there yet."""
+        place = resolve_model(model)
+        source = str(place)
+        stated = read_draft_config(source, method)
+        config = MAXModelConfig(**_places(model), **shared)
+        adopt(config.huggingface_config, stated)
+        # What the files hold says better what the draft is than what config.json lacks.
+        files = self._draft_files(config) if isinstance(place, Path) else []
+        complete_draft_config(
+            method, config.huggingface_config, self.num_speculative_tokens, source=source
+        )
+        return config, files
+
+    def _draft_files(self, config: MAXModelConfig) -> list[Path]:
+        """The draft's weight files, which are whole and hold a draft of the method."""
+        assert self.draft_model is not None and self.speculative_method is not None
+        paths = weight_files(self.draft_model)
+        check_draft_files(self.speculative_method, paths, source=self.draft_model)
+        return _checked(paths, config, self.draft_model)
 
 
 def _refused(model: str, reason: str) -> InputError:
