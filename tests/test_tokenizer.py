@@ -158,46 +158,63 @@ def test_engine_training_and_grammars_read_the_same_ids(
     assert state.is_complete
 
 
-BARE = None
+BARE = processors.ByteLevel(trim_offsets=False)
+"""Puts nothing, as that of DeepSeek's Llamas."""
+HELLO = "Hello world"
+HELLO_IDS = [285, 328]
+
+# What transformers 4.57.1 with tokenizers 0.22.2 gave for these files, class and keys, with either
+# of the two post-processors.
+LLAMA_CLASSES = {
+    (True, None): [1, 285, 328],
+    (True, False): [1, 285, 328],
+    (True, True): [1, 285, 328, 2],
+    (False, None): [285, 328],
+    (False, False): [285, 328],
+    (False, True): [285, 328, 2],
+    (None, False): [1, 285, 328],
+    (None, True): [1, 285, 328, 2],
+}
+OTHER_CLASSES = {"bare": [285, 328], "begin": [1, 285, 328]}
+"""The same, of PreTrainedTokenizerFast and whatever the two keys say."""
 
 
-@pytest.mark.parametrize(
-    ("cls", "stated", "processor", "ends"),
-    [
-        # What transformers 4 did: its Llama classes put begin and end as the two keys say ...
-        (
-            "LlamaTokenizerFast",
-            {"add_bos_token": True, "add_eos_token": False},
-            BARE,
-            ([1], []),
-        ),
-        ("LlamaTokenizerFast", {"add_bos_token": True, "add_eos_token": True}, BEGIN, ([1], [2])),
-        ("LlamaTokenizerFast", {"add_bos_token": False}, BEGIN, ([], [])),
-        ("LlamaTokenizer", {"add_eos_token": True}, BARE, ([1], [2])),
-        ("LlamaTokenizer", {"add_bos_token": False, "add_eos_token": True}, BEGIN, ([], [2])),
-        # ... other classes left it to tokenizer.json.
-        ("PreTrainedTokenizerFast", {"add_bos_token": False}, BEGIN, ([1], [])),
-        ("PreTrainedTokenizerFast", {"add_bos_token": True}, BARE, ([], [])),
-        (None, {"add_bos_token": True, "add_eos_token": True}, BARE, ([], [])),
-        ("LlamaTokenizerFast", {}, BARE, ([], [])),
-        ("LlamaTokenizerFast", {"add_bos_token": True, "bos_token": None}, BEGIN, ([], [])),
-    ],
-)
-def test_begin_and_end(
-    cls: str | None,
-    stated: dict[str, Any],
-    processor: Any,
-    ends: tuple[list[int], list[int]],
-    tmp_path: Path,
-) -> None:
+def of_class(
+    folder: Path, cls: str | None, processor: Any, begin: bool | None, end: bool | None, **more: Any
+) -> PreTrainedTokenizerFast:
     tokenizer = byte_level()
-    # A byte-level post-processor only moves offsets.
-    tokenizer.post_processor = processor or processors.ByteLevel(trim_offsets=False)
-    write(tmp_path, tokenizer, tokenizer_class=cls, **stated)
-    ours = read_tokenizer(str(tmp_path), "llama")
-    plain = tokenizer.encode(TEXTS[0], add_special_tokens=False).ids
-    assert ours.encode(TEXTS[0]) == [*ends[0], *plain, *ends[1]]
-    assert ours.encode(TEXTS[0], add_special_tokens=False) == plain
+    tokenizer.post_processor = processor
+    write(folder, tokenizer, tokenizer_class=cls, add_bos_token=begin, add_eos_token=end, **more)
+    ours = read_tokenizer(str(folder), "llama")
+    assert ours.encode(HELLO, add_special_tokens=False) == HELLO_IDS
+    return ours
+
+
+@pytest.mark.parametrize("processor", [BARE, BEGIN], ids=["bare", "begin"])
+@pytest.mark.parametrize("cls", ["LlamaTokenizer", "LlamaTokenizerFast"])
+@pytest.mark.parametrize(("begin", "end"), LLAMA_CLASSES)
+def test_llama_classes_put_begin_and_end_as_they_did_in_transformers_4(
+    cls: str, processor: Any, begin: bool | None, end: bool | None, tmp_path: Path
+) -> None:
+    """The one thing in which ids may differ from tokenizer.json."""
+    ours = of_class(tmp_path, cls, processor, begin, end)
+    assert ours.encode(HELLO) == LLAMA_CLASSES[begin, end]
+
+
+@pytest.mark.parametrize("processor", [BARE, BEGIN], ids=["bare", "begin"])
+@pytest.mark.parametrize("cls", ["PreTrainedTokenizerFast", "TokenizersBackend", None])
+@pytest.mark.parametrize("begin", [True, False])
+def test_other_classes_leave_begin_and_end_to_tokenizer_json(
+    cls: str | None, processor: Any, begin: bool, tmp_path: Path
+) -> None:
+    ours = of_class(tmp_path, cls, processor, begin, True)
+    assert ours.encode(HELLO) == OTHER_CLASSES["bare" if processor is BARE else "begin"]
+
+
+def test_llama_classes_that_state_nothing_of_begin_and_end(tmp_path: Path) -> None:
+    assert of_class(tmp_path, "LlamaTokenizerFast", BARE, None, None).encode(HELLO) == HELLO_IDS
+    ours = of_class(tmp_path, "LlamaTokenizerFast", BEGIN, True, None, bos_token=None)
+    assert ours.encode(HELLO) == HELLO_IDS
 
 
 def chat_text(folder: Path) -> str:
@@ -222,28 +239,21 @@ def test_chat_templates(tmp_path: Path) -> None:
     assert not read_tokenizer(str(tmp_path / "none"), "llama").chat_template
 
 
-def test_special_tokens_that_only_the_configuration_names(tmp_path: Path) -> None:
-    """Those of the vocabulary are found in a text; others get no id of their own making."""
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens", "pad_token"])
+def test_special_tokens_that_only_the_configuration_names(key: str, tmp_path: Path) -> None:
+    """An ordinary word of the vocabulary stays one, and others get no id of their own making."""
     right = byte_level()
-    size = right.get_vocab_size()
-    write(
-        tmp_path,
-        right,
-        pad_token="[PAD]",
-        additional_special_tokens=["H", {"content": "[TOOL]"}],
-        image_token="<image>",
-    )
+    names: Any = "H" if key == "pad_token" else ["H", {"content": "[TOOL]"}, "</s>"]
+    write(tmp_path, right, image_token="<image>", **{key: names})
     ours = read_tokenizer(str(tmp_path), "llama")
-    assert len(ours) == size
-    assert (ours.bos_token, ours.eos_token, ours.pad_token) == ("<s>", "</s>", None)
-    h = right.token_to_id("H")
-    assert ours.encode("[PAD]H[TOOL]", add_special_tokens=False) == [
-        *right.encode("[PAD]", add_special_tokens=False).ids,
-        h,
-        *right.encode("[TOOL]", add_special_tokens=False).ids,
-    ]
-    assert ours.decode([h], skip_special_tokens=True) == ""
-    assert h in ours.all_special_ids
+    assert len(ours) == right.get_vocab_size()
+    assert (ours.bos_token, ours.eos_token) == ("<s>", "</s>")
+    assert ours.pad_token == ("H" if key == "pad_token" else None)
+    for text in (HELLO, "[PAD]H[TOOL]</s><image>"):
+        ids = right.encode(text).ids
+        assert ours.encode(text) == ids
+        assert ours.decode(ids, skip_special_tokens=True) == right.decode(ids)
+    assert ours.encode(HELLO)[1:] == HELLO_IDS
 
 
 @pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])

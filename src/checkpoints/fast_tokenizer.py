@@ -19,13 +19,14 @@ def build_fast_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Dresses `tokenizer`, which keeps its ids, pre-tokenizer and decoder whatever class is named.
 
-    Special tokens that the configuration names and the vocabulary holds are found in a text, too.
-    A token that the vocabulary lacks is added only if the configuration gives its id; a role
-    (`pad_token`, ...) without a token is dropped, for its id would be a guess.
+    Special tokens that the configuration names are found in a text only if the tokenizer has them
+    as added tokens: one that is an ordinary word of the vocabulary stays that. A token that the
+    vocabulary lacks is added only if the configuration gives its id; a role (`pad_token`, ...)
+    without a token is dropped, for its id would be a guess.
 
     Begin and end are put as the tokenizer's post-processor does. As in transformers 4, a
-    configuration of the class `LlamaTokenizer` or `LlamaTokenizerFast` with `add_bos_token` or
-    `add_eos_token` overrides it: the byte-level Llamas of DeepSeek get their begin only from
+    configuration of the class `LlamaTokenizer` or `LlamaTokenizerFast` that states `add_bos_token`
+    or `add_eos_token` overrides it: the byte-level Llamas of DeepSeek get their begin only from
     there. Other classes ignored the two, and so do we.
 
     Args:
@@ -39,25 +40,22 @@ def build_fast_tokenizer(
     special = {token for _, token in _roles(config)} | set(_extra_tokens(config))
     _add_listed_tokens(tokenizer, config, special)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     roles = {name: token for name, token in _roles(config) if token in vocabulary}
-    extra = [token for token in _extra_tokens(config) if token in vocabulary]
-    found = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token in (*roles.values(), *extra)
-            if token not in found
-        ]
-    )
     if config.get("tokenizer_class") in _ADDING_CLASSES:
         _add_begin_and_end(tokenizer, config, roles, vocabulary)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         chat_template=chat_template or _chat_template(config),
         clean_up_tokenization_spaces=False,
-        extra_special_tokens=extra,
-        **roles,
+        extra_special_tokens=[token for token in _extra_tokens(config) if token in added],
+        **{name: token for name, token in roles.items() if token in added},
     )
+    # The class would make added tokens of these.
+    for name, token in roles.items():
+        if token not in added:
+            setattr(fast, name, token)
+    return fast
 
 
 def _add_listed_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], special: Set[str]) -> None:

@@ -81,10 +81,12 @@ class WeightForm:
 
 
 SAFETENSORS: Final = WeightForm("model.safetensors")
+"""What `save_pretrained` of transformers writes."""
 PICKLED: Final = WeightForm("pytorch_model.bin")
 """What `torch.save` wrote for transformers."""
 
 READ_SUFFIXES: Final = (SAFETENSORS.suffix, ".gguf")
+"""Weights that are read as they are."""
 PICKLED_SUFFIXES: Final = (PICKLED.suffix, ".ckpt", ".pkl", ".pt", ".pth")
 """Pickles of any kind; those of a training beside the weights, too."""
 OTHER_SUFFIXES: Final = (".h5", ".msgpack", ".onnx")
