@@ -627,9 +627,13 @@ FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
     "regex that is not closed": (SOUND, ["--regex", "("], ["regex '('", "unclosed", "give"]),
     "regex with look-ahead": (SOUND, ["--regex", "(?=a)b"], ["'(?=a)b'", "look-a", "give"]),
     "negative temperature": (SOUND, ["--temperature", "-1"], ["--temperature", "-1", "0<=x<=2"]),
-    "top_p = 0": (SOUND, ["--top-p", "0"], ["--top-p", "0.0", "0<x<=1"]),
-    "top_p > 1": (SOUND, ["--top-p", "1.1"], ["--top-p", "1.1", "0<x<=1"]),
-    "endless top_k": (SOUND, ["--top-k", "9" * 20], ["--top-k", "9" * 20, "x<=2147483647"]),
+    "top_p < 0": (SOUND, ["--top-p", "-0.1"], ["--top-p", "-0.1", "0<=x<=1"]),
+    "top_p > 1": (SOUND, ["--top-p", "1.1"], ["--top-p", "1.1", "0<=x<=1"]),
+    "endless top_k": (
+        SOUND,
+        ["--top-k", "9" * 20],
+        ["--top-k", "9" * 20, f"x<={2**63 - 1}"],
+    ),
     "seed beyond 64 bits": (SOUND, ["--seed", str(2**64)], ["--seed", str(2**64), "range"]),
     "empty prompt": (SOUND, ["--prompt", ""], ["--prompt is empty", "give"]),
     "prompt as long as max_length": (
@@ -645,7 +649,7 @@ FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
     "too few pages": (
         SOUND,
         ["--kv-cache-pages", "1", "--max-new-tokens", "300"],
-        ["prompt 1", "300 tokens", "3 cache pages", "kv_cache_pages is 1", "raise"],
+        ["prompt 1", "305 tokens", "3 cache pages", "kv_cache_pages is 1", "raise"],
     ),
 }
 

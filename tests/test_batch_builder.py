@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from max.driver import CPU
 from max.pipelines.context import EOSTracker, SamplingParams, TextContext, TokenBuffer
@@ -82,6 +83,29 @@ def test_only_rows_that_may_not_end_are_masked() -> None:
         [True, True, True, True],
         [False, False, True, True],
     ]
+
+
+def test_an_ignored_end_is_banned_as_long_as_another_token_is_allowed() -> None:
+    """Under a grammar that allows ends and a stop token, a letter, and the ends alone."""
+    batch, context = builder(), request()
+    row = drafting(batch, context, 0)
+    row.ignored_eos = frozenset({2, 40})
+    for tokens, left in (((2, 40, 69), [69]), ((2, 5), [5]), ((2, 40), [2, 40])):
+        row.grammar = Allows(tokens)  # type: ignore[assignment]
+        mask = allowed(batch.fields([context])["token_bitmask"].to_numpy())
+        assert np.flatnonzero(mask[0, 0]).tolist() == left
+
+
+class Allows:
+    """In place of a grammar: some tokens, at every position."""
+
+    def __init__(self, tokens: tuple[int, ...]) -> None:
+        self._tokens = list(tokens)
+
+    def fill_bitmask(self, bitmask: npt.NDArray[np.int32], drafts: object) -> None:
+        bits = np.zeros(bitmask.shape[-1] * 32, np.bool_)
+        bits[self._tokens] = True
+        bitmask[...] = np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def test_drafts_of_different_lengths_in_one_step() -> None:

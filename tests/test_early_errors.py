@@ -178,3 +178,20 @@ def test_an_image_of_another_format(tmp_path: Path, model: Path) -> None:
 def test_a_sound_model_gets_as_far_as_max(model: Path) -> None:
     done = unispec("generate", "--model", model, "--prompt", "hello")
     assert "AssertionError: max" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--temperature", "1e-40", "choose 0, which takes the most probable token, or 1e-37 to 2"),
+        ("--repetition-penalty", "1e-7", "1e-07 is not in the range"),
+        ("--repetition-penalty", "1e7", "10000000.0 is not in the range"),
+        ("--top-p", "-0.1", "-0.1 is not in the range"),
+        ("--top-k", str(2**63), f"{2**63} is not in the range"),
+    ],
+)
+def test_a_sampling_parameter_that_the_engine_would_refuse(
+    model: Path, option: str, value: str, message: str
+) -> None:
+    refused = unispec("generate", "--model", model, "--prompt", "a", option, value)
+    assert_refused(refused, option, message)

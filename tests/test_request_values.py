@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from max.pipelines.context import SamplingParams
+from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from numpy_graph import NumpyGraph, continuation, numpy_engine
 from tiny import TinyPair
 from transformers import BatchEncoding
 
 from unispec.errors import InputError
 from unispec.pipelines.runtime import Engine, Request
-from unispec.pipelines.runtime.rows import make_row
 from unispec.pipelines.runtime.sampling_params import HANDLED_FIELDS, check_sampling
 
 NOT_DONE = {"thinking_temperature": 0.5, "detokenize": False, "logits_processors": [print]}
@@ -266,6 +265,19 @@ def test_sampling_parameters_at_their_limits(
     engine.generate([Request(token_ids=[6], sampling=params, logit_bias={5: 3.4e38})])
 
 
+@pytest.mark.parametrize(("ignore_eos", "length"), [(False, 1), (True, 3)])
+def test_a_stop_token_ends_an_answer_that_ignores_eos(
+    made: tuple[Engine, NumpyGraph], ignore_eos: bool, length: int
+) -> None:
+    """The first token of this answer is an EOS of the model, the third a stop token."""
+    engine, _ = made
+    first, _, third, *_ = expected = continuation(5, 5)
+    engine.eos_token_ids = {first}
+    params = sampling(ignore_eos=ignore_eos, stop_token_ids=[third])
+    [result] = engine.generate([Request(token_ids=[5], sampling=params)]).results
+    assert (result.token_ids, result.finish_reason) == (expected[:length], "stop")
+
+
 def test_seeds_are_taken_modulo_2_to_the_64(made: tuple[Engine, NumpyGraph]) -> None:
     engine, _ = made
     seeds = []
@@ -304,8 +316,7 @@ def test_every_field_of_maxs_class_is_done_or_refused() -> None:
 
 def test_a_program_that_calls_the_pipeline_itself(made: tuple[Engine, NumpyGraph]) -> None:
     """Its requests are checked where their rows are made."""
-    from max.pipelines.context import TextContext, TokenBuffer
-
+    engine, _ = made
     for name, value in (("repetition_penalty", 1e-38), ("logits_processors", [print])):
         context = TextContext(
             max_length=40,
@@ -313,4 +324,4 @@ def test_a_program_that_calls_the_pipeline_itself(made: tuple[Engine, NumpyGraph
             sampling_params=sampling(**{name: value}),
         )
         with pytest.raises(InputError, match=name):
-            make_row(context, 256)
+            engine.pipeline.model.batch.row(context)

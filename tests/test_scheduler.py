@@ -213,7 +213,9 @@ def test_a_request_that_can_never_fit_is_refused(session: InferenceSession) -> N
     simulation.scheduler.add(fits)
     simulation.step()
     held = simulation.free_pages
-    with pytest.raises(InputError, match=r"33 tokens needs 3 cache pages, there are 2: lower"):
+    with pytest.raises(
+        InputError, match=r"33 tokens needs 3 cache pages, kv_cache_pages is 2: lower"
+    ):
         simulation.scheduler.add(request(prompt(4), 2 * PAGE + 1 - 4))
     assert simulation.free_pages == held
     assert set(map(len, simulation.run())) == {1}

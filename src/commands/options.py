@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from unispec.commands.standard_input import STANDARD_INPUT, read_standard_input
+from unispec.sampling.ranges import RANGES
 
-__all__ = ["FiniteRange", "TextFile", "option_group"]
+__all__ = ["FiniteRange", "SamplingInteger", "SamplingRange", "TextFile", "option_group"]
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -58,6 +59,39 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
         return number
+
+
+class SamplingRange(FiniteRange):
+    """A number that a sampling parameter may have.
+
+    Args:
+        name: the parameter's, in `RANGES`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._range = RANGES[name]
+        super().__init__(0 if self._range.or_zero else self._range.low, self._range.high)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number; fails if it is not finite or not in the range."""
+        number = super().convert(value, param, ctx)
+        if not self._range.holds(number):
+            self.fail(f"{number} is too small; choose {self._range}.", param, ctx)
+        return number
+
+
+class SamplingInteger(click.IntRange):
+    """An integer that a sampling parameter may be.
+
+    Args:
+        name: the parameter's, in `RANGES`.
+    """
+
+    def __init__(self, name: str) -> None:
+        low, high, _ = RANGES[name]
+        super().__init__(int(low), int(high) if math.isfinite(high) else None)
 
 
 class TextFile(click.ParamType[Any], ABC):

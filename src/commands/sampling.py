@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unispec.commands.options import FiniteRange, option_group
+from unispec.commands.options import SamplingInteger, SamplingRange, option_group
 from unispec.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SamplingOptions", "sampling_options"]
 
-MAX_TOP_K = 2**31 - 1
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -100,48 +99,48 @@ sampling_options = option_group(
     SamplingOptions,
     click.option(
         "--max-new-tokens",
-        type=click.IntRange(min=1),
+        type=SamplingInteger("max_new_tokens"),
         default=100,
         show_default=True,
         help="Most tokens of an answer.",
     ),
     click.option(
         "--temperature",
-        type=FiniteRange(0, 2),
+        type=SamplingRange("temperature"),
         help="Flattens (above 1) or sharpens (below 1) the distribution; 0 takes the most likely "
         "token.  [default: the checkpoint's, else 1]",
     ),
     click.option(
         "--top-k",
-        type=click.IntRange(-1, MAX_TOP_K),
+        type=SamplingInteger("top_k"),
         help="Sample from the k most likely tokens; -1 or 0 from all.  "
         "[default: the checkpoint's, else -1]",
     ),
     click.option(
         "--top-p",
-        type=FiniteRange(0, 1, min_open=True),
+        type=SamplingRange("top_p"),
         help="Sample from the most likely tokens that hold this probability together.  "
         "[default: the checkpoint's, else 1]",
     ),
     click.option(
         "--min-p",
-        type=FiniteRange(0, 1),
+        type=SamplingRange("min_p"),
         help="Sample from tokens at least this likely in proportion to the most likely one.  "
         "[default: 0]",
     ),
     click.option(
         "--presence-penalty",
-        type=FiniteRange(-2, 2),
+        type=SamplingRange("presence_penalty"),
         help="Taken from the logit of a token once it was generated.  [default: 0]",
     ),
     click.option(
         "--frequency-penalty",
-        type=FiniteRange(-2, 2),
+        type=SamplingRange("frequency_penalty"),
         help="Taken from the logit of a token each time it was generated.  [default: 0]",
     ),
     click.option(
         "--repetition-penalty",
-        type=FiniteRange(0, min_open=True),
+        type=SamplingRange("repetition_penalty"),
         help="Above 1, makes tokens that occurred less likely.  "
         "[default: the checkpoint's, else 1]",
     ),

@@ -152,6 +152,11 @@ class GrammarState:
         self._allowed: npt.NDArray[np.int32] | None = None  # [ceil(V/32)]
 
     @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The ids that end a text."""
+        return self._vocabulary.eos_token_ids
+
+    @property
     def is_complete(self) -> bool:
         """Whether nothing but EOS may follow."""
         return np.array_equal(self._mask(), self._vocabulary.eos_mask)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from max.pipelines.context import GenerationStatus, TextContext
@@ -18,26 +19,60 @@ __all__ = ["Answer", "Outbox"]
 
 @dataclass(eq=False)
 class Outbox:
-    """Where the outputs of one caller's requests wait until it takes them."""
+    """Where the outputs of one caller's requests wait until it takes them.
+
+    The caller and the thread of the steps use it without a lock. A request is counted by what
+    is there of it, so an interrupt of a caller loses at most what it was just taking.
+    """
 
     goes_on: bool
     """Whether steps follow each other while a request of this caller is not answered; else
     only those are run that are asked for."""
-    outputs: list[Output] = field(default_factory=list)
-    """In the order of the steps."""
-    open: set[RequestID] = field(default_factory=set)
-    """Requests whose last output was not taken yet."""
+    open: dict[RequestID, Answer] = field(default_factory=dict)
+    """Requests whose last output was not given yet. The caller puts them in, the thread takes
+    them out."""
+    outputs: deque[list[Output]] = field(default_factory=deque)
+    """Of each step, in their order. The thread puts them in, the caller takes them out."""
+
+    @property
+    def unfinished(self) -> set[RequestID]:
+        """Requests whose last output was not taken yet."""
+        # In this order: the thread gives the last output before it closes the request.
+        unfinished = set(self.open.copy())
+        for outputs in list(self.outputs):
+            unfinished.update(output.request_id for output in outputs)
+        return unfinished
 
     def take(self) -> list[Output]:
-        """Hands over what waits."""
-        taken, self.outputs = self.outputs, []
-        self.open -= {output.request_id for output in taken if output.is_last}
-        return taken
+        """Hands over what one step brought, if something waits; called by the caller."""
+        try:
+            return self.outputs.popleft()
+        except IndexError:
+            return []
 
-    def drop(self, request_ids: set[RequestID]) -> None:
-        """Forgets requests, and what waits of them."""
-        self.outputs = [out for out in self.outputs if out.request_id not in request_ids]
-        self.open -= request_ids
+    def give(self, outputs: list[Output]) -> None:
+        """Puts in what one step brought for open requests; called by the thread.
+
+        Args:
+            outputs: those of requests that are not open any more are left out.
+        """
+        outputs = [output for output in outputs if output.request_id in self.open]
+        if outputs:
+            self.outputs.append(outputs)
+        for output in outputs:
+            if output.is_last:
+                del self.open[output.request_id]
+
+    def drop(self, request_ids: Collection[RequestID]) -> None:
+        """Forgets requests, and what waits of them; called by the thread.
+
+        Args:
+            request_ids: those that are not known do nothing.
+        """
+        for request_id in request_ids:
+            self.open.pop(request_id, None)
+        for outputs in list(self.outputs):
+            outputs[:] = [out for out in outputs if out.request_id not in request_ids]
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,9 @@ class BatchBuilder:
     def row(self, context: TextContext) -> Row:
         """The request's row; made from its sampling parameters when it is new."""
         if context.request_id not in self.rows:
-            self.rows[context.request_id] = make_row(context, self._vocab_size)
+            self.rows[context.request_id] = make_row(
+                context.sampling_params, context.tokens.prompt, self._vocab_size
+            )
         return self.rows[context.request_id]
 
     def fields(self, contexts: Sequence[TextContext]) -> dict[str, Buffer]:
@@ -158,20 +160,15 @@ class BatchBuilder:
     def _bitmask(
         self, contexts: Sequence[TextContext], rows: Sequence[Row], width: int
     ) -> npt.NDArray[np.int32]:
-        """Masks of grammars, and of EOS before `min_new_tokens`: `[B, K + 1, V / 32]`."""
+        """Masks of grammars, and of what ends an answer too early: `[B, K + 1, V / 32]`."""
         bitmask = self._sampling.bitmask(len(rows), width + 1)
         for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
             if row.grammar is not None:
                 padded = row.drafts + [VOID_TOKEN] * (width - len(row.drafts))
                 row.grammar.fill_bitmask(bitmask[index], padded)
             early = min(max(row.min_new_tokens - row.generated, 0), width + 1)
-            if early:
-                allowed = bitmask[index, :early]  # [early, V / 32]
-                unended = allowed.copy()
-                for token in context.eos_tracker.eos_token_ids:
-                    unended[:, token // 32] &= ~np.array(1 << token % 32, np.uint32).view(np.int32)
-                # A text whose grammar is complete can only end, however short it is.
-                allowed[...] = np.where(unended.any(axis=1, keepdims=True), unended, allowed)
+            _ban(bitmask[index, :early], context.eos_tracker.eos_token_ids)
+            _ban(bitmask[index], row.ignored_eos)
         return bitmask
 
     def _draft_probs(self, rows: Sequence[Row], width: int) -> Buffer:
@@ -182,3 +179,15 @@ class BatchBuilder:
                 count = len(row.drafts)
                 probs[index, :count] = row.draft_probs[:count]
         return Buffer.from_numpy(probs).to(self._device)
+
+
+def _ban(allowed: npt.NDArray[np.int32], tokens: Collection[int]) -> None:
+    """Takes tokens out of masks `[n, V / 32]`, where this leaves any.
+
+    A text whose grammar is complete can only end, however short it is.
+    """
+    if len(allowed) and tokens:
+        others = allowed.copy()
+        for token in tokens:
+            others[:, token // 32] &= ~np.array(1 << token % 32, np.uint32).view(np.int32)
+        allowed[...] = np.where(others.any(axis=1, keepdims=True), others, allowed)

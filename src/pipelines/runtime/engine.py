@@ -27,9 +27,9 @@ from .metrics import Acceptance, StepTimes, typical
 from .pipeline import SpeculativePipeline
 from .reading import read_request, read_requests
 from .requests import Output, Report, Request
-from .rows import check_vocabulary, make_row
+from .rows import make_row
 from .running import RunningBatch
-from .scheduler import Scheduler
+from .scheduler import Scheduler, check_pages
 from .text_stream import TextStream
 from .thinking import ThinkingTokens
 
@@ -108,7 +108,7 @@ class Engine:
     @property
     def unfinished(self) -> int:
         """Requests of `add` whose last output `step` has not returned yet."""
-        return len(self._added.open)
+        return len(self._added.unfinished)
 
     def generate(
         self,
@@ -147,8 +147,8 @@ class Engine:
         start = perf_counter()
         try:
             batch.add(outbox, answers)
-            while outbox.open:
-                for output in batch.receive(outbox):
+            while outbox.unfinished:
+                for output in batch.step(outbox):
                     if output.error is not None:
                         raise output.error
                     index = indices[output.request_id]
@@ -159,7 +159,7 @@ class Engine:
                     if output.result is not None and on_finish is not None:
                         on_finish(index)
         finally:
-            batch.abort(outbox, outbox.open)
+            batch.abort(outbox, outbox.unfinished)
         wall = perf_counter() - start
         results = [answer.result for answer in answers]
         acceptance = Acceptance.of_all([answer.row.acceptance for answer in answers])
@@ -201,12 +201,15 @@ class Engine:
     def step(self) -> list[Output]:
         """Runs one step of the batch, unless outputs of requests of `add` wait already.
 
+        An interrupt (Ctrl-C) while this waits loses nothing: the outputs wait for the next call.
+
         An error of a step is an output of each request that it had; the others, and the engine,
         go on.
 
         Returns:
-            What is there for requests of `add`, in the order of the steps; a step that reads a
-            part of a long prompt brings nothing, and none is run where no request is unfinished.
+            What one step brought for requests of `add`, the first whose outputs wait; a step that
+            reads a part of a long prompt brings nothing, and none is run where no request is
+            unfinished.
         """
         return self._batch().step(self._added) if self.unfinished else []
 
@@ -216,7 +219,7 @@ class Engine:
         Args:
             request_id: nothing follows of it; one that is not known any more does nothing.
         """
-        if request_id in self._added.open:
+        if request_id in self._added.unfinished:
             self._batch().abort(self._added, [request_id])
 
     def _batch(self) -> RunningBatch:
@@ -233,32 +236,25 @@ class Engine:
             return self._running
 
     def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:
+        if not request.token_ids:
+            raise InputError(f"{name} is empty; give at least one token")
+        grammar = self._grammar(request.grammar)
+        try:
+            row = make_row(
+                request.sampling,
+                request.token_ids,
+                self._vocab_size,
+                logit_bias=request.logit_bias,
+                grammar=grammar,
+            )
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         context = self._context(name, request)
-        row = make_row(
-            context,
-            self._vocab_size,
-            logit_bias=request.logit_bias,
-            grammar=self._grammar(request.grammar),
-        )
         stream = TextStream(self.tokenizer, request.sampling.stop or ())
         return Answer(context, row, stream, outbox)
 
     def _context(self, name: str, request: Request) -> TextContext:
-        if not request.token_ids:
-            raise InputError(f"{name} is empty; give at least one token")
         params = request.sampling
-        try:
-            check_vocabulary(
-                [
-                    min(request.token_ids),
-                    max(request.token_ids),
-                    *request.logit_bias,
-                    *(params.stop_token_ids or ()),
-                ],
-                self._vocab_size,
-            )
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
         prompt = self._model_class.read_prompt(
             self._pipeline_config.model.huggingface_config,
             request.token_ids,
@@ -279,19 +275,17 @@ class Engine:
                 f" {max_length - length} new tokens: lower it, or raise max_new_tokens or"
                 " max_length"
             )
-        needed = pages_per_row(self._kv_params, max_length)
-        if needed > self.num_pages:
-            raise InputError(
-                f"{name} and its answer of up to {max_length - length} tokens need"
-                f" {needed} cache pages, kv_cache_pages is {self.num_pages}: lower max_new_tokens"
-                " or raise kv_cache_pages"
-            )
-        eos = self.eos_token_ids | set(params.stop_token_ids or ())
-        if params.ignore_eos:
-            eos = set() if request.grammar is None else self.eos_token_ids
+        try:
+            check_pages(self._kv_params, max_length, self.num_pages)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        ends = set(params.stop_token_ids or ())
+        # What ignores EOS under a grammar goes on until nothing else is allowed.
+        if request.grammar is not None or not params.ignore_eos:
+            ends |= self.eos_token_ids
         return prompt.context(
             max_length=max_length,
-            eos_tracker=EOSTracker(eos_token_ids=eos),
+            eos_tracker=EOSTracker(eos_token_ids=ends),
             sampling_params=params,
             vocab_size=self._vocab_size,
         )

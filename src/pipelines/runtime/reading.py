@@ -14,7 +14,7 @@ from unispec.errors import InputError
 from unispec.sampling.grammar import Grammar
 
 from .requests import Request
-from .sampling_params import check_sampling, in_float32, is_integer
+from .sampling_params import in_float32, is_integer
 
 __all__ = ["read_request", "read_requests"]
 
@@ -43,13 +43,13 @@ def read_request(request: Any, name: str) -> Request:
         name: what to call its prompt in errors.
 
     Raises:
-        InputError: it is no `Request`, or a field is of another type or out of range.
+        InputError: it is no `Request`, or a field is of another type or out of range; those of
+            `sampling` are not looked at.
     """
     if not isinstance(request, Request):
         raise InputError(f"{name} is {shown(request)}; give a Request")
     tokens = _token_ids(request.token_ids, name)
     try:
-        check_sampling(request.sampling)
         if not isinstance(request.grammar, Grammar | None):
             raise InputError(f"grammar is {shown(request.grammar)}; give a Grammar")
         _check_images(request.images)

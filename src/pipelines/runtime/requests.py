@@ -23,7 +23,8 @@ class Request:
     token_ids: Sequence[int]
     """The encoded prompt: a list of integers, or a NumPy array of one dimension."""
     sampling: SamplingParams
-    """Temperature, top-k and the like, stop conditions, and the seed."""
+    """Temperature, top-k and the like, stop conditions, and the seed. With `ignore_eos` an answer
+    still ends at a stop text and at one of `stop_token_ids`."""
     grammar: Grammar | None = None
     """Constrains every generated token. With `ignore_eos` the answer goes on for as long as the
     grammar allows."""

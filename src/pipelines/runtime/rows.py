@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from max.pipelines.context import TextContext
+from max.pipelines.context import SamplingParams
 
 from unispec.errors import InputError
 from unispec.sampling.buffers import RowSampling
@@ -16,7 +16,7 @@ from unispec.sampling.grammar import GrammarState
 from .metrics import Acceptance
 from .sampling_params import check_sampling
 
-__all__ = ["Row", "check_vocabulary", "make_row"]
+__all__ = ["Row", "make_row"]
 
 
 @dataclass
@@ -26,7 +26,9 @@ class Row:
     sampling: RowSampling
     """Sampling parameters and token counts."""
     min_new_tokens: int = 0
-    """EOS is masked until so many tokens are generated."""
+    """What ends the answer is masked until so many tokens are generated."""
+    ignored_eos: frozenset[int] = frozenset()
+    """EOS tokens that are masked as long as the grammar allows another."""
     grammar: GrammarState | None = None
     """How far the output has come in its grammar; None: any token may follow."""
     drafts: list[int] = field(default_factory=list)
@@ -46,35 +48,19 @@ class Row:
             self.grammar.accept(token)
 
 
-def check_vocabulary(token_ids: Iterable[int], vocab_size: int) -> None:
-    """Refuses tokens that the model does not have.
-
-    Args:
-        token_ids: of a request.
-        vocab_size: V, the width of the logits.
-
-    Raises:
-        InputError: one of them is outside.
-    """
-    for token in token_ids:
-        if not 0 <= token < vocab_size:
-            raise InputError(
-                f"token id {token} is outside the model's vocabulary of {vocab_size}; use the"
-                " tokenizer that belongs to the model"
-            )
-
-
 def make_row(
-    context: TextContext,
+    params: SamplingParams,
+    prompt: Sequence[int] | npt.NDArray[np.int64],
     vocab_size: int,
     *,
     logit_bias: Mapping[int, float] | None = None,
     grammar: GrammarState | None = None,
 ) -> Row:
-    """Reads a request's sampling parameters.
+    """Checks a request's values and makes of them what the steps need.
 
     Args:
-        context: the request.
+        params: how its tokens are chosen.
+        prompt: its token ids, at least one.
         vocab_size: V, the width of the logits.
         logit_bias: added to the logits of these token ids.
         grammar: constrains every emitted token.
@@ -82,11 +68,9 @@ def make_row(
     Raises:
         InputError: a token outside the vocabulary, or sampling parameters that cannot be used.
     """
-    params = context.sampling_params
-    prompt = context.tokens.prompt
     check_sampling(params)
-    check_vocabulary((int(prompt.min()), int(prompt.max())), vocab_size)
-    check_vocabulary([*(params.stop_token_ids or ()), *(logit_bias or ())], vocab_size)
+    stop_token_ids = params.stop_token_ids or ()
+    _check_vocabulary((min(prompt), max(prompt), *stop_token_ids, *(logit_bias or ())), vocab_size)
     sampling = RowSampling(
         seed=int(params.seed),
         temperature=params.temperature,
@@ -100,14 +84,20 @@ def make_row(
     neutral = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
     if neutral != (0, 0, 1):
         sampling.token_counts = np.zeros(vocab_size, np.int32)
-        sampling.token_counts[prompt] = -1
+        sampling.token_counts[np.asarray(prompt)] = -1
     if logit_bias:
         sampling.logit_bias = np.zeros(vocab_size, np.float32)
         sampling.logit_bias[list(logit_bias)] = list(logit_bias.values())
-    # A grammar's text that can only end does so all the same.
-    ends_late = params.ignore_eos and grammar is not None
-    return Row(
-        sampling=sampling,
-        min_new_tokens=context.max_length if ends_late else params.min_new_tokens,
-        grammar=grammar,
-    )
+    row = Row(sampling=sampling, min_new_tokens=params.min_new_tokens, grammar=grammar)
+    if params.ignore_eos and grammar is not None:
+        row.ignored_eos = grammar.eos_token_ids.difference(stop_token_ids)
+    return row
+
+
+def _check_vocabulary(token_ids: Iterable[int], vocab_size: int) -> None:
+    for token in token_ids:
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"token id {token} is outside the model's vocabulary of {vocab_size}; use the"
+                " tokenizer that belongs to the model"
+            )

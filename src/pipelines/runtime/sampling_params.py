@@ -14,14 +14,9 @@ import numpy as np
 from max.pipelines.context import SamplingParams
 
 from unispec.errors import InputError
+from unispec.sampling.ranges import RANGES, Range
 
 __all__ = ["HANDLED_FIELDS", "check_sampling", "in_float32", "is_integer"]
-
-_SMALLEST_TEMPERATURE: Final = 1e-37
-"""Smaller ones may be zero to a processor: float32 loses digits below 1.2e-38."""
-_LARGEST_PENALTY: Final = 1e6
-"""A repetition penalty, or its inverse: logits times it stay far below what float32 holds."""
-_LARGEST_TOP_K: Final = 2**63 - 1
 
 
 def is_integer(value: object) -> bool:
@@ -76,26 +71,20 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def _number(low: float, high: float, or_zero: str = "") -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        # Zero after the cast is the same as zero, but where the range begins above it.
-        in_range = np.isfinite(in_float32(name, value)) and low <= value <= high
-        if not (in_range or (or_zero and value == 0)):
-            raise InputError(f"{name} is {shown(value)}; choose {or_zero}{low:g} to {high:g}")
-
-    return check
+def _number(name: str, value: Any) -> None:
+    # Zero after the cast is the same as zero, but where the range begins above it.
+    if not (np.isfinite(in_float32(name, value)) and RANGES[name].holds(value)):
+        raise InputError(f"{name} is {shown(value)}; choose {RANGES[name]}")
 
 
-def _integer(low: float, high: float = inf) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not is_integer(value):
-            raise InputError(f"{name} is {shown(value)}; give an integer")
-        if value < low:
-            raise InputError(f"{name} is {value}; choose at least {low:.0f}")
-        if value > high:
-            raise InputError(f"{name} is {value}; choose at most {high}")
-
-    return check
+def _integer(name: str, value: Any) -> None:
+    if not is_integer(value):
+        raise InputError(f"{name} is {shown(value)}; give an integer")
+    low, high, _ = RANGES.get(name, Range(-inf))
+    if value < low:
+        raise InputError(f"{name} is {value}; choose at least {low}")
+    if value > high:
+        raise InputError(f"{name} is {value}; choose at most {high}")
 
 
 def _optional(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
@@ -123,21 +112,19 @@ def _integers(name: str, value: Any) -> None:
 
 HANDLED_FIELDS: Final[Mapping[str, Callable[[str, Any], None]]] = MappingProxyType(
     {
-        "temperature": _number(
-            _SMALLEST_TEMPERATURE, 2, or_zero="0, which takes the most probable token, or "
-        ),
-        "top_k": _integer(-1, _LARGEST_TOP_K),
-        "top_p": _number(0, 1),
-        "min_p": _number(0, 1),
-        "presence_penalty": _number(-2, 2),
-        "frequency_penalty": _number(-2, 2),
-        "repetition_penalty": _number(1 / _LARGEST_PENALTY, _LARGEST_PENALTY),
-        "max_new_tokens": _optional(_integer(1)),
-        "min_new_tokens": _integer(0),
+        "temperature": _number,
+        "top_k": _integer,
+        "top_p": _number,
+        "min_p": _number,
+        "presence_penalty": _number,
+        "frequency_penalty": _number,
+        "repetition_penalty": _number,
+        "max_new_tokens": _optional(_integer),
+        "min_new_tokens": _integer,
         "ignore_eos": _truth,
         "stop": _optional(_texts),
         "stop_token_ids": _optional(_integers),
-        "seed": _integer(-inf),
+        "seed": _integer,
     }
 )
 """What this engine does of MAX's `SamplingParams`, and how each field is checked."""

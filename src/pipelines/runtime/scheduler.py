@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from max.nn.kv_cache import KVCacheParamInterface
 from max.pipelines.context import TextContext
 from max.pipelines.kv_cache import PagedKVCacheManager
 from max.pipelines.request import RequestID
@@ -11,7 +12,26 @@ from max.pipelines.request import RequestID
 from unispec.errors import InputError
 from unispec.kv_cache.manager import pages_per_row
 
-__all__ = ["Scheduler"]
+__all__ = ["Scheduler", "check_pages"]
+
+
+def check_pages(params: KVCacheParamInterface, max_length: int, num_pages: int) -> None:
+    """Refuses a request that would not fit if it were alone.
+
+    Args:
+        params: the cache, or the tree of both.
+        max_length: of the request, prompt and answer.
+        num_pages: pages that running requests may reserve together.
+
+    Raises:
+        InputError: it needs more pages.
+    """
+    needed = pages_per_row(params, max_length)
+    if needed > num_pages:
+        raise InputError(
+            f"a request of up to {max_length} tokens needs {needed} cache pages, kv_cache_pages"
+            f" is {num_pages}: lower max_new_tokens or raise kv_cache_pages"
+        )
 
 
 class Scheduler:
@@ -51,12 +71,7 @@ class Scheduler:
         Raises:
             InputError: it would not fit if it were alone.
         """
-        needed = self._pages(context)
-        if needed > self.num_pages:
-            raise InputError(
-                f"a request of up to {context.max_length} tokens needs {needed} cache pages, there"
-                f" are {self.num_pages}: lower max_new_tokens or raise the number of pages"
-            )
+        check_pages(self._manager.params, context.max_length, self.num_pages)
         self._waiting.append(context)
 
     def next_batch(self) -> list[TextContext]:
@@ -84,13 +99,14 @@ class Scheduler:
         return batch
 
     def finish(self, context: TextContext) -> None:
-        """Takes a request out, running or waiting, and releases its pages."""
-        if self._running.pop(context.request_id, None) is not None:
-            self._manager.release(context)
-        else:
+        """Takes a request out, running or waiting or not there any more, and releases its pages."""
+        if self._running.pop(context.request_id, None) is None:
             # Contexts hold arrays, so they are told apart by their ids.
             kept = [w for w in self._waiting if w.request_id != context.request_id]
             self._waiting = deque(kept)
+        # Also of a request that was claimed and could not be admitted.
+        if self._manager.contains(context):
+            self._manager.release(context)
 
     def _admits(self, context: TextContext) -> bool:
         reserved = sum(self._pages(running) for running in self._running.values())
