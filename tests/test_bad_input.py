@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from hub import running_hub
 from max.engine import InferenceSession
 from max.pipelines.context import SamplingParams
+from max.pipelines.lib import PipelineArgs, PipelineConfig
 from PIL import Image
 from runs import run_python
 from safetensors.torch import load_file, save_file
@@ -335,6 +336,14 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
     "a part that no Llama has": (
         config("target", text_config={"hidden_size": 64}),
         ["{target}", "a llama has no text_config", "correct config.json"],
+    ),
+    "a part that is no object": (
+        config("target", text_config="x"),
+        ["{target}", "text_config 'x'", "no JSON object", "correct"],
+    ),
+    "classes of its own that are a number": (
+        config("target", auto_map=-1),
+        ["{target}", "auto_map -1", "no JSON object", "correct"],
     ),
     "no architecture": (
         config("target", architectures=...),
@@ -962,6 +971,29 @@ def test_an_image_for_a_model_that_reads_none(pair: TinyPair, tmp_path: Path) ->
         ({"max_batch_input_tokens": 0}, ["max_batch_input_tokens is 0", "at least 1"]),
         ({"max_length": 0}, ["max_length is 0", "at least 1"]),
         ({"kv_cache_pages": -1}, ["kv_cache_pages is -1", "at least 1"]),
+        *[
+            ({name: value}, [f"{name} is {value!r}; give an integer"])
+            for name in ("max_length", "max_batch_size", "max_batch_input_tokens", "kv_cache_pages")
+            for value in ("3", 2.5, math.nan, [1], True)
+        ],
+        ({"max_batch_size": None}, ["max_batch_size is None; give an integer"]),
+        ({"num_speculative_tokens": 2.5}, ["num_speculative_tokens is 2.5; give an integer"]),
+        ({"enable_prefix_caching": "no"}, ["enable_prefix_caching is 'no'; give True or False"]),
+        ({"devices": None}, ["devices is None; give a text"]),
+        ({"devices": 0}, ["devices is 0; give a text"]),
+        ({"draft_model": Path("draft")}, ["draft_model is", "Path('draft')", "give a text"]),
+        ({"quantization_encoding": 32}, ["quantization_encoding is 32; give a text"]),
+        ({"weight_path": "a.gguf"}, ["weight_path is 'a.gguf'; give a tuple of Paths"]),
+        ({"weight_path": ("a.gguf",)}, ["weight_path is ('a.gguf',); give a tuple of Paths"]),
+        ({"speculative_method": ["eagle"]}, ["['eagle'] is unknown", "dflash, eagle"]),
+        (
+            {"use_relaxed_acceptance_for_thinking": True, "relaxed_delta": "half"},
+            ["relaxed_delta is 'half'; give a number"],
+        ),
+        (
+            {"use_relaxed_acceptance_for_thinking": True, "thinking_tokens": 5},
+            ["thinking_tokens is 5", "two different tokens"],
+        ),
     ],
 )
 def test_engine_configuration(changes: dict[str, Any], words: list[str]) -> None:
@@ -986,6 +1018,22 @@ def test_pipeline_configuration(pair: TinyPair, changes: dict[str, Any], words: 
         EngineConfig(model=str(pair.target), **changes).pipeline_config()
     for word in words:
         assert word in str(refused.value)
+
+
+def test_what_only_max_knows_to_be_wrong(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing known gets there; its own words then stand in a sentence with a fix."""
+
+    def refuse(options: PipelineArgs) -> None:
+        PipelineArgs(model_path="x", max_length="far\n")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PipelineConfig, "from_args", refuse)
+    with pytest.raises(InputError) as refused:
+        EngineConfig(model=str(pair.target)).pipeline_config()
+    expected = f"{pair.target} cannot run with max_length 'far\\n', which MAX refuses ("
+    assert str(refused.value).startswith(expected)
+    assert str(refused.value).endswith(
+        "; leave the option out, or use the checkpoint's own config.json"
+    )
 
 
 def test_thinking_tokens_that_the_tokenizer_lacks(pair: TinyPair) -> None:

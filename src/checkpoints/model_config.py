@@ -15,6 +15,8 @@ __all__ = ["model_config", "read_config_object", "read_model_config"]
 
 _FILE: Final = "config.json"
 _FIX: Final = "correct it, or download it again"
+# Where transformers looks for keys.
+_OBJECTS: Final = ("auto_map", "text_config", "vision_config")
 # Of names of fields that say how many layers or experts there are.
 _COUNTS: Final = ("layer", "layers", "experts")
 # The largest published models have 126 layers and 512 experts.
@@ -78,6 +80,11 @@ def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
             f" {transformers.__version__}: use a Llama checkpoint"
         )
     _check_counts(stated, model)
+    for name in _OBJECTS:
+        if not isinstance(value := stated.get(name), dict | None):
+            raise InputError(
+                f"{model}: {name} {value!r:.100} of {_FILE} is no JSON object: correct the file"
+            )
     for name in _SHAPE:
         if type(value := stated.get(name, 1)) is not int or value < 1:
             raise InputError(

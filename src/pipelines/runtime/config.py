@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -44,6 +44,15 @@ __all__ = ["EngineConfig"]
 
 _MOST_POSITIONS: Final = 2**24
 _DraftProposal: TypeAlias = Literal["argmax", "sampled"]
+
+_SIZES: Final = ("max_length", "max_batch_size", "max_batch_input_tokens", "kv_cache_pages")
+# What a field holds, in words, its types and the fields; one whose default is None may be that.
+_KINDS: Final = (
+    ("an integer", (int,), ("num_speculative_tokens", "relaxed_topk", *_SIZES)),
+    ("a number", (int, float), ("relaxed_delta",)),
+    ("True or False", (bool,), ("enable_prefix_caching", "use_relaxed_acceptance_for_thinking")),
+    ("a text", (str,), ("model", "draft_model", "devices", "quantization_encoding")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +96,7 @@ class EngineConfig:
     """What opens and what closes a thinking block; for relaxed acceptance only."""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if self.speculative_method is not None and self.speculative_method not in METHODS:
             raise InputError(
                 f"speculative method {self.speculative_method!r} is unknown; known:"
@@ -122,10 +132,24 @@ class EngineConfig:
             )
         if self.use_relaxed_acceptance_for_thinking:
             self._check_relaxed()
-        for name in ("max_length", "max_batch_size", "max_batch_input_tokens", "kv_cache_pages"):
+        for name in _SIZES:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise InputError(f"{name} is {size}; choose at least 1")
+
+    def _check_kinds(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for what, kinds, names in _KINDS:
+            for name in names:
+                value = getattr(self, name)
+                if value is None and defaults[name] is None:
+                    continue
+                # True is an int, and no size.
+                if type(value) not in kinds:
+                    raise InputError(f"{name} is {value!r}; give {what}")
+        paths = self.weight_path
+        if not isinstance(paths, tuple | list) or not all(isinstance(p, Path) for p in paths):
+            raise InputError(f"weight_path is {paths!r}; give a tuple of Paths")
 
     def _check_relaxed(self) -> None:
         if self.speculative_method is None:
@@ -143,7 +167,8 @@ class EngineConfig:
         if not 0 <= self.relaxed_delta <= 1:
             raise InputError(f"relaxed_delta is {self.relaxed_delta}; choose 0 to 1")
         names = self.thinking_tokens
-        if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
+        are_texts = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+        if not are_texts or len(names) != 2 or names[0] == names[1]:
             raise InputError(
                 f"thinking_tokens is {names!r}; give two different tokens, what"
                 " opens a block and what closes it"
@@ -254,9 +279,11 @@ class EngineConfig:
         except InputError:
             raise
         except ValidationError as error:
-            raise _refused(model, str(error.errors()[0]["msg"])) from error
+            first = error.errors()[0]
+            what = f"{first['loc'][-1] if first['loc'] else 'the options'} {first['input']!r:.100}"
+            raise _refused(model, what, first["msg"]) from error
         except (ValueError, OSError) as error:
-            raise _refused(model, str(error)) from error
+            raise _refused(model, "these options", str(error)) from error
 
     def _draft(
         self, model: str, method: Method, shared: dict[str, Any]
@@ -282,10 +309,11 @@ class EngineConfig:
         return _checked(paths, config, self.draft_model)
 
 
-def _refused(model: str, reason: str) -> InputError:
+def _refused(model: str, what: str, reason: str) -> InputError:
+    """What to say of a value that only MAX knows to be wrong."""
     return InputError(
-        f"{model} cannot be configured, MAX says: {' '.join(reason.split())}; check its config.json"
-        " and the options"
+        f"{model} cannot run with {what}, which MAX refuses ({' '.join(reason.split())}); leave the"
+        " option out, or use the checkpoint's own config.json"
     )
 
 
