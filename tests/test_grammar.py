@@ -595,14 +595,19 @@ def test_values_that_the_engine_would_change_are_refused(
 
 
 @pytest.fixture(scope="module")
-def spelling() -> GrammarCompiler:
-    """Of a tokenizer whose tokens are the bytes: a text is allowed or not, byte by byte."""
+def tokenizer_of_bytes() -> PreTrainedTokenizerFast:
     bytes_of = {char: byte for byte, char in bytes_to_unicode().items()}
     tokenizer = Tokenizer(models.BPE(bytes_of, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([EOS])
-    return GrammarCompiler(fast(tokenizer), 257, [256])
+    return fast(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def spelling(tokenizer_of_bytes: PreTrainedTokenizerFast) -> GrammarCompiler:
+    """Its tokens are the bytes: a text is allowed or not, byte by byte."""
+    return GrammarCompiler(tokenizer_of_bytes, 257, [256])
 
 
 def allows(compiler: GrammarCompiler, schema: object, text: str) -> bool:
@@ -723,19 +728,216 @@ def test_order_in_schemas_that_are_put_together(spelling: GrammarCompiler) -> No
     )
     assert not allows(spelling, tree, '{"kind": "a", "next": {"size": 1}}')
     either = {"properties": PERSON, "anyOf": [{"required": ["name"]}, {"required": ["age"]}]}
-    assert allows(spelling, either, '{"age": 1, "name": ""}')
+    assert allows(spelling, either, '{"name": "", "age": 1, "x": 0}')
+    assert not allows(spelling, either, '{"age": 1, "name": ""}')
     assert not allows(spelling, either, '{"pet": null}')
     both = {
         "allOf": [{"type": "object", "properties": PERSON}, {"properties": {"x": {"const": 1}}}]
     }
-    assert allows(spelling, both, '{"x": 1, "age": 1, "name": ""}')
+    assert allows(spelling, both, '{"name": "", "age": 1, "x": 1}')
+    assert not allows(spelling, both, '{"x": 1, "age": 1}')
     assert not allows(spelling, both, '{"age": 1, "x": 2}')
+    # Alternatives of which each stands alone, and a reference alone, are not put together.
+    maybe = {
+        "anyOf": [{"type": "null"}, {"$ref": "#/$defs/p"}],
+        "$defs": {"p": {"type": "object", "properties": PERSON}},
+    }
+    assert allows(spelling, maybe, '{"age": 1, "name": ""}')
     counted = {"type": "object", "properties": PERSON, "required": [*PERSON], "maxProperties": 3}
     assert allows(spelling, counted, '{"name": "", "age": 1, "pet": null}')
     # A path through `properties` keeps the order of the schema.
     path = {"properties": {"a": {"type": "null"}, "b": {"$ref": "#/properties/a"}}}
     assert allows(spelling, path, '{"a": null, "b": null}')
     assert not allows(spelling, path, '{"a": null, "b": 1}')
+
+
+BASE: dict[str, object] = {
+    "properties": {"id": {"const": 1}, "note": {"type": "string"}},
+    "required": ["id"],
+}
+PUT_TOGETHER: list[tuple[dict[str, object], str]] = [
+    (
+        {
+            "allOf": [
+                {"$ref": "#/$defs/B"},
+                {"properties": {"k": {"const": 2}}, "required": ["k"]},
+            ],
+            "$defs": {"B": BASE},
+        },
+        '{"id": 1, "note": "s", "k": 2}',
+    ),
+    (
+        {
+            "properties": {"a": {"type": "integer"}},
+            "anyOf": [
+                {"properties": {"a": {"const": 1}}, "required": ["a"]},
+                {"properties": {"b": {"type": "string"}}, "required": ["b"]},
+            ],
+        },
+        '{"a": 2, "b": "x"}',
+    ),
+    ({"properties": {"a": {}}, "required": ["c"]}, '{"a": 1, "c": 1}'),
+    (
+        {
+            "allOf": [
+                {"properties": {"in": BASE}},
+                {"properties": {"in": {"properties": {"k": {}}, "required": ["k"]}}},
+            ]
+        },
+        '{"in": {"id": 1, "note": "s", "k": 2}}',
+    ),
+    (
+        {
+            "properties": {"in": BASE},
+            "required": ["in"],
+            "patternProperties": {"^in": {"properties": {"k": {}}, "required": ["k"]}},
+        },
+        '{"in": {"id": 1, "note": "s", "k": 2}}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "text"), PUT_TOGETHER)
+def test_the_order_of_the_schema_is_always_right(
+    spelling: GrammarCompiler, schema: dict[str, object], text: str
+) -> None:
+    jsonschema.validate(json.loads(text), schema)
+    assert allows(spelling, schema, text)
+
+
+def test_a_required_property_that_is_not_declared_comes_behind_those_that_are(
+    spelling: GrammarCompiler,
+) -> None:
+    schema = {"properties": {"a": {"const": 1}, "b": {"const": 2}}, "required": ["c"]}
+    members = ['"a": 1', '"b": 2', '"c": 3']
+    for size in range(4):
+        for some in itertools.permutations(members, size):
+            right = '"c": 3' in some and some[:2] != (members[1], members[0])
+            assert allows(spelling, schema, "{" + ", ".join(some) + "}") == right, some
+    assert not allows(spelling, schema, '{"c": 3, "a": 2}')
+
+
+def test_many_optional_properties_before_a_required_one(spelling: GrammarCompiler) -> None:
+    """The fewer, the more of their orders; the key never has to become another one."""
+    for count in (5, 15, 60):
+        names = [f"p{i}" for i in range(count)]
+        schema = {
+            "properties": {key: {"const": 1} for key in [*names, "z"]},
+            "required": ["z"],
+        }
+
+        def written(order: list[str], schema: object = schema) -> bool:
+            return allows(spelling, schema, json.dumps(dict.fromkeys(order, 1)))
+
+        assert written([*names, "z"])
+        assert written(["z", *names[::-1]])
+        assert written(["p1", "p3", "z"])
+        assert written(["p1", "z", "p3"]) == (count < 60)
+        assert written(["p1", "p3", "z", "p2"]) == (count == 5)
+        assert not written([*names])
+        assert not written(["p3", "p1", "z"])
+        assert not allows(spelling, schema, '{"z": 1, "p3": 2}')
+
+
+def test_optional_properties_beside_patterns_come_in_any_order(spelling: GrammarCompiler) -> None:
+    schema: dict[str, object] = {
+        "properties": {"a": {"type": "integer"}, "b": {"type": "null"}},
+        "patternProperties": {"^x": {"type": "string"}},
+    }
+    for members in itertools.permutations(['"a": 1', '"b": null', '"x1": "s"', '"ab": []']):
+        assert allows(spelling, schema, "{" + ", ".join(members) + "}"), members
+    assert not allows(spelling, schema, '{"x1": "s", "a": "s"}')
+    # A pattern that names a declared property leaves it at its place.
+    schema["patternProperties"] = {"^[ax]": {"minimum": 3}}
+    assert allows(spelling, schema, '{"a": 3, "b": null, "x1": "s"}')
+    assert not allows(spelling, schema, '{"x1": "s", "a": 2}')
+    assert not allows(spelling, schema, '{"a": 2}')
+
+
+def test_alternatives_of_many_objects_do_not_exhaust_the_engine(spelling: GrammarCompiler) -> None:
+    """It gives up in the middle of a text where too much is open at once."""
+    common = {key: {"const": 1} for key in "abcdefgh"}
+    each = [{"properties": common | {f"k{i}": {"const": i}}, "required": ["h"]} for i in range(60)]
+    assert allows(spelling, {"anyOf": each}, '{"a": 1, "c": 1, "h": 1, "k7": 7}')
+
+
+def random_part(choose: random.Random, depth: int) -> dict[str, object]:
+    """What a schema says of an object: properties, required ones, other keys."""
+    leaves: list[dict[str, object]] = [{}, {"type": "integer"}, {"type": "string"}, {"const": 1}]
+    part: dict[str, object] = {}
+    if choose.random() < 0.85:
+        names = choose.sample(["a", "b", "c", "x1"], choose.randint(1, 3))
+        part["properties"] = {
+            name: random_combination(choose, depth + 1)
+            if depth < 1 and choose.random() < 0.3
+            else choose.choice(leaves)
+            for name in names
+        }
+    if choose.random() < 0.5:
+        part["required"] = choose.sample(["a", "b", "c", "d"], choose.randint(1, 2))
+    if choose.random() < 0.2:
+        part["patternProperties"] = {choose.choice(["^x", "1$", "^a"]): choose.choice(leaves)}
+    if choose.random() < 0.2:
+        part["additionalProperties"] = choose.choice([False, *leaves])
+    return part
+
+
+def random_combination(choose: random.Random, depth: int = 0) -> dict[str, object]:
+    """A schema of parts that are put together, or are alternatives, or stand alone."""
+    reference = {"$ref": f"#/$defs/{choose.choice('AB')}"}
+    schema = random_part(choose, depth) if choose.random() < 0.7 else {}
+    kind = choose.choice(["allOf", "anyOf", "$ref", "", ""])
+    if kind == "$ref":
+        schema |= reference
+    elif kind:
+        schema[kind] = [
+            choose.choice([reference, random_part(choose, depth)])
+            for _ in range(choose.randint(1, 2))
+        ]
+    if choose.random() < 0.5:
+        schema["type"] = "object"
+    return schema
+
+
+def random_object(choose: random.Random, depth: int = 0) -> dict[str, object]:
+    keys = choose.sample(["a", "b", "c", "d", "x1", "ab"], choose.randint(0, 4))
+    return {
+        key: random_object(choose, 1)
+        if depth == 0 and choose.random() < 0.25
+        else choose.choice([1, 1, 1, 2, "s"])
+        for key in keys
+    }
+
+
+def test_freeing_the_order_refuses_nothing_and_allows_nothing_wrong(
+    spelling: GrammarCompiler, tokenizer_of_bytes: PreTrainedTokenizerFast
+) -> None:
+    """Of random schemas and texts; in the schema's order is what the engine allows by itself."""
+    choose = random.Random(0)
+    plain = GrammarCompiler(tokenizer_of_bytes, 257, [256])
+    kept = freed = 0
+    for _ in range(150):
+        schema = random_combination(choose)
+        schema["$defs"] = {"A": random_part(choose, 1), "B": random_part(choose, 1)}
+        right = jsonschema.Draft202012Validator(schema)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("unispec.sampling.grammar.rewrite_schema", lambda text: [text])
+            try:
+                plain.compile(Grammar("json_schema", json.dumps(schema)))
+            except InputError:
+                continue
+        for _ in range(30):
+            value = random_object(choose)
+            text = json.dumps(value)
+            if allows(plain, schema, text):
+                kept += 1
+                assert allows(spelling, schema, text), (schema, text)
+            elif not right.is_valid(value):
+                assert not allows(spelling, schema, text), (schema, text)
+            else:
+                freed += allows(spelling, schema, text)
+    assert kept > 300
+    assert freed > 50
 
 
 def random_schema(choose: random.Random, depth: int = 0) -> dict[str, object]:
