@@ -12,7 +12,8 @@ import own_processors
 import pytest
 import torch
 from reference.target import TargetReference
-from tiny import NEAR_DELTA, NEAR_TOP_N, PRESETS, TinyPair
+from runs import MAX_LENGTH, load_tiny
+from tiny import PRESETS, TinyPair
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 from unispec.methods import Method
@@ -24,9 +25,6 @@ os.unsetenv("PYTHONEXECUTABLE")
 
 EXACT = "exact"
 """A property of tests: which answers of a model are identical to the target's."""
-
-MAX_LENGTH = 512
-"""Of the tiny engines; short enough that requests reach it."""
 
 
 @pytest.hookimpl(wrapper=True)  # ahead of the hook with which xdist reads the groups
@@ -130,31 +128,6 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyP
     return pair
 
 
-def _load(pair: TinyPair) -> Engine:
-    """Up to 8 rows and K = 5, chunks of 64 tokens."""
-    return Engine(
-        EngineConfig(
-            model=str(pair.target),
-            draft_model=None if pair.draft is None else str(pair.draft),
-            speculative_method=pair.method,
-            draft_proposal=pair.draft_proposal,
-            use_relaxed_acceptance_for_thinking=pair.relaxed,
-            relaxed_topk=NEAR_TOP_N,
-            relaxed_delta=NEAR_DELTA,
-            num_speculative_tokens=5,
-            max_batch_size=8,
-            max_batch_input_tokens=64,
-            max_length=MAX_LENGTH,
-        )
-    )
-
-
-@pytest.fixture(scope="session")
-def load_tiny() -> Callable[[TinyPair], Engine]:
-    """How the engines of tiny pairs are loaded."""
-    return _load
-
-
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], Engine]:
     """The engine of a tiny pair, by preset name, loaded once each."""
@@ -162,7 +135,7 @@ def tiny_engine(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], Engine]
 
     def engine(name: str) -> Engine:
         if name not in engines:
-            engines[name] = _load(tiny_pair(name))
+            engines[name] = load_tiny(tiny_pair(name))
         return engines[name]
 
     return engine

@@ -1,4 +1,4 @@
-"""How tests ask an engine, or a process of its own."""
+"""How tests load and ask an engine, or a process of its own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,46 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from max.pipelines.context import SamplingParams
+from tiny import NEAR_DELTA, NEAR_TOP_N, TinyPair
 
-from unispec.pipelines.runtime import Engine, Request
+from unispec.pipelines.runtime import Engine, EngineConfig, Request
 
-__all__ = ["answers", "greedy_requests", "proposing", "run_python"]
+__all__ = [
+    "MAX_LENGTH",
+    "answers",
+    "greedy_requests",
+    "load_tiny",
+    "most_proposals",
+    "proposing",
+    "run_python",
+]
+
+MAX_LENGTH = 512
+"""Of the tiny engines; short enough that requests reach it."""
+
+PROPOSED = 5
+"""Tokens that a tiny engine proposes where a test does not say how many."""
+
+
+def load_tiny(pair: TinyPair) -> Engine:
+    """Up to 12 rows, chunks of 64 tokens; K up to 8, or a block's, and at first `PROPOSED`."""
+    engine = Engine(
+        EngineConfig(
+            model=str(pair.target),
+            draft_model=None if pair.draft is None else str(pair.draft),
+            speculative_method=pair.method,
+            draft_proposal=pair.draft_proposal,
+            use_relaxed_acceptance_for_thinking=pair.relaxed,
+            relaxed_topk=NEAR_TOP_N,
+            relaxed_delta=NEAR_DELTA,
+            num_speculative_tokens=None if pair.method == "dflash" else 8,
+            max_batch_size=12,
+            max_batch_input_tokens=64,
+            max_length=MAX_LENGTH,
+        )
+    )
+    engine.pipeline.model.batch.num_speculative_tokens = PROPOSED
+    return engine
 
 
 def greedy_requests(
@@ -34,6 +70,11 @@ def answers(
         for start in range(0, len(requests), size)
         for result in engine.generate(requests[start : start + size]).results
     ]
+
+
+def most_proposals(engine: Engine) -> int:
+    """The largest K of the engine's graph: a block has no more."""
+    return engine.pipeline.model.kv_params.num_draft_tokens
 
 
 @contextmanager

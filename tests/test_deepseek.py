@@ -20,6 +20,7 @@ from max.nn import Module
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from prompts import random_prompt
 from reference.block_fp8 import dequantised_tensors
+from reference.mtp import MtpReference
 from reference.target import TargetReference
 from safetensors.torch import load_file, save_file
 from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
@@ -178,6 +179,26 @@ def test_choices_differ_from_plain_top_k(tiny_target: Callable[[str], TargetRefe
         biased = (logits.sigmoid() + gate.gate.e_score_correction_bias).topk(k, dim=-1)
     assert (chosen != plain).any(dim=-1).float().mean() > 0.3
     assert (chosen != biased.indices.sort(dim=-1).values).any(dim=-1).float().mean() > 0.2
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", "GH")
+def test_tiny_layers_see_a_wrong_feature(
+    tiny_pair: Callable[[str], TinyPair], tiny_target: Callable[[str], TargetReference], name: str
+) -> None:
+    """Engine tests run them: a feature of another position, or none, must not go unseen."""
+    target = tiny_target(name)
+    layer = MtpReference(tiny_pair(name).target, target)
+    prompt = random_prompt(256, 40, seed=9)
+    features, _ = target.features_and_logits(prompt[:-1])
+
+    def proposals(features: torch.Tensor) -> list[list[int]]:
+        return [layer.propose(prompt[: end + 1], features[:end], 3) for end in range(4, 40, 2)]
+
+    right = proposals(features)
+    for wrong in (features.roll(1, dims=0), torch.zeros_like(features)):
+        changed = np.mean([a != b for a, b in zip(right, proposals(wrong), strict=True)])
+        assert changed >= 0.25
 
 
 def test_fp8_blocks_are_read_as_they_were_written(tiny_pair: Callable[[str], TinyPair]) -> None:

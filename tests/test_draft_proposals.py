@@ -36,6 +36,14 @@ PAGE = 128
 LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 257, 300)
 """Of the random prompts: up to five chunks of 64 tokens, up to three pages."""
 
+KNOWN_PAGES: dict[Method, tuple[int, ...]] = {
+    # Row i of these drafts reads token i + 1: a page is known with the token after it only.
+    "eagle": (2, 1, 2, 0, 1, 3),
+    "mtp": (2, 1, 2, 0, 1, 3),
+    "dflash": (2, 2, 2, 1, 1, 3),
+}
+"""Of the six prompts that share less or more with those before them."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -251,7 +259,10 @@ def test_tiny_draft_after_prefill_in_chunks(
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", COMPILED_PAIRS)
 def test_tiny_draft_after_a_prefix_from_the_cache(
-    tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str
+    tiny_pair: Callable[[str], TinyPair],
+    tiny_engine: Callable[[str], Engine],
+    tiny_judge: Callable[[str], Judge],
+    name: str,
 ) -> None:
     engine, judge = tiny_engine(name), tiny_judge(name)
     vocab_size = len(judge.target.embedding)
@@ -259,20 +270,19 @@ def test_tiny_draft_after_a_prefix_from_the_cache(
     other = [3 + (token + 1 - 3) % (vocab_size - 3) for token in first]
     (answer,) = answers(engine, greedy_requests([first], 100, ignore_eos=True))
     manager = engine.pipeline.kv_manager
-    # Row i of an EAGLE draft reads token i + 1: a page is known with the token after it only.
-    lookahead = int(engine.pipeline.model.draft_reads_next_token)
-    for prompt, known_pages in [
-        (first, 2),
-        (first[: 2 * PAGE] + other[2 * PAGE :], 2 - lookahead),
-        (first[: 2 * PAGE + 1] + other[2 * PAGE + 1 :], 2),
-        (first[:PAGE] + other[PAGE:], 1 - lookahead),
-        (first[: PAGE + 1] + other[PAGE + 1 :], 1),
-        ([*first, *answer, *other[:9]], 3),
-    ]:
+    prompts = [
+        first,
+        first[: 2 * PAGE] + other[2 * PAGE :],
+        first[: 2 * PAGE + 1] + other[2 * PAGE + 1 :],
+        first[:PAGE] + other[PAGE:],
+        first[: PAGE + 1] + other[PAGE + 1 :],
+        [*first, *answer, *other[:9]],
+    ]
+    for prompt, pages in zip(prompts, KNOWN_PAGES[tiny_pair(name).method], strict=True):
         manager.take_metrics_aggregated()
         with recording(engine) as recorded:
             engine.generate(greedy_requests([prompt], 12, ignore_eos=True))
-        assert manager.take_metrics_aggregated().cache_tokens == known_pages * PAGE
+        assert manager.take_metrics_aggregated().cache_tokens == pages * PAGE
         assert all(judge.judge_all(recorded))
 
 

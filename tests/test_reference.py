@@ -22,6 +22,7 @@ from reference.target import TIE_GAP, GreedyTrace, TargetReference, assert_same_
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from tiny import EAGLE_PAIRS, PRESETS, TinyPair, tiny_eagle, tiny_llama
+from torch import Tensor
 from transformers import AutoTokenizer
 
 K = 5
@@ -246,6 +247,25 @@ def test_proposals_depend_on_features_and_on_history(presets: dict[str, Loaded],
     proposals = loaded.draft.propose(prompt, features, K)
     assert loaded.draft.propose(prompt, features.roll(1, dims=0), K) != proposals
     assert loaded.draft.propose(prompt[1:], features[1:], K) != proposals
+
+
+def test_the_agreeing_pair_sees_a_wrong_feature(presets: dict[str, Loaded]) -> None:
+    """Most engine tests run it: a feature of another position, or none, must not go unseen."""
+    loaded = presets["D"]
+    prompt = loaded.prompt(60, seed=9)
+    features, _ = loaded.target.features_and_logits(prompt[:-1])
+
+    def proposals(features: Tensor, first: int = 0) -> list[list[int]]:
+        return [
+            loaded.draft.propose(prompt[first : end + 1], features[first:end], 3)
+            for end in range(4, 60, 2)
+        ]
+
+    right = proposals(features)
+    for wrong in (features.roll(1, dims=0), torch.zeros_like(features)):
+        changed = np.mean([a != b for a, b in zip(right, proposals(wrong), strict=True)])
+        assert changed >= 0.25
+    assert proposals(features, first=2) != right  # what is before has a part in it
 
 
 def test_simulation_ends_with_eos(presets: dict[str, Loaded]) -> None:

@@ -4,6 +4,7 @@ from .causal_lm import tiny_causal_lm
 from .deepseek import agreeing_deepseek, in_fp8_blocks, tiny_deepseek
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
+from .flat import flat_pair
 from .llama import agreeing_llama, tiny_llama
 from .presets import (
     COMPILED_PAIRS,
@@ -25,6 +26,7 @@ __all__ = [
     "agreeing_dflash",
     "agreeing_eagle",
     "agreeing_llama",
+    "flat_pair",
     "in_fp8_blocks",
     "tiny_causal_lm",
     "tiny_deepseek",

@@ -31,6 +31,9 @@ ROPE: dict[str, dict[str, Any]] = {
 }
 """Unequal mscales, so that the table and the softmax scale are both put to the test."""
 
+FEATURE_SCALE = 1.7
+"""Weight of the feature in an agreeing layer: a wrong one changes every second proposal."""
+
 BRANCH_SCALE = 0.25
 """How strongly the layers of an agreeing target disturb its fixed successor."""
 
@@ -175,7 +178,7 @@ def agreeing_deepseek(folder: Path, *, seed: int = 0) -> Path:
     tensors[f"{prefix}.shared_head.norm.weight"] = tensors["model.norm.weight"]
     embedding_half, feature_half = np.split(tensors[f"{prefix}.eh_proj.weight"], 2, axis=1)
     embedding_half[:] = np.eye(len(embedding_half))
-    feature_half *= 0.02
+    feature_half *= FEATURE_SCALE
     for name, tensor in tensors.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             tensor *= BRANCH_SCALE

@@ -159,7 +159,7 @@ def _g(folder: Path) -> TinyPair:
 
 
 def _h(folder: Path) -> TinyPair:
-    """Queries with a latent, plain RoPE in halves, one group of eight experts."""
+    """Queries with a latent, plain RoPE in halves, one group of eight experts; sampled drafts."""
     target = tiny_deepseek(
         folder / "target",
         q_lora_rank=24,
@@ -174,7 +174,7 @@ def _h(folder: Path) -> TinyPair:
         norm_topk_prob=False,
         seed=8,
     )
-    return TinyPair(target, None, "mtp")
+    return TinyPair(target, None, "mtp", draft_proposal="sampled")
 
 
 def _i(folder: Path) -> TinyPair:

@@ -1,0 +1,316 @@
+"""Sampled drafts: each is a new draw from the draft's own law, and answers keep the target's.
+
+A round of a sequential draft, or a slot of a block, that draws with the number of another one
+proposes tokens that hang together, and where drafts are near the target most of them stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from max.pipelines.context import SamplingParams, TextGenerationOutput
+from max.pipelines.modeling.types import TextGenerationInputs
+from max.pipelines.request import RequestID
+from prompts import random_prompt
+from reference.chi_square import chi_square_p_value
+from reference.dflash import DFlashReference
+from reference.distribution import target_distribution
+from reference.eagle import EagleReference
+from reference.mtp import MtpReference
+from reference.philox import numbers
+from reference.target import TargetReference
+from runs import load_tiny, proposing
+from scipy import stats
+from tiny import TinyPair, flat_pair
+from torch import Tensor
+from transformers import DynamicCache
+
+from unispec.pipelines.runtime import Engine, Report, Request
+from unispec.sampling.seeds import Stream
+
+FloatArray = npt.NDArray[np.float64]
+
+CASES = [
+    pytest.param(name, k, id=f"{method}-{k}")
+    for name, method, proposals in (
+        ("B", "eagle", (1, 2, 5, 8)),
+        ("F", "dflash", (1, 2, 5)),
+        ("H", "mtp", (1, 2, 5, 8)),
+    )
+    for k in proposals
+]
+"""Pairs whose drafts are sampled, and how many they propose."""
+
+P_VALUE = 1e-3
+"""Least p-value of right answers; all seeds are fixed."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the graph proposed after a step."""
+
+    token_ids: list[int]
+    """Verified tokens, then the target's next token."""
+    drafts: list[int]
+    laws: FloatArray
+    """[K, V], what it says it drew them from."""
+    seed: int
+    temperature: float
+
+
+@contextmanager
+def recording(engine: Engine) -> Iterator[dict[RequestID, list[Sampled]]]:
+    """Takes down each unfinished request's proposals after every step."""
+    pipeline: Any = engine.pipeline
+    execute = pipeline.execute
+    recorded: dict[RequestID, list[Sampled]] = {}
+
+    def execute_and_record(inputs: TextGenerationInputs[Any]) -> dict[Any, TextGenerationOutput]:
+        outputs: dict[Any, TextGenerationOutput] = execute(inputs)
+        for context in inputs.flat_batch:
+            row = pipeline.model.batch.row(context)
+            if row.drafts and not context.is_done:
+                step = Sampled(
+                    context.tokens.all.tolist(),
+                    list(row.drafts),
+                    np.asarray(row.draft_probs, np.float64),
+                    context.sampling_params.seed,
+                    context.sampling_params.temperature,
+                )
+                recorded.setdefault(context.request_id, []).append(step)
+        return outputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "execute", execute_and_record)
+        yield recorded
+
+
+class Following(EagleReference):
+    """Runs an EAGLE draft on the tokens that the graph proposed, not on its own."""
+
+    _given: list[int]
+    _logits: list[Tensor]
+
+    def _rows(
+        self, next_ids: Sequence[int], features: Tensor, cache: DynamicCache
+    ) -> tuple[int, Tensor]:
+        _, output = super()._rows(next_ids, features, cache)
+        self._logits.append((output @ self.head.T)[0])  # [N]
+        return self._given.pop(0), output
+
+    @torch.inference_mode()
+    def logits(self, steps: Sequence[Sampled]) -> list[Tensor]:
+        """Of one request's steps, [K, N] each."""
+        features = self.target.extend(steps[-1].token_ids[:-1], self.target.new_cache())
+        draft_cache, found = DynamicCache(config=self.config), []
+        for step in steps:
+            ids = step.token_ids
+            self._given, self._logits = list(step.drafts), []
+            rows = features[draft_cache.get_seq_length() : len(ids) - 1]
+            self._propose_on(draft_cache, ids, rows, len(step.drafts))
+            found.append(torch.stack(self._logits))
+        return found
+
+
+class FollowingMtp(Following, MtpReference):
+    """As an EAGLE draft; the layer is the target's own."""
+
+
+class Filling(DFlashReference):
+    """Fills the blocks of all steps from one pass of the target."""
+
+    def block_logits(self, steps: Sequence[Sampled]) -> list[Tensor]:
+        """Of one request's steps, [K, N] each."""
+        context = self.context(self.taps(steps[-1].token_ids[:-1]))
+        return [
+            self.logits(step.token_ids[-1], context[: len(step.token_ids) - 1])[: len(step.drafts)]
+            for step in steps
+        ]
+
+
+def drafts_laws(
+    pair: TinyPair, target: TargetReference, steps: Sequence[Sampled]
+) -> Iterator[FloatArray]:
+    """The laws [K, V] of one request's drafts after each step, in torch."""
+    folder = pair.draft or pair.target
+    draft: Following | Filling
+    if pair.method == "dflash":
+        draft = Filling(folder, target)
+        logits = draft.block_logits(steps)
+    else:
+        draft = (FollowingMtp if pair.method == "mtp" else Following)(folder, target)
+        logits = draft.logits(steps)
+    for step, scores in zip(steps, logits, strict=True):
+        law = np.zeros((len(scores), len(target.embedding)))
+        soft = (scores.double() / step.temperature).softmax(dim=-1)
+        law[:, draft.target_ids.numpy()] = soft.numpy()
+        yield law
+
+
+def sampled_requests(
+    prompts: Sequence[Sequence[int]], seeds: Sequence[int], new_tokens: int, **law: Any
+) -> list[Request]:
+    """One request a prompt and seed."""
+    bias = law.pop("logit_bias", {})
+    return [
+        Request(
+            token_ids=prompt,
+            sampling=SamplingParams(seed=seed, max_new_tokens=new_tokens, ignore_eos=True, **law),
+            logit_bias=bias,
+        )
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+HEAD = {"B": 0.02, "F": 0.1, "H": 0.1}
+"""What a pair's head is multiplied by to bring its draft near to the target."""
+
+BIAS = 4.0
+"""On the tokens that a draft of a reduced vocabulary knows."""
+
+
+class Near:
+    """A pair whose draft is near its target, and at which law.
+
+    Args:
+        name: of the pair.
+        pair: as it is; its graph serves here too.
+        folder: for the pair that is near.
+    """
+
+    def __init__(self, name: str, pair: TinyPair, folder: Path) -> None:
+        self.pair = pair = flat_pair(folder, pair, HEAD[name])
+        self.engine = load_tiny(pair)
+        self.target = TargetReference(pair.target)
+        self.law: dict[str, Any] = {"temperature": 1.0}
+        if pair.draft is not None:
+            reference = DFlashReference if pair.method == "dflash" else EagleReference
+            known = reference(pair.draft, self.target).target_ids.tolist()
+            self.law["logit_bias"] = dict.fromkeys(known, BIAS)
+
+
+@pytest.fixture(scope="module")
+def near_engine(
+    tiny_pair: Callable[[str], TinyPair],
+    tiny_engine: Callable[[str], Engine],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Near]:
+    """By the pair's name, loaded once each, in the worker whose `tiny_engine` has the graph."""
+    return cache(lambda name: Near(name, tiny_pair(name), tmp_path_factory.mktemp(name)))
+
+
+# What is proposed
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("name", "k"), CASES)
+def test_every_draft_is_a_draw_of_its_own_from_the_drafts_law(
+    tiny_pair: Callable[[str], TinyPair],
+    tiny_engine: Callable[[str], Engine],
+    tiny_target: Callable[[str], TargetReference],
+    near_engine: Callable[[str], Near],
+    name: str,
+    k: int,
+) -> None:
+    """The law is the torch draft's; the number is that of the request's seed and the position."""
+    near, apart = near_engine(name), []
+    lengths = (1, 5, 63, 64, 65, 127, 129, 200, 9, 33, 2)
+    prompts = [random_prompt(256, length, seed=30 + k) for length in lengths]
+    seeds = [k, 2**40 + k, 2**63 + k, *range(100, 108)]
+    for engine, pair, target, temperature in (
+        (tiny_engine(name), tiny_pair(name), tiny_target(name), 1.0),
+        (near.engine, near.pair, near.target, 2.0),
+    ):
+        engine.pipeline.kv_manager.reset_prefix_cache()
+        requests = sampled_requests(prompts, seeds, 16, temperature=temperature)
+        with proposing(engine, k), recording(engine) as recorded:
+            engine.generate(requests)
+        assert len(recorded) == len(requests)
+        for steps in recorded.values():
+            for step, law in zip(steps, drafts_laws(pair, target, steps), strict=True):
+                apart += np.abs(step.laws - law).sum(axis=-1).tolist()
+                assert_drawn(step, k)
+    # Rounding grows from round to round where laws are sharp.
+    assert np.mean(apart) < 1e-3
+    assert max(apart) < 0.1
+
+
+def assert_drawn(step: Sampled, k: int) -> None:
+    """Each draft is where the number of its seed and position lies in the mass of its law."""
+    assert len(step.drafts) == k
+    coins = numbers(step.seed, len(step.token_ids) + np.arange(k), Stream.DRAFT)  # [K]
+    for token, law, coin in zip(step.drafts, step.laws, coins, strict=True):
+        ends = law.cumsum() / law.sum()
+        assert ends[token] - law[token] / law.sum() - 1e-6 <= coin < ends[token] + 1e-6
+
+
+# What is answered
+
+ANSWERS, LENGTH = 100, 41
+
+
+def places(
+    target: TargetReference, requests: Sequence[Request], report: Report, **law: Any
+) -> FloatArray:
+    """Where in the target's law each token of each answer lies, [answers, tokens].
+
+    That is the mass of the tokens with smaller ids and a random part of its own: independent
+    uniform numbers if, and only if, each token follows the target's law, given those before.
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    for request, result in zip(requests, report.results, strict=True):
+        ids = [*request.token_ids, *result.token_ids]
+        _, logits = target.features_and_logits(ids[:-1])
+        for at, token in enumerate(result.token_ids, start=len(request.token_ids) - 1):
+            probs = target_distribution(logits[at].double().numpy(), **law)
+            found.append(probs[:token].sum() + rng.random() * probs[token])
+    return np.array(found).reshape(len(requests), -1)
+
+
+def p_values(values: FloatArray) -> list[float]:
+    """Of uniform and independent values [N, tokens]: each, and pairs of one and of two apart."""
+    shares = [float(stats.kstest(values.ravel(), "uniform").pvalue)]
+    for lag in (1, 2):
+        # No number is in two pairs.
+        width = values.shape[1] // (2 * lag) * 2 * lag
+        pairs = values[:, :width].reshape(len(values), -1, 2, lag)
+        cells = (pairs[:, :, 0] * 8).astype(int) * 8 + (pairs[:, :, 1] * 8).astype(int)
+        counts = np.bincount(cells.ravel(), minlength=64)
+        shares.append(chi_square_p_value(counts, np.full(64, 1 / 64)))
+    return shares
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("name", "k"), [c for c in CASES if c.values[1] > 1])
+def test_answers_follow_the_targets_law_where_runs_of_drafts_stand(
+    near_engine: Callable[[str], Near], name: str, k: int
+) -> None:
+    near = near_engine(name)
+    engine, target, law = near.engine, near.target, near.law
+    prompts = [random_prompt(256, 5, seed=index) for index in range(ANSWERS)]
+    requests = sampled_requests(prompts, range(1000 * k, 1000 * k + ANSWERS), LENGTH, **law)
+    with proposing(engine, k):
+        report = engine.generate(requests)
+    first, second, *_ = report.acceptance_per_position
+    assert first >= 0.6
+    assert second >= 0.35
+    drafted = places(target, requests, report, **law)[:, 1:]  # the first token is not drafted
+    assert min(p_values(drafted)) > P_VALUE
+
+
+def test_answers_that_hang_together_are_seen() -> None:
+    """The test above has power: one number for two neighbours in every fourth pair is refused."""
+    values = np.random.default_rng(3).random((ANSWERS, LENGTH - 1))
+    assert min(p_values(values)) > P_VALUE
+    values[: ANSWERS // 4, 1::2] = values[: ANSWERS // 4, 0::2]
+    assert min(p_values(values)) < 1e-6
