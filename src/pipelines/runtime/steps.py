@@ -23,6 +23,7 @@ __all__ = ["Command", "Steps"]
 logger = logging.getLogger(__name__)
 
 Command: TypeAlias = Callable[[], None]
+"""What a caller wants done between two steps."""
 
 
 class _Asked(NamedTuple):
