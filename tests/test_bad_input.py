@@ -337,6 +337,14 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         config("target", text_config={"hidden_size": 64}),
         ["{target}", "a llama has no text_config", "correct config.json"],
     ),
+    "draft classes that are an object": (
+        config("draft", architectures={}),
+        ["{draft}", "architectures {}", "no list of names", "correct"],
+    ),
+    "draft classes that are no list": (
+        config("draft", architectures="LlamaForCausalLM"),
+        ["{draft}", "architectures 'LlamaForCausalLM'", "no list of names", "correct"],
+    ),
     "a part that is no object": (
         config("target", text_config="x"),
         ["{target}", "text_config 'x'", "no JSON object", "correct"],

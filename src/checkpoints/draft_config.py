@@ -45,6 +45,14 @@ def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
     # MAX reads the file too, and knows no other place for what stands in it.
     AutoConfig.register(NestedEagleConfig.model_type, NestedEagleConfig, exist_ok=True)
     stated = read_config_object(draft)
+    names = stated.get("architectures")
+    names = [] if names is None else names
+    # MAX reads them from the file, before what counts is put in their place.
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{draft}: architectures {names!r:.100} of config.json is no list of names: correct the"
+            " file"
+        )
     check_draft_kind(method, stated, source=draft)
     return model_config(flat_config(stated, method, source=draft), draft)
 
