@@ -23,7 +23,7 @@ from reference.dflash import DFlashReference
 from reference.eagle import EagleReference, mean_acceptance_length
 from reference.mtp import MtpReference
 from reference.target import TIE_GAP, TargetReference
-from runs import answers, greedy_requests, proposing
+from runs import answers, greedy_requests, most_proposals, proposing
 from tiny import COMPILED_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
@@ -241,14 +241,14 @@ def test_demo_draft_after_a_prefix_from_the_cache(
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize("k", [3, 5, 8])
 @pytest.mark.parametrize("name", [*COMPILED_PAIRS, "N"])
 def test_tiny_draft_after_prefill_in_chunks(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str, k: int
 ) -> None:
     engine, judge = tiny_engine(name), tiny_judge(name)
     prompts = [random_prompt(len(judge.target.embedding), length, seed=k) for length in LENGTHS]
-    with proposing(engine, k), recording(engine) as recorded:
+    with proposing(engine, min(k, most_proposals(engine))), recording(engine) as recorded:
         answers(engine, greedy_requests(prompts, 16, ignore_eos=True))
     assert sorted(len(steps[0].token_ids) - 1 for steps in recorded.values()) == sorted(LENGTHS)
     verdicts = judge.judge_all(recorded)

@@ -264,7 +264,7 @@ def test_the_agreeing_pair_sees_a_wrong_feature(presets: dict[str, Loaded]) -> N
     right = proposals(features)
     for wrong in (features.roll(1, dims=0), torch.zeros_like(features)):
         changed = np.mean([a != b for a, b in zip(right, proposals(wrong), strict=True)])
-        assert changed >= 0.25
+        assert changed >= 0.15
     assert proposals(features, first=2) != right  # what is before has a part in it
 
 

@@ -32,7 +32,7 @@ ROPE: dict[str, dict[str, Any]] = {
 """Unequal mscales, so that the table and the softmax scale are both put to the test."""
 
 FEATURE_SCALE = 1.7
-"""Weight of the feature in an agreeing layer: a wrong one changes every second proposal."""
+"""Weight of the feature in an agreeing layer: a wrong one changes many proposals."""
 
 BRANCH_SCALE = 0.25
 """How strongly the layers of an agreeing target disturb its fixed successor."""
