@@ -790,11 +790,11 @@ def test_a_wrong_path_is_told_before_anything_slow_is_imported(
     train = ["train", "--output", str(tmp_path / "out"), "--speculative-method", "eagle"]
     generate = ["generate", "--prompt", "hello"]
     commands = {
-        "model folder /nowhere/m does not exist": [*generate, "--model", "/nowhere/m"],
-        "model folder /nowhere/t does not exist": [*train, "--model", "/nowhere/t"],
+        "folder /nowhere/m does not exist": [*generate, "--model", "/nowhere/m"],
+        "folder /nowhere/t does not exist": [*train, "--model", "/nowhere/t"],
         f"{tmp_path} has no config.json": [*generate, "--model", str(tmp_path)],
         f"{pair.target} holds no .safetensors": [*generate, "--model", str(pair.target), *good],
-        "model folder /nowhere/d does not exist": [
+        "folder /nowhere/d does not exist": [
             *[*generate, "--model", str(pair.draft), *good],
             *["--draft-model-path", "/nowhere/d"],
         ],

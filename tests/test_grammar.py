@@ -8,6 +8,7 @@ import json
 import random
 import re
 import string
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -1074,3 +1075,17 @@ def test_token_that_the_engine_offers_but_does_not_take(
     state.accept(0)
     assert allowed(state) == {1}
     assert "gave up" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        ("xml", "<a/>", "kind is 'xml'; choose json_schema or regex"),
+        (None, "a", "kind is None; choose json_schema or regex"),
+        ("json_schema", {"type": "object"}, r"text is a dict; give a string, .*json.dumps"),
+        ("regex", None, "text is a NoneType; give a string"),
+    ],
+)
+def test_a_grammar_of_another_kind_or_type(kind: Any, text: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Grammar(kind, text)

@@ -47,9 +47,7 @@ def resolve_model(model: str) -> Path | str:
         is_folder, is_file = path.is_dir(), path.is_file()
     # An unknown ~user, a name that is too long, a null byte.
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(
-            f"model folder {model} cannot be looked up ({error}); check the path"
-        ) from error
+        raise InputError(f"folder {model} cannot be looked up ({error}); check the path") from error
     if gguf is not None:
         from unispec.checkpoints.gguf_folder import gguf_model_folder
 
@@ -62,7 +60,7 @@ def resolve_model(model: str) -> Path | str:
             " it"
         )
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise InputError(f"model folder {model} does not exist; check the path")
+        raise InputError(f"folder {model} does not exist; check the path")
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,10 @@ _BYTE_LEVEL_DECODER = {
 }
 
 
+_Kind: TypeAlias = Literal["json_schema", "regex"]
+_KINDS: Final = get_args(_Kind)
+
+
 @dataclass(frozen=True)
 class Grammar:
     """What a request's whole output has to match.
@@ -59,10 +63,22 @@ class Grammar:
             ``regex`` crate, which the whole output matches from end to end. What a
             schema decides on the order of keys says the section "Grammars" of
             docs/getting-started.md.
+
+    Raises:
+        InputError: Another kind, or a text that is no string, such as a schema as a dict.
     """
 
-    kind: Literal["json_schema", "regex"]
+    kind: _Kind
     text: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise InputError(f"the grammar's kind is {self.kind!r}; choose {' or '.join(_KINDS)}")
+        if not isinstance(self.text, str):
+            raise InputError(
+                f"the grammar's text is a {type(self.text).__name__}; give a string, a schema as"
+                " json.dumps(schema)"
+            )
 
 
 class GrammarCompiler:
