@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unispec.cli import unispec
 from unispec.commands.console import Answers, progress, summary
+from unispec.commands.prompts import PromptOptions
 from unispec.errors import InputError
 from unispec.pipelines import runtime
 
@@ -799,6 +800,13 @@ def test_empty_text_is_refused(engine: type[FakeEngine], flag: str) -> None:
 
 def test_a_prompt_that_is_not_utf8_is_refused(engine: type[FakeEngine]) -> None:
     assert_refused(run("--model", "m", "--prompt", os.fsdecode(b"\xff")), "--prompt", "UTF-8")
+
+
+def test_a_prompt_in_utf8_is_read_whatever_the_locale_is() -> None:
+    """Where the locale is ASCII, Python hands over the bytes that it cannot read as surrogates."""
+    given = "\u00fcber".encode().decode("ascii", "surrogateescape")
+    prompts = PromptOptions(prompt=given, prompt_file=None, image=(), chat_template=True)
+    assert prompts.texts == ("\u00fcber",)
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

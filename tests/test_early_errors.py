@@ -195,3 +195,31 @@ def test_a_sampling_parameter_that_the_engine_would_refuse(
 ) -> None:
     refused = unispec("generate", "--model", model, "--prompt", "a", option, value)
     assert_refused(refused, option, message)
+
+
+@pytest.mark.parametrize(
+    ("method", "tensors", "words"),
+    [
+        ("dflash", {"fc.weight": (8, 16)}, ["an EAGLE draft", "eagle"]),
+        ("eagle", {"hidden_norm.weight": (8,)}, ["a DFlash draft", "dflash"]),
+        ("eagle", {"midlayer.mlp.up_proj.weight": (8, 8)}, ["an EAGLE-3 draft"]),
+        ("eagle", {"model.layers.0.mlp.up_proj.weight": (8, 8), "model.norm.weight": (8,)}, []),
+    ],
+)
+def test_a_draft_of_another_kind(
+    tmp_path: Path,
+    model: Path,
+    method: str,
+    tensors: dict[str, tuple[int, ...]],
+    words: list[str],
+) -> None:
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    (draft / "config.json").write_text("{}")
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    save_file(zeros, draft / "model.safetensors")
+    done = unispec(
+        *("generate", "--model", model, "--prompt", "hello"),
+        *("--draft-model-path", draft, "--speculative-method", method),
+    )
+    assert_refused(done, str(draft), *words)

@@ -627,6 +627,7 @@ STRING, ARRAY = u32(8), u32(9)
         (raw_gguf(17, b"general.alignment", u32(4), u32(0), pairs=1), ["alignment is 0"]),
         (raw_gguf(17, b"general.alignment", u32(4), u32(24), pairs=1), ["alignment is 24"]),
         (b"GGUF" + u32(4) + b"\0" * 16, ["version 4"]),
+        (b"GGUF" + b"\0" * 20, ["version 0"]),
     ],
 )
 def test_counts_and_names_that_the_file_does_not_hold(

@@ -1089,3 +1089,26 @@ def test_token_that_the_engine_offers_but_does_not_take(
 def test_a_grammar_of_another_kind_or_type(kind: Any, text: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Grammar(kind, text)
+
+
+def test_a_keyword_that_asks_for_nothing(compiler: GrammarCompiler) -> None:
+    schema = {"type": "array", "items": {"format": "password"}, "uniqueItems": False}
+    assert compiler.compile(Grammar("json_schema", json.dumps(schema)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"allOf": [{"type": "object"}] * 65}, "its allOf has 65 parts, and at most 64"),
+        (
+            {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+            "a oneOf whose parts may match the same text; anyOf can be enforced",
+        ),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ],
+)
+def test_a_schema_that_is_refused_names_the_keyword(
+    compiler: GrammarCompiler, schema: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        compiler.compile(Grammar("json_schema", json.dumps(schema)))

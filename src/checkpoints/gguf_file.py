@@ -112,7 +112,7 @@ def open_gguf(path: Path) -> GGUFFile:
     version = header.integer("<I", "version")
     if version not in _VERSIONS:
         # A small number in the other byte order has nothing in its lower half.
-        if not version & 0xFFFF:
+        if version and not version & 0xFFFF:
             raise InputError(f"{path} has the other byte order: convert it for this machine")
         header.refuse(f"version {version}, known are {' and '.join(map(str, _VERSIONS))}")
     num_tensors = header.integer("<Q", "number of tensors")

@@ -56,8 +56,10 @@ def parse_json_object(raw: bytes, *, label: str, fix: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(raw.decode(), object_pairs_hook=_finite)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{label} is no JSON ({error}): {fix}") from error
+    except RecursionError as error:
+        raise InputError(f"{label} is nested more than {MAX_DEPTH} deep: {fix}") from error
     if not isinstance(value, dict):
         raise InputError(f"{label} is a JSON {type(value).__name__} and no object: {fix}")
     if is_deeper_than(value, MAX_DEPTH):

@@ -55,10 +55,7 @@ def resolve_model(model: str) -> Path | str:
     if is_folder:
         return path
     if is_file:
-        raise InputError(
-            f"{model} is a file and no GGUF file; give the model's folder, and weights apart from"
-            " it"
-        )
+        raise InputError(f"{model} is a file and no GGUF file; give the folder that it lies in")
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise InputError(f"folder {model} does not exist; check the path")
     from huggingface_hub.errors import HFValidationError

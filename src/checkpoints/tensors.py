@@ -151,8 +151,8 @@ def _open_safetensors(path: Path) -> tuple[dict[str, _Entry], npt.NDArray[np.uin
     header_bytes = int.from_bytes(file[:_LENGTH_BYTES].tobytes(), "little")
     if header_bytes > _MAX_HEADER_BYTES:
         raise InputError(
-            f"{path} is not a safetensors file: convert it, for example with"
-            " `model.save_pretrained(folder, safe_serialization=True)` of transformers"
+            f"{path} is not a safetensors file: {_DOWNLOAD_AGAIN}, or convert it, for example with"
+            " `model.save_pretrained(folder)` of transformers"
         )
     start = _LENGTH_BYTES + header_bytes
     if start > size:

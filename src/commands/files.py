@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from unispec.methods import Method
+
 __all__ = ["check_checkpoints"]
 
 
 def check_checkpoints(
-    target: str, *, weight_path: Sequence[Path] = (), draft: str | None = None
+    target: str,
+    *,
+    weight_path: Sequence[Path] = (),
+    draft: str | None = None,
+    method: Method | None = None,
 ) -> None:
     """Checks that checkpoints are there and their files whole, as far as that takes no time.
 
@@ -17,9 +23,11 @@ def check_checkpoints(
         target: Folder or Hugging Face repository id; weights of a repository are left alone.
         weight_path: Weight files of the target instead of its own.
         draft: Likewise, if there is one.
+        method: What the draft is for; None: it is not looked at what kind of draft it is.
 
     Raises:
-        InputError: There is no such model, or a file is missing, damaged or of another format.
+        InputError: There is no such model, a file is missing, damaged or of another format, or
+            the draft is of another kind.
     """
     from unispec.checkpoints.generation_config import read_generation_config
     from unispec.checkpoints.model_config import read_config_object
@@ -39,3 +47,10 @@ def check_checkpoints(
 
     for paths in found:
         check_weight_files(paths)
+    if draft is None or method is None:
+        return
+    from unispec.checkpoints.draft_kinds import check_draft_files, check_draft_kind
+
+    if isinstance(resolve_model(draft), Path):
+        check_draft_files(method, found[-1], source=draft)
+    check_draft_kind(method, read_config_object(draft), source=draft)

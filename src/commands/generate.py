@@ -38,7 +38,12 @@ def generate(
     """
     quieten_libraries()
     prompts.check_images()
-    check_checkpoints(model.model, weight_path=model.weight_path, draft=model.draft)
+    check_checkpoints(
+        model.model,
+        weight_path=model.weight_path,
+        draft=model.draft,
+        method=model.speculative_method,
+    )
     from rich.console import Console
 
     from unispec.commands.console import Answers, progress, summary

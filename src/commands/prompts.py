@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,14 @@ def _piped_prompt() -> str:
     return text
 
 
+def _read_as_utf8(argument: str) -> str:
+    """An argument whose bytes the locale's encoding does not have; Python keeps them."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError as error:
+        raise click.UsageError("--prompt is not valid UTF-8; give it in --prompt-file") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
     """Where the prompts come from."""
@@ -73,7 +82,7 @@ class PromptOptions:
         if self.prompt == "":
             raise click.UsageError("--prompt is empty; give at least one character")
         if self.prompt is not None and any("\ud800" <= char <= "\udfff" for char in self.prompt):
-            raise click.UsageError("--prompt is not valid UTF-8; give it in --prompt-file")
+            object.__setattr__(self, "prompt", _read_as_utf8(self.prompt))
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -396,4 +396,6 @@ def _reason(message: str) -> str:
     cause = re.search(r"^error: (.+)$", message, re.MULTILINE)
     if cause is not None:
         return cause[1]
+    if "coerce_one_of" in message:
+        return "it has a oneOf whose parts may match the same text; anyOf can be enforced"
     return message.splitlines()[0].rpartition("(in regex): ")[2]

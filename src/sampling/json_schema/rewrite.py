@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any, Final
 
 from unispec.checkpoints.json_object import is_deeper_than
 
@@ -14,8 +15,12 @@ from .values import check_values, parse_schema
 
 __all__ = ["rewrite_schema"]
 
-_ENGINE_DEPTH = 120
+_ENGINE_DEPTH: Final = 120
 """How deep the engine's JSON may be nested, less what it wraps around a schema."""
+_HINTS: Final = ("password", "binary")
+"""Formats of OpenAPI that leave no text out."""
+_MAX_PARTS: Final = 64
+"""Parts of one allOf; the engine's time grows with the fifth power, and 100 take seconds."""
 
 
 def rewrite_schema(text: str) -> Iterator[str]:
@@ -35,7 +40,10 @@ def rewrite_schema(text: str) -> Iterator[str]:
     nodes = reachable(schema)
     for node in everything(schema) if nodes is None else nodes:
         check_values(node)
+        _check_parts(node)
         leave_out_nul(node)
+    for node in nodes or ():
+        _drop_what_asks_for_nothing(node)
     strict = json.dumps(schema)
     shared = free_orders(schema, nodes or [])
     known = schema.get("$defs", {})
@@ -44,3 +52,17 @@ def rewrite_schema(text: str) -> Iterator[str]:
         if not is_deeper_than(free, _ENGINE_DEPTH):
             yield json.dumps(free)
     yield strict
+
+
+def _check_parts(node: dict[str, Any]) -> None:
+    parts = node.get("allOf")
+    if isinstance(parts, list) and len(parts) > _MAX_PARTS:
+        raise ValueError(f"its allOf has {len(parts)} parts, and at most {_MAX_PARTS} are joined")
+
+
+def _drop_what_asks_for_nothing(node: dict[str, Any]) -> None:
+    """The engine refuses what it does not know, also where that leaves nothing out."""
+    if node.get("uniqueItems") is False:
+        del node["uniqueItems"]
+    if node.get("format") in _HINTS:
+        del node["format"]
