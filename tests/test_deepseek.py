@@ -71,6 +71,8 @@ class Compiled:
 
     model: Any
     managers: list[Any]
+    weights: dict[str, Any]
+    """On a CPU the compiled graph reads them where they lie and does not own them."""
 
 
 def read_stack(folder: Path) -> tuple[DeepseekV3Config, dict[str, Any]]:
@@ -107,7 +109,8 @@ def deepseek_model(tiny_pair: Callable[[str], TinyPair]) -> Compiled:
         )
         for config in module.configs
     ]
-    return Compiled(session.load(graph, weights_registry=module.state_dict()), managers)
+    weights = module.state_dict()
+    return Compiled(session.load(graph, weights_registry=weights), managers, weights)
 
 
 def context(prompt: list[int]) -> TextContext:

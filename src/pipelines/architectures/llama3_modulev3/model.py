@@ -137,6 +137,8 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
         with F.lazy(), default_dtype(config.dtype), default_device(self.devices[0]):
             module: Module[..., ModuleV3Outputs] = Llama3(config)
         weights = cast_weights(state_dict(tensors, config, source=source), config.dtype)
+        # On a CPU the compiled graph reads the weights where they lie and does not own them.
+        self.weights_registry = weights
         return module.compile(*input_types(config), weights=weights, session=self._session)
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
