@@ -54,7 +54,14 @@ MASK_STEP = re.compile(
 
 
 def main(
-    count: int, folder: Path, parallelism: str, arch: str, *, late_masks: bool, compiles: bool
+    count: int,
+    folder: Path,
+    parallelism: str,
+    arch: str,
+    *,
+    late_masks: bool,
+    texts: Path | None,
+    compiles: bool,
 ) -> None:
     set_virtual_device_api("cuda")
     set_virtual_device_target_arch(arch)
@@ -85,12 +92,21 @@ def main(
         began = time.monotonic()
         InferenceSession(devices=load_devices(gpus)).compile(built)
         print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    built_alone = target_graph.build_graph(plain, alone)
+    if texts is not None:
+        for name, one, module in (("unified", built, unified), ("alone", built_alone, alone)):
+            (texts / f"{name}.txt").write_text(str(one))
+            weights = {
+                key: f"{weight.dtype.name} {[int(size) for size in weight.shape]}"
+                for key, weight in module.state_dict().items()
+            }
+            (texts / f"{name}.json").write_text(json.dumps(weights))
     # What a graph puts out is verified with all that it is made of.
     print(
         json.dumps(
             {
                 "unified": described(built),
-                "alone": described(target_graph.build_graph(plain, alone)),
+                "alone": described(built_alone),
                 # Types only: MAX casts no values where devices are virtual.
                 "weights": {
                     name: [weight.dtype.name, list(weight.shape)]
@@ -170,5 +186,6 @@ parser.add_argument("folder", type=Path, help="of a checkpoint")
 parser.add_argument("parallelism", choices=["tensor", "expert"], help="how the GPUs share it")
 parser.add_argument("--arch", default="sm_90a", help="of the GPUs")
 parser.add_argument("--late-masks", action="store_true", help="as `LATE_MASKS` says")
+parser.add_argument("--texts", type=Path, help="a folder for the graphs' texts")
 parser.add_argument("--compile", action="store_true", dest="compiles")
 main(**vars(parser.parse_args()))
