@@ -56,7 +56,8 @@ def nothing_compiled() -> Iterator[None]:
     def stop(session: InferenceSession, model: Any, *_: Any, **options: Any) -> None:
         if getattr(model, "name", None) == MAX_S_OWN:
             return
-        text = str(model.mlir_module) if hasattr(model, "top_level_graph_names") else str(model)
+        # A graph alone would be shown without its subgraphs.
+        text = str(getattr(model, "module", model).mlir_module)
         weights = options.get("weights_registry") or {}
         raise Built(text, {name: _type(weight) for name, weight in weights.items()})
 

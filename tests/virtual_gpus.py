@@ -95,7 +95,7 @@ def main(
     built_alone = target_graph.build_graph(plain, alone)
     if texts is not None:
         for name, one, module in (("unified", built, unified), ("alone", built_alone, alone)):
-            (texts / f"{name}.txt").write_text(str(one))
+            (texts / f"{name}.txt").write_text(str(one.module.mlir_module))
             weights = {
                 key: f"{weight.dtype.name} {[int(size) for size in weight.shape]}"
                 for key, weight in module.state_dict().items()
