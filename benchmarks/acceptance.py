@@ -12,8 +12,8 @@ from max.pipelines.context import SamplingParams
 
 from unispec.chat import encode_message
 from unispec.checkpoints.demo import demo_model_folder, ensure_demo_model
+from unispec.engine import Engine, EngineConfig, Request
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.pipelines.runtime import Engine, EngineConfig, Request
 
 PROMPTS = Path(__file__).with_name("unseen_prompts.txt").read_text(encoding="utf-8").splitlines()
 

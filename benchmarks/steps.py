@@ -12,8 +12,8 @@ import click
 from max.pipelines.context import SamplingParams
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
+from unispec.engine import Engine, EngineConfig, Request
 from unispec.methods import Method
-from unispec.pipelines.runtime import Engine, EngineConfig, Request
 from unispec.timers import let_timers_be_late
 
 PROMPTS = (

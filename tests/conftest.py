@@ -16,8 +16,8 @@ from runs import MAX_LENGTH, load_tiny
 from tiny import PRESETS, TinyPair
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
+from unispec.engine import Engine, EngineConfig
 from unispec.methods import Method
-from unispec.pipelines.runtime import Engine, EngineConfig
 
 torch.set_num_threads(own_processors.COUNT)
 # max 26.7 names another Python in the native environment; pytest's workers would run that.

@@ -24,7 +24,7 @@ from typing import Any
 from max.engine import InferenceSession
 from tiny import PRESETS, TinyPair
 
-from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.engine import Engine, EngineConfig
 
 __all__ = ["GRAPHS", "RECORDED", "VIRTUAL", "Built", "describe", "virtual"]
 

@@ -11,8 +11,8 @@ import pytest
 from max.driver import Buffer
 from tiny import TinyPair
 
+from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Model
-from unispec.pipelines.runtime import Engine, EngineConfig
 from unispec.pipelines.speculative.step import INPUT_ORDER
 
 __all__ = ["NumpyGraph", "assert_left_empty", "continuation", "numpy_engine"]

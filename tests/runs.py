@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from max.pipelines.context import SamplingParams
 from tiny import NEAR_DELTA, NEAR_TOP_N, TinyPair
 
-from unispec.pipelines.runtime import Engine, EngineConfig, Request
+from unispec.engine import Engine, EngineConfig, Request
 
 __all__ = [
     "MAX_LENGTH",

@@ -31,8 +31,8 @@ from tiny.kimi import MEDIA_PAD, tiny_kimi
 
 from unispec.checkpoints import memory
 from unispec.cli import unispec
+from unispec.engine import Engine, EngineConfig, Request
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, EngineConfig, Request
 
 PROGRESS = re.compile(r" *\d+\.\d s  \S")
 WEIGHTS = "model.safetensors"
@@ -673,7 +673,7 @@ FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unispec.pipelines.runtime.config.accelerator_count", lambda: 0)
+    monkeypatch.setattr("unispec.engine.config.accelerator_count", lambda: 0)
 
 
 def check(pair: TinyPair, damage: Damage, flags: list[str], words: list[str]) -> None:
@@ -749,7 +749,7 @@ def test_weights_that_may_not_be_read(pair: TinyPair, monkeypatch: pytest.Monkey
 
 
 def test_a_machine_with_fewer_gpus(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unispec.pipelines.runtime.config.accelerator_count", lambda: 2)
+    monkeypatch.setattr("unispec.engine.config.accelerator_count", lambda: 2)
     check(pair, SOUND, ["--devices", "gpu:2"], ["'gpu:2'", "2 GPUs", "'gpu:0' to 'gpu:1'"])
 
 

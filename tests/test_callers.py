@@ -21,12 +21,12 @@ from max.pipelines.context import SamplingParams
 from numpy_graph import NumpyGraph, assert_left_empty, continuation, numpy_engine
 from tiny import TinyPair
 
+from unispec.engine import Engine, Output, Request
+from unispec.engine import answer as answer_module
+from unispec.engine import engine as engine_module
+from unispec.engine import running as running_module
 from unispec.errors import InputError
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Model
-from unispec.pipelines.runtime import Engine, Output, Request
-from unispec.pipelines.runtime import answer as answer_module
-from unispec.pipelines.runtime import engine as engine_module
-from unispec.pipelines.runtime import running as running_module
 
 NEW_TOKENS = 12
 

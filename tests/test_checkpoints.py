@@ -25,11 +25,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unispec.checkpoints import Tensor, check_weight_files, memory, read_tensors
 from unispec.checkpoints.demo import demo_draft_folder
 from unispec.errors import InputError
-from unispec.pipelines.architectures.dflash.weights import dflash_state_dict
-from unispec.pipelines.architectures.drafts.copies import check_copies
-from unispec.pipelines.architectures.drafts.weights import unified_state_dict
-from unispec.pipelines.architectures.eagle.weights import eagle_state_dict
-from unispec.pipelines.architectures.llama3.weights import expected_shapes, llama3_state_dict
+from unispec.pipelines.drafts.copies import check_copies
+from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
+from unispec.pipelines.drafts.eagle.weights import eagle_state_dict
+from unispec.pipelines.drafts.weights import unified_state_dict
+from unispec.pipelines.targets.llama.weights import expected_shapes, llama3_state_dict
 
 SOURCE = "folder/model.safetensors"
 
@@ -630,7 +630,7 @@ def test_unknown_draft_method() -> None:
 
 def test_torch_is_not_imported() -> None:
     code = (
-        "import sys, unispec.checkpoints.demo, unispec.pipelines.architectures.eagle.weights;"
+        "import sys, unispec.checkpoints.demo, unispec.pipelines.drafts.eagle.weights;"
         "sys.exit('torch' in sys.modules)"
     )
     # The environment is named, because importing max changes it behind Python's back.

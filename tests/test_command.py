@@ -13,8 +13,8 @@ import pytest
 from reference.target import TargetReference, assert_same_greedy
 
 from unispec.checkpoints.demo import demo_draft_folder
+from unispec.engine import Engine
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.pipelines.runtime import Engine
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about rain.")
 NEW_TOKENS = 32

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from max.pipelines.modeling.types import TextGenerationInputs
 
+from unispec.engine import Engine, Request, Result
+from unispec.engine.scheduler import Scheduler
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, Request, Result
-from unispec.pipelines.runtime.scheduler import Scheduler
 
 VOCABULARY = 256
 PAGES = 7

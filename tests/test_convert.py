@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import TinyPair
 
 from unispec.cli import unispec
-from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.engine import Engine, EngineConfig
 
 
 def run(*arguments: object) -> Result:

@@ -27,19 +27,19 @@ from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
 
 from unispec.checkpoints import read_tensors
 from unispec.checkpoints.block_fp8 import dequantise_blocks
+from unispec.engine import EngineConfig
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.kv_cache.views import take_caches
-from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
-from unispec.pipelines.architectures.deepseekV3.stack import DeepseekV3
-from unispec.pipelines.architectures.deepseekV3.weights import (
+from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
+from unispec.pipelines.targets.deepseek.stack import DeepseekV3
+from unispec.pipelines.targets.deepseek.weights import (
     cast_stack,
     dequantised,
     layer_shapes,
     target_state_dict,
 )
-from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
-from unispec.pipelines.runtime import EngineConfig
 
 PAIRS = "GHI"
 LENGTHS = (5, 40, 17, 1)

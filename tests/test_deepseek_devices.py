@@ -28,35 +28,35 @@ from tiny import in_fp8_blocks, tiny_deepseek
 
 from unispec.checkpoints import read_tensors
 from unispec.checkpoints.block_fp8 import dequantise_blocks
+from unispec.engine import EngineConfig
 from unispec.errors import InputError
-from unispec.pipelines.architectures.deepseekV3 import fp8
-from unispec.pipelines.architectures.deepseekV3.arch import ARCHITECTURE
-from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
-from unispec.pipelines.architectures.deepseekV3.fp8 import block_scaled
-from unispec.pipelines.architectures.deepseekV3.inputs import (
+from unispec.pipelines.architectures.unified_mtp_deepseekV3.arch import (
+    ARCHITECTURE as SPECULATOR,
+)
+from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
+from unispec.pipelines.runtime.batch import BatchBuilder
+from unispec.pipelines.runtime.pipeline import SpeculativePipeline
+from unispec.pipelines.targets.deepseek import fp8
+from unispec.pipelines.targets.deepseek.arch import ARCHITECTURE
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
+from unispec.pipelines.targets.deepseek.fp8 import block_scaled
+from unispec.pipelines.targets.deepseek.inputs import (
     DeepseekV3Inputs,
     distributed_types,
 )
-from unispec.pipelines.architectures.deepseekV3.model import DeepseekV3Model
-from unispec.pipelines.architectures.deepseekV3.placement import (
+from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
+from unispec.pipelines.targets.deepseek.placement import (
     check_gpus,
     check_one_cpu,
     check_placement,
     expert_parallelism,
     spread_over,
 )
-from unispec.pipelines.architectures.deepseekV3.weights import (
+from unispec.pipelines.targets.deepseek.weights import (
     cast_stack,
     dequantised,
     target_state_dict,
 )
-from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
-from unispec.pipelines.architectures.unified_mtp_deepseekV3.arch import (
-    ARCHITECTURE as SPECULATOR,
-)
-from unispec.pipelines.runtime import EngineConfig
-from unispec.pipelines.runtime.batch import BatchBuilder
-from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 
 LAYERS = 3
 SHAPE: dict[str, Any] = {

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from tiny import TinyPair, tiny_eagle
 
+from unispec.engine import Engine, EngineConfig
 from unispec.errors import InputError
-from unispec.pipelines.architectures.dflash.config import layer_causality, layer_windows
 from unispec.pipelines.architectures.unified_dflash_llama3 import (
     DflashDraftHFConfig,
     UnifiedDflashLlama3Config,
     UnifiedDflashLlama3Model,
 )
-from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.pipelines.drafts.dflash.config import layer_causality, layer_windows
 
 FIELDS = {"mask_token_id": 7, "target_layer_ids": [0, 2], "block_size": 6, "num_target_layers": 4}
 

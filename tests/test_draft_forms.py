@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from tiny import TinyPair, tiny_dflash, tiny_eagle
 
 from unispec.checkpoints.draft_config import flat_config
+from unispec.engine import Engine, EngineConfig
 from unispec.errors import InputError
 from unispec.methods import Method
-from unispec.pipelines.architectures.dflash.weights import dflash_state_dict
-from unispec.pipelines.architectures.drafts.weights import DraftWeights
-from unispec.pipelines.architectures.eagle.weights import eagle_state_dict
 from unispec.pipelines.architectures.unified_dflash_llama3 import UnifiedDflashLlama3Config
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Config
-from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
+from unispec.pipelines.drafts.eagle.weights import eagle_state_dict
+from unispec.pipelines.drafts.weights import DraftWeights
 from unispec.pipelines.runtime.weights import read_weights
 
 Tensors = dict[str, torch.Tensor]

@@ -29,8 +29,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from unispec.checkpoints.demo import demo_draft_folder
+from unispec.engine import Engine
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.pipelines.runtime import Engine
 
 PAGE = 128
 LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 257, 300)

@@ -15,8 +15,8 @@ from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from reference.target import TargetReference, assert_same_greedy
 from runs import greedy_requests, proposing
 
+from unispec.engine import Engine, Request, Result
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, Request, Result
 from unispec.pipelines.runtime.inputs import PersistentInputBuffers
 from unispec.sampling.grammar import Grammar
 

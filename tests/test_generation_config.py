@@ -15,7 +15,7 @@ from tiny.kimi import tiny_kimi
 from transformers import GenerationConfig, LlamaConfig
 
 from unispec.checkpoints.generation_config import read_eos_token_ids, read_generation_config
-from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.engine import Engine, EngineConfig
 
 
 def write(folder: Path, name: str, **changes: Any) -> None:

@@ -18,7 +18,7 @@ from unispec.checkpoints import check_weight_files, read_gguf, read_tensors
 from unispec.checkpoints.gguf_folder import DESCRIPTION
 from unispec.checkpoints.repository import resolve_model, weight_files
 from unispec.cli import unispec
-from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.runtime.weights import read_weights
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny import TinyPair
 
 from unispec.checkpoints.repository import find_file
+from unispec.engine import Engine, EngineConfig
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, EngineConfig
 from unispec.training import TorchTarget
 
 NAME = "them/model"

@@ -14,7 +14,7 @@ from max.driver import CPU, Buffer, batch_inplace_copy
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from prompts import random_prompt
 
-from unispec.pipelines.runtime import Engine
+from unispec.engine import Engine
 from unispec.pipelines.runtime.inputs import StepModelInputs
 
 LENGTH = 40

@@ -22,11 +22,11 @@ from test_draft_proposals import DFlashJudge, recording
 from tiny.kimi import PLACEHOLDER, tiny_kimi, tiny_kimi_draft
 
 from unispec.commands.prompts import PromptOptions
+from unispec.engine import Engine, EngineConfig, Request
 from unispec.errors import InputError
-from unispec.pipelines.architectures.kimik2_5.feature_cache import FeatureCache
-from unispec.pipelines.architectures.kimik2_5.preprocessing import MediaItem, patches_of
 from unispec.pipelines.architectures.unified_dflash_kimi_k25 import UnifiedDflashKimiK25Config
-from unispec.pipelines.runtime import Engine, EngineConfig, Request
+from unispec.pipelines.targets.kimi.feature_cache import FeatureCache
+from unispec.pipelines.targets.kimi.preprocessing import MediaItem, patches_of
 
 NEW_TOKENS = 16
 PAGE = 128

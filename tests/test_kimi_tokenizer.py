@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from unispec.chat import encode_message
 from unispec.checkpoints.repository import find_file
 from unispec.checkpoints.tokenizer import read_tokenizer
+from unispec.engine import Engine, EngineConfig
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, EngineConfig
 
 HAN = r"[\p{Han}]+"
 # tokenization_kimi.py, written down once more.

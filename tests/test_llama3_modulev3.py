@@ -37,15 +37,15 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from unispec.errors import InputError
-from unispec.pipelines.architectures.llama3.rope import (
-    LongRotaryEmbedding,
-    read_rope,
-    rotary_embedding,
-)
 from unispec.pipelines.architectures.llama3_modulev3 import (
     Llama3Config,
     Llama3Inputs,
     Llama3Model,
+)
+from unispec.pipelines.layers.rope import (
+    LongRotaryEmbedding,
+    read_rope,
+    rotary_embedding,
 )
 
 TOLERANCE = 1e-4

@@ -20,8 +20,8 @@ from reference.target import GreedyTrace, TargetReference, assert_same_greedy
 from runs import MAX_LENGTH, answers, greedy_requests, load_tiny, most_proposals, proposing
 from tiny import COMPILED_PAIRS, TinyPair
 
+from unispec.engine import Engine
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.pipelines.runtime import Engine
 
 BATCH_SIZES = (1, 4, 8)
 PROPOSALS = (1, 3, 5)

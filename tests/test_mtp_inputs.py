@@ -14,8 +14,8 @@ from max.dtype import DType
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from prompts import random_prompt
 
+from unispec.engine import Engine
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine
 
 VOCAB = 256
 PROMPT = random_prompt(VOCAB, 9, seed=1)

@@ -17,12 +17,12 @@ from tiny.kimi import tiny_kimi
 
 from unispec.checkpoints import Tensor, read_tensors
 from unispec.checkpoints.packed_int4 import dequantise_packed
+from unispec.engine import EngineConfig
 from unispec.errors import InputError
-from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
-from unispec.pipelines.architectures.deepseekV3.weights import dequantised, target_state_dict
-from unispec.pipelines.architectures.kimik2_5.config import KimiK2_5Config
-from unispec.pipelines.architectures.kimik2_5.weights import language_tensors
-from unispec.pipelines.runtime import EngineConfig
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
+from unispec.pipelines.targets.deepseek.weights import dequantised, target_state_dict
+from unispec.pipelines.targets.kimi.config import KimiK2_5Config
+from unispec.pipelines.targets.kimi.weights import language_tensors
 
 LAYER = "model.layers.1.mlp.experts.0.up_proj"
 

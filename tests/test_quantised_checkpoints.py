@@ -17,8 +17,8 @@ from max.engine import InferenceSession
 from safetensors.torch import load_file, save_file
 from tiny import TinyPair
 
+from unispec.engine import Engine, EngineConfig
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, EngineConfig
 
 NOT_SUPPORTED = "this quantised format is not supported; "
 USE = NOT_SUPPORTED + "use the checkpoint that is not quantised, or a GGUF file"

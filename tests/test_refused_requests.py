@@ -14,11 +14,11 @@ from max.pipelines.context import SamplingParams
 from PIL import Image
 from tiny.kimi import PLACEHOLDER, tiny_kimi
 
+from unispec.engine import Engine, EngineConfig, Request
 from unispec.errors import InputError
-from unispec.pipelines.architectures.kimik2_5.encoder import MediaEncoder
-from unispec.pipelines.architectures.kimik2_5.inputs import KIMI_ORDER
-from unispec.pipelines.architectures.kimik2_5.model import KimiK2_5Model
-from unispec.pipelines.runtime import Engine, EngineConfig, Request
+from unispec.pipelines.targets.kimi.encoder import MediaEncoder
+from unispec.pipelines.targets.kimi.inputs import KIMI_ORDER
+from unispec.pipelines.targets.kimi.model import KimiK2_5Model
 
 NEW_TOKENS = 12
 WIDTH = 64

@@ -51,14 +51,14 @@ print(json.dumps([
 
 
 COMBINATIONS = [
-    ("D", None, None, "llama3_modulev3", "Llama3Model", "llama3.config.Llama3Config", None),
+    ("D", None, None, "llama3_modulev3", "Llama3Model", "targets.llama.config.Llama3Config", None),
     (
         "D",
         "eagle",
         4,
         "unified_eagle_llama3",
         "UnifiedEagleLlama3Model",
-        "unified_eagle_llama3.config.UnifiedEagleLlama3Config",
+        "architectures.unified_eagle_llama3.config.UnifiedEagleLlama3Config",
         4,
     ),
     (
@@ -67,7 +67,7 @@ COMBINATIONS = [
         2,
         "unified_mtp_deepseekV3",
         "UnifiedMTPDeepseekV3Model",
-        "unified_mtp_deepseekV3.config.UnifiedMTPDeepseekV3Config",
+        "architectures.unified_mtp_deepseekV3.config.UnifiedMTPDeepseekV3Config",
         2,
     ),
     (
@@ -76,7 +76,7 @@ COMBINATIONS = [
         None,
         "unified_dflash_llama3",
         "UnifiedDflashLlama3Model",
-        "unified_dflash_llama3.config.UnifiedDflashLlama3Config",
+        "architectures.unified_dflash_llama3.config.UnifiedDflashLlama3Config",
         5,
     ),
     (
@@ -85,7 +85,7 @@ COMBINATIONS = [
         None,
         "unified_dflash_kimi_k25",
         "UnifiedDflashKimiK25Model",
-        "unified_dflash_kimi_k25.config.UnifiedDflashKimiK25Config",
+        "architectures.unified_dflash_kimi_k25.config.UnifiedDflashKimiK25Config",
         3,
     ),
 ]
@@ -114,8 +114,12 @@ def test_max_resolves_each_combination_to_our_class(
     found = tiny_pair(pair)
     draft = str(found.draft) if found.draft and method else None
     resolved = run_python(RESOLVE, json.dumps([str(found.target), draft, method, asked]))
-    root = "unispec.pipelines.architectures"
-    assert json.loads(resolved) == [f"{root}.{package}.model.{model}", f"{root}.{config}", width]
+    root = "unispec.pipelines"
+    assert json.loads(resolved) == [
+        f"{root}.architectures.{package}.model.{model}",
+        f"{root}.{config}",
+        width,
+    ]
 
 
 def test_max_says_that_another_k_is_replaced(tiny_pair: Callable[[str], TinyPair]) -> None:

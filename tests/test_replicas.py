@@ -21,7 +21,7 @@ from max.pipelines.lib import KVCacheConfig
 
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.kv_cache.views import as_one_batch, grown_view, take_copies
-from unispec.pipelines.architectures.deepseekV3.replicas import Replicas
+from unispec.pipelines.targets.deepseek.replicas import Replicas
 
 REF = DeviceRef.CPU()
 WIDTH, DRAFTS, ROUNDS = 2, 2, 3

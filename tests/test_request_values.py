@@ -17,8 +17,8 @@ from numpy_graph import NumpyGraph, continuation, numpy_engine
 from tiny import TinyPair
 from transformers import BatchEncoding
 
+from unispec.engine import Engine, Request
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, Request
 from unispec.pipelines.runtime.sampling_params import HANDLED_FIELDS, check_sampling
 
 NOT_DONE = {"thinking_temperature": 0.5, "detokenize": False, "logits_processors": [print]}

@@ -20,7 +20,7 @@ from reference.eagle import EagleReference
 from reference.target import TargetReference
 from tiny import TinyPair
 
-from unispec.pipelines.runtime import Engine, Report, Request
+from unispec.engine import Engine, Report, Request
 
 PROMPT = random_prompt(256, 5, seed=1)
 LENGTH = 3

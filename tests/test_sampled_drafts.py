@@ -34,7 +34,7 @@ from tiny import TinyPair, flat_pair
 from torch import Tensor
 from transformers import DynamicCache
 
-from unispec.pipelines.runtime import Engine, Report, Request
+from unispec.engine import Engine, Report, Request
 from unispec.sampling.seeds import Stream
 
 FloatArray = npt.NDArray[np.float64]

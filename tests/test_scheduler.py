@@ -18,9 +18,9 @@ from max.pipelines.context import EOSTracker, TextContext, TokenBuffer
 from max.pipelines.kv_cache import PagedKVCacheManager
 from max.pipelines.request import RequestID
 
+from unispec.engine.scheduler import Scheduler
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, pages_per_row
-from unispec.pipelines.runtime.scheduler import Scheduler
 
 PAGE = 16
 K = 5

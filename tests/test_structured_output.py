@@ -8,7 +8,7 @@ import re
 from max.pipelines.context import SamplingParams
 from prompts import random_prompt
 
-from unispec.pipelines.runtime import Engine, Request
+from unispec.engine import Engine, Request
 from unispec.sampling.grammar import Grammar
 
 SCHEMA = Grammar(

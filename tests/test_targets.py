@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from tiny import TinyPair
 
+from unispec.engine import Engine, EngineConfig
+from unispec.engine import config as runtime_config
 from unispec.errors import InputError
 from unispec.methods import Method
 from unispec.pipelines.architectures.registry import pipeline_model
-from unispec.pipelines.runtime import Engine, EngineConfig
-from unispec.pipelines.runtime import config as runtime_config
 
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 

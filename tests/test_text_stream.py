@@ -15,7 +15,7 @@ from tiny.tokenizer import write_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unispec.pipelines.runtime.text_stream import TextStream
+from unispec.engine.text_stream import TextStream
 
 EOS = 2
 BYTES = 259  # 3 special tokens and one token for each byte

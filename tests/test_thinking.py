@@ -13,7 +13,7 @@ from runs import answers, greedy_requests
 from test_mtp_inputs import PROMPT, VOCAB, stepping
 from tiny import NEAR_DELTA, NEAR_TOP_N
 
-from unispec.pipelines.runtime import Engine
+from unispec.engine import Engine
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
 NAMES = pytest.mark.parametrize("name", ["G"])

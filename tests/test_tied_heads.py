@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from tiny import TinyPair
 
 from unispec.checkpoints import read_tensors
-from unispec.pipelines.architectures.llama3.weights import llama3_state_dict
+from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.architectures.llama3_modulev3 import Llama3Config
 from unispec.pipelines.architectures.llama3_modulev3.weights import state_dict
-from unispec.pipelines.runtime import Engine, EngineConfig
+from unispec.pipelines.targets.llama.weights import llama3_state_dict
 
 WEIGHTS = "model.safetensors"
 

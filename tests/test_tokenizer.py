@@ -25,9 +25,9 @@ from transformers import PreTrainedTokenizerFast
 
 from unispec.chat import encode_message
 from unispec.checkpoints.tokenizer import read_tokenizer
+from unispec.engine import Engine, EngineConfig
+from unispec.engine.text_stream import TextStream
 from unispec.errors import InputError
-from unispec.pipelines.runtime import Engine, EngineConfig
-from unispec.pipelines.runtime.text_stream import TextStream
 from unispec.sampling.grammar import Grammar, GrammarCompiler
 from unispec.training.target import TorchTarget
 

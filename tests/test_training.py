@@ -33,9 +33,9 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from unispec.checkpoints.demo import demo_draft_folder
 from unispec.cli import unispec
+from unispec.engine import Engine, EngineConfig
 from unispec.errors import InputError
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.pipelines.runtime import Engine, EngineConfig
 from unispec.training import (
     Collection,
     CollectSettings,

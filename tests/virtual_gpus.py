@@ -30,19 +30,19 @@ from max.pipelines.lib import PipelineConfig
 
 from unispec.checkpoints import read_tensors
 from unispec.checkpoints.tied_head import HEAD
-from unispec.pipelines.architectures.deepseekV3 import graph as target_graph
-from unispec.pipelines.architectures.deepseekV3.config import DeepseekV3Config
-from unispec.pipelines.architectures.deepseekV3.weights import (
-    cast_stack,
-    dequantised,
-    target_state_dict,
-)
-from unispec.pipelines.architectures.mtp.weights import mtp_state_dict
+from unispec.engine import EngineConfig
 from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
     UnifiedMTPDeepseekV3Config,
     graph,
 )
-from unispec.pipelines.runtime import EngineConfig
+from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
+from unispec.pipelines.targets.deepseek import graph as target_graph
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
+from unispec.pipelines.targets.deepseek.weights import (
+    cast_stack,
+    dequantised,
+    target_state_dict,
+)
 
 MASK_STEP = re.compile(
     r"(%\w+(?:, %\w+)*)(?::\d+)? = "

@@ -11,8 +11,8 @@ from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
 
 from unispec.checkpoints.demo import demo_draft_folder
+from unispec.engine import Engine, EngineConfig, Report, Request
 from unispec.methods import Method
-from unispec.pipelines.runtime import Engine, EngineConfig, Report, Request
 
 from .answer import Answer, StepClock
 

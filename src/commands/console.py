@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from unispec.pipelines.runtime import Report
+    from unispec.engine import Report
 
 __all__ = ["Answers", "progress", "summary"]
 

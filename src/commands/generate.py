@@ -64,7 +64,7 @@ def generate(
             let_timers_be_late()
         phase("starting MAX")
         from unispec.checkpoints.generation_config import read_generation_config
-        from unispec.pipelines.runtime import Engine, Request
+        from unispec.engine import Engine, Request
 
         engine = Engine(model.engine_config(len(texts)), on_progress=phase)
         if prompts.image and not engine.reads_images:

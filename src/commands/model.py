@@ -13,7 +13,7 @@ from unispec.commands.options import option_group
 from unispec.methods import DRAFT_METHODS, LARGEST_DRAFT_TOKENS, METHODS, Method
 
 if TYPE_CHECKING:
-    from unispec.pipelines.runtime import EngineConfig
+    from unispec.engine import EngineConfig
 
 __all__ = ["ModelOptions", "model_options"]
 
@@ -88,7 +88,7 @@ class ModelOptions:
 
     def engine_config(self, num_prompts: int) -> EngineConfig:
         """Returns the configuration of an engine for this many prompts."""
-        from unispec.pipelines.runtime import EngineConfig
+        from unispec.engine import EngineConfig
 
         return EngineConfig(
             model=self.model,

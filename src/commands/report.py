@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unispec.pipelines.runtime import Report
+    from unispec.engine import Report
 
 __all__ = ["to_json"]
 

@@ -256,7 +256,7 @@ def _train(
     import torch
 
     from unispec.commands.bar import bar
-    from unispec.pipelines.runtime import Engine, EngineConfig
+    from unispec.engine import Engine, EngineConfig
     from unispec.training import TorchTarget, collect, fit, make_draft, publish
     from unispec.training.collecting import encode, num_own_prompts
     from unispec.training.collection import make_folder, read_num_shards, write_whole

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .deepseekV3 import arch as deepseek
-from .kimik2_5 import arch as kimi
-from .llama3 import arch as llama
+from unispec.pipelines.targets.deepseek import arch as deepseek
+from unispec.pipelines.targets.kimi import arch as kimi
+from unispec.pipelines.targets.llama import arch as llama
+
 from .unified_dflash_kimi_k25 import arch as kimi_dflash
 from .unified_mtp_deepseekV3 import arch as deepseek_mtp
 

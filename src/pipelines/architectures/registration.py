@@ -11,7 +11,7 @@ from max.pipelines.lib import PipelineModel, SupportedArchitecture, TextTokenize
 from max.pipelines.modeling.config_enums import SupportedEncoding
 from max.pipelines.modeling.types import PipelineTask
 
-from .llama3.config import Llama3Config
+from unispec.pipelines.targets.llama.config import Llama3Config
 
 __all__ = ["text_architecture"]
 

@@ -48,16 +48,34 @@ _CLASSES: Final = {
 # Model type and method, then module and class: an architecture imports the runtime that
 # asks here, so it is imported only when it is wanted.
 _MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
-    ("deepseek_v3", None): ("deepseekV3.model", "DeepseekV3Model"),
-    ("deepseek_v3", "mtp"): ("unified_mtp_deepseekV3.model", "UnifiedMTPDeepseekV3Model"),
-    ("kimi_k25", None): ("kimik2_5.model", "KimiK2_5Model"),
-    ("kimi_k25", "dflash"): ("unified_dflash_kimi_k25.model", "UnifiedDflashKimiK25Model"),
-    ("llama", None): ("llama3.target_only", "Llama3TargetModel"),
-    ("llama", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
-    ("llama", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),
-    ("mistral", None): ("llama3.target_only", "Llama3TargetModel"),
-    ("mistral", "dflash"): ("unified_dflash_llama3.model", "UnifiedDflashLlama3Model"),
-    ("mistral", "eagle"): ("unified_eagle_llama3.model", "UnifiedEagleLlama3Model"),
+    ("deepseek_v3", None): ("unispec.pipelines.targets.deepseek.model", "DeepseekV3Model"),
+    ("deepseek_v3", "mtp"): (
+        f"{__package__}.unified_mtp_deepseekV3.model",
+        "UnifiedMTPDeepseekV3Model",
+    ),
+    ("kimi_k25", None): ("unispec.pipelines.targets.kimi.model", "KimiK2_5Model"),
+    ("kimi_k25", "dflash"): (
+        f"{__package__}.unified_dflash_kimi_k25.model",
+        "UnifiedDflashKimiK25Model",
+    ),
+    ("llama", None): ("unispec.pipelines.targets.llama.target_only", "Llama3TargetModel"),
+    ("llama", "dflash"): (
+        f"{__package__}.unified_dflash_llama3.model",
+        "UnifiedDflashLlama3Model",
+    ),
+    ("llama", "eagle"): (
+        f"{__package__}.unified_eagle_llama3.model",
+        "UnifiedEagleLlama3Model",
+    ),
+    ("mistral", None): ("unispec.pipelines.targets.llama.target_only", "Llama3TargetModel"),
+    ("mistral", "dflash"): (
+        f"{__package__}.unified_dflash_llama3.model",
+        "UnifiedDflashLlama3Model",
+    ),
+    ("mistral", "eagle"): (
+        f"{__package__}.unified_eagle_llama3.model",
+        "UnifiedEagleLlama3Model",
+    ),
 }
 
 # What other packages brought, by the same pairs.
@@ -65,7 +83,7 @@ _ADDED: dict[tuple[str, str | None], type[UnifiedModel]] = {}
 
 # Method, then module and function; the other methods' drafts need nothing.
 _DRAFT_CONFIGS: dict[str, tuple[str, str]] = {
-    "dflash": ("dflash.config", "complete_draft_config"),
+    "dflash": ("unispec.pipelines.drafts.dflash.config", "complete_draft_config"),
 }
 
 
@@ -128,7 +146,7 @@ def complete_draft_config(method: str, draft: Any, asked: int | None, *, source:
     """
     if method in _DRAFT_CONFIGS:
         module, name = _DRAFT_CONFIGS[method]
-        getattr(import_module(f"{__package__}.{module}"), name)(draft, asked, source=source)
+        getattr(import_module(module), name)(draft, asked, source=source)
 
 
 def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
@@ -145,7 +163,7 @@ def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
     if (model_type, method) in _ADDED:
         return _ADDED[model_type, method]
     module, name = _MODELS[model_type, method]
-    found: type[UnifiedModel] = getattr(import_module(f"{__package__}.{module}"), name)
+    found: type[UnifiedModel] = getattr(import_module(module), name)
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..llama3.config import Llama3Config
+from unispec.pipelines.targets.llama.config import Llama3Config
+
 from .inputs import Llama3Inputs
 from .model import Llama3Model
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..llama3.config import Llama3Config
-from ..registration import text_architecture
+from unispec.pipelines.architectures.registration import text_architecture
+from unispec.pipelines.targets.llama.config import Llama3Config
+
 from .model import Llama3Model
 
 __all__ = ["ARCHITECTURE"]

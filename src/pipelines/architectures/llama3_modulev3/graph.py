@@ -10,8 +10,9 @@ from max.graph import TensorValue, ops
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import ModuleV3Outputs
 
-from ..llama3.config import Llama3Config
-from ..llama3.rope import rotary_embedding
+from unispec.pipelines.layers.rope import rotary_embedding
+from unispec.pipelines.targets.llama.config import Llama3Config
+
 from .layers import DecoderLayer, layer_index, norm
 
 __all__ = ["Llama3"]

@@ -15,8 +15,7 @@ from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 
 from unispec.kv_cache.views import take_caches
-
-from ..llama3.config import Llama3Config
+from unispec.pipelines.targets.llama.config import Llama3Config
 
 __all__ = ["DecoderLayer", "layer_index", "norm"]
 

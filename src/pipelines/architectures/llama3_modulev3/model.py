@@ -34,9 +34,9 @@ from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import wait_for_copies
 from unispec.pipelines.runtime.plan import unplanned
 from unispec.pipelines.runtime.weights import read_weights
+from unispec.pipelines.targets.llama.checks import check_window
+from unispec.pipelines.targets.llama.config import Llama3Config
 
-from ..llama3.checks import check_window
-from ..llama3.config import Llama3Config
 from .graph import Llama3
 from .inputs import Llama3Inputs
 from .weights import state_dict

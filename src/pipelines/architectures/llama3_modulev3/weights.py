@@ -8,9 +8,8 @@ from typing import Final
 from unispec.checkpoints import Tensor
 from unispec.checkpoints.tied_head import tied_names
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
-
-from ..llama3.config import Llama3Config
-from ..llama3.weights import expected_shapes
+from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.targets.llama.weights import expected_shapes
 
 __all__ = ["state_dict"]
 

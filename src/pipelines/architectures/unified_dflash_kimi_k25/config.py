@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
-from ..deepseekV3.config import DeepseekV3Config
-from ..deepseekV3.placement import check_one_cpu
-from ..dflash.unified import UnifiedDflashConfig
-from ..kimik2_5.config import VisionConfig
-from ..llama3.config import Llama3Config
-from ..llama3.rope import RopeType
-from ..llama3.stack_config import StackConfig
+from unispec.pipelines.drafts.dflash.unified import UnifiedDflashConfig
+from unispec.pipelines.layers.rope import RopeType
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
+from unispec.pipelines.targets.deepseek.placement import check_one_cpu
+from unispec.pipelines.targets.kimi.config import VisionConfig
+from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.targets.llama.stack_config import StackConfig
 
 __all__ = ["DFlashKimiK25DraftConfig", "UnifiedDflashKimiK25Config"]
 

@@ -10,16 +10,16 @@ from max.graph import Module as CompilationUnit
 from max.nn import Embedding, Module
 from max.nn.kv_cache import KVCacheParams
 
+from unispec.pipelines.drafts.config import both_caches
+from unispec.pipelines.drafts.dflash.draft import DflashDraft
+from unispec.pipelines.drafts.options import acceptance_rule
+from unispec.pipelines.drafts.vocabulary import draft_head
 from unispec.pipelines.speculative.block import block_step
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
+from unispec.pipelines.targets.deepseek.stack import DeepseekV3
+from unispec.pipelines.targets.kimi.inputs import kimi_types
+from unispec.pipelines.targets.kimi.target import SeeingTarget
 
-from ..deepseekV3.stack import DeepseekV3
-from ..dflash.draft import DflashDraft
-from ..drafts.config import both_caches
-from ..drafts.options import acceptance_rule
-from ..drafts.vocabulary import draft_head
-from ..kimik2_5.inputs import kimi_types
-from ..kimik2_5.target import SeeingTarget
 from .config import UnifiedDflashKimiK25Config
 from .inputs import UNIFIED_ORDER
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from max.driver import Buffer
 
-from ..kimik2_5.inputs import KIMI_ORDER, KimiK2_5ModelInputs
+from unispec.pipelines.targets.kimi.inputs import KIMI_ORDER, KimiK2_5ModelInputs
 
 __all__ = ["UNIFIED_ORDER", "UnifiedDflashKimiK25Inputs"]
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 from max.engine import InferenceSession, Model
 from max.graph import Module as CompilationUnit
 
+from unispec.pipelines.drafts.copies import check_copies
+from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
+from unispec.pipelines.drafts.weights import unified_state_dict
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.weights import read_weights
+from unispec.pipelines.targets.deepseek.weights import cast_stack
+from unispec.pipelines.targets.kimi.model import KimiK2_5Model
 
-from ..deepseekV3.weights import cast_stack
-from ..dflash.weights import dflash_state_dict
-from ..drafts.copies import check_copies
-from ..drafts.weights import unified_state_dict
-from ..kimik2_5.model import KimiK2_5Model
 from .config import UnifiedDflashKimiK25Config
 from .graph import UnifiedDflashKimiK25, build_graph
 from .inputs import UnifiedDflashKimiK25Inputs

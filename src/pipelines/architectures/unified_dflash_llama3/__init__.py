@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..dflash.config import DflashDraftHFConfig
+from unispec.pipelines.drafts.dflash.config import DflashDraftHFConfig
+
 from .config import UnifiedDflashLlama3Config
 from .inputs import PersistentInputBuffers, UnifiedDflashLlama3Inputs
 from .model import UnifiedDflashLlama3Model

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..dflash.registration import checkpoint_draft_width
-from ..drafts.unserved import UnservedPipeline
-from ..registration import text_architecture
+from unispec.pipelines.architectures.registration import text_architecture
+from unispec.pipelines.drafts.dflash.registration import checkpoint_draft_width
+from unispec.pipelines.drafts.unserved import UnservedPipeline
+
 from .config import UnifiedDflashLlama3Config
 from .model import UnifiedDflashLlama3Model
 

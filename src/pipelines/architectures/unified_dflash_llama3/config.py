@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..dflash.unified import UnifiedDflashConfig
-from ..llama3.config import Llama3Config
+from unispec.pipelines.drafts.dflash.unified import UnifiedDflashConfig
+from unispec.pipelines.targets.llama.config import Llama3Config
 
 __all__ = ["UnifiedDflashLlama3Config"]
 

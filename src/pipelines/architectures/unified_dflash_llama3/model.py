@@ -11,9 +11,10 @@ from max.graph.weights import Weights, WeightsAdapter
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import KVCacheConfig, MemoryPlan, PipelineConfig
 
-from ..dflash.config import DflashDraftHFConfig
-from ..dflash.weights import dflash_state_dict
-from ..drafts.model import UnifiedLlama3Model
+from unispec.pipelines.drafts.dflash.config import DflashDraftHFConfig
+from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
+from unispec.pipelines.drafts.model import UnifiedLlama3Model
+
 from .config import UnifiedDflashLlama3Config
 from .graph import UnifiedDflashLlama3, build_graph
 from .inputs import UnifiedDflashLlama3Inputs

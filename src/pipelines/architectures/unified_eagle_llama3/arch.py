@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..drafts.unserved import UnservedPipeline
-from ..registration import text_architecture
+from unispec.pipelines.architectures.registration import text_architecture
+from unispec.pipelines.drafts.unserved import UnservedPipeline
+
 from .config import UnifiedEagleLlama3Config
 from .model import UnifiedEagleLlama3Model
 

@@ -8,10 +8,9 @@ from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
+from unispec.pipelines.drafts.config import UnifiedDraftConfig
 from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
-
-from ..drafts.config import UnifiedDraftConfig
-from ..llama3.config import Llama3Config
+from unispec.pipelines.targets.llama.config import Llama3Config
 
 __all__ = ["UnifiedEagleLlama3Config"]
 

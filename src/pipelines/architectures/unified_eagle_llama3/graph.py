@@ -5,13 +5,13 @@ from __future__ import annotations
 from max.graph import Graph
 from max.nn import Module
 
+from unispec.pipelines.drafts.eagle.draft import EagleDraft
+from unispec.pipelines.drafts.options import acceptance_rule, signature
+from unispec.pipelines.drafts.vocabulary import draft_head
 from unispec.pipelines.speculative.sequential import sequential_step
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs
+from unispec.pipelines.targets.llama.stack import Llama3
 
-from ..drafts.options import acceptance_rule, signature
-from ..drafts.vocabulary import draft_head
-from ..eagle.draft import EagleDraft
-from ..llama3.stack import Llama3
 from .config import UnifiedEagleLlama3Config
 
 __all__ = ["UnifiedEagleLlama3", "build_graph"]

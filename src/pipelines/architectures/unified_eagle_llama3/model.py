@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from max.engine import InferenceSession, Model
 
-from ..drafts.model import UnifiedLlama3Model
-from ..eagle.weights import eagle_state_dict
+from unispec.pipelines.drafts.eagle.weights import eagle_state_dict
+from unispec.pipelines.drafts.model import UnifiedLlama3Model
+
 from .config import UnifiedEagleLlama3Config
 from .graph import UnifiedEagleLlama3, build_graph
 from .inputs import UnifiedEagleLlama3Inputs

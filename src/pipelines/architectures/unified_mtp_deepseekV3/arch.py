@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from max.pipelines.lib import Speculator
 
-from ..deepseekV3.arch import ARCHITECTURE as TARGET
+from unispec.pipelines.targets.deepseek.arch import ARCHITECTURE as TARGET
+
 from .config import UnifiedMTPDeepseekV3Config
 from .model import UnifiedMTPDeepseekV3Model
 

@@ -13,10 +13,9 @@ from max.pipelines.speculative import SpeculativeConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
+from unispec.pipelines.drafts.config import both_caches
 from unispec.pipelines.speculative.step import MAX_DRAFT_TOKENS
-
-from ..deepseekV3.config import DeepseekV3Config
-from ..drafts.config import both_caches
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 
 __all__ = ["UnifiedMTPDeepseekV3Config"]
 

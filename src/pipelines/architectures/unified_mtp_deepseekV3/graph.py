@@ -5,14 +5,14 @@ from __future__ import annotations
 from max.graph import Graph
 from max.nn import Module
 
+from unispec.pipelines.drafts.mtp.draft import DraftOfStep, MtpDraft
+from unispec.pipelines.drafts.options import acceptance_rule
 from unispec.pipelines.speculative.sequential import sequential_step
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
+from unispec.pipelines.targets.deepseek.inputs import DEEPSEEK_ORDER, distributed_types
+from unispec.pipelines.targets.deepseek.stack import DeepseekV3, TargetOfStep
 from unispec.sampling.late_masks import AfterMasks, late_mask_types, with_late_masks
 
-from ..deepseekV3.inputs import DEEPSEEK_ORDER, distributed_types
-from ..deepseekV3.stack import DeepseekV3, TargetOfStep
-from ..drafts.options import acceptance_rule
-from ..mtp.draft import DraftOfStep, MtpDraft
 from .config import UnifiedMTPDeepseekV3Config
 
 __all__ = ["UnifiedMTPDeepseekV3", "build_graph"]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from max.driver import Buffer
 
+from unispec.pipelines.targets.deepseek.inputs import DeepseekV3Inputs
 from unispec.sampling.late_masks import with_late_masks
-
-from ..deepseekV3.inputs import DeepseekV3Inputs
 
 __all__ = ["UnifiedMTPDeepseekV3Inputs"]
 

@@ -12,12 +12,12 @@ from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
 from unispec.checkpoints.tied_head import HEAD
 from unispec.errors import InputError
+from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
 from unispec.pipelines.runtime.inputs import StepModelInputs, needed_input, refuse_inputs
+from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
+from unispec.pipelines.targets.deepseek.weights import cast_stack, target_state_dict
 from unispec.sampling.late_masks import LATE_MASKS
 
-from ..deepseekV3.model import DeepseekV3Model
-from ..deepseekV3.weights import cast_stack, target_state_dict
-from ..mtp.weights import mtp_state_dict
 from .config import UnifiedMTPDeepseekV3Config
 from .graph import UnifiedMTPDeepseekV3, build_graph
 from .inputs import UnifiedMTPDeepseekV3Inputs

@@ -1,0 +1,11 @@
+"""The engine: answers prompts with a target and its draft on this machine."""
+
+from __future__ import annotations
+
+from unispec.pipelines.runtime.metrics import StepTimes
+
+from .config import EngineConfig
+from .engine import Engine
+from .requests import Output, Report, Request, Result
+
+__all__ = ["Engine", "EngineConfig", "Output", "Report", "Request", "Result", "StepTimes"]

@@ -1,0 +1,334 @@
+"""The engine: loads a model and answers prompts on this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+from max.driver import load_devices
+from max.engine import InferenceSession
+from max.graph.weights import SafetensorWeights
+from max.pipelines.context import EOSTracker, TextContext
+from max.pipelines.request import RequestID
+from transformers import PreTrainedTokenizerFast
+
+from unispec.checkpoints.generation_config import read_eos_token_ids
+from unispec.checkpoints.tokenizer import read_tokenizer
+from unispec.errors import InputError
+from unispec.kv_cache.manager import make_cache_manager, pages_per_row
+from unispec.pipelines.architectures.registry import pipeline_model
+from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
+from unispec.pipelines.runtime.pipeline import SpeculativePipeline
+from unispec.pipelines.runtime.rows import make_row
+from unispec.pipelines.runtime.thinking import ThinkingTokens
+from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
+
+from .answer import Answer, Outbox
+from .config import EngineConfig
+from .reading import read_request, read_requests
+from .requests import Output, Report, Request
+from .running import RunningBatch
+from .scheduler import Scheduler, check_pages
+from .text_stream import TextStream
+
+__all__ = ["Engine"]
+
+_CACHE_BYTES = 4 << 30
+
+
+class Engine:
+    """A target and its draft, ready to answer prompts.
+
+    Building one reads configurations and the tokenizer only; the weights are read and
+    the graph is compiled on first use, after the first requests were checked.
+
+    Any number of threads may use an engine: all requests take part in one batch, and join it
+    between two steps. `generate` answers some requests and returns. `add`, `step` and `abort`
+    are for a caller with a loop of its own, such as a server.
+
+    Args:
+        config: what to load.
+        on_progress: gets the name of each phase of loading as it begins.
+
+    Attributes:
+        tokenizer: The target's tokenizer.
+        max_length: Longest sequence, prompt and output, in tokens.
+        reads_images: Whether a request may have images.
+        eos_token_ids: Tokens that end an answer, unless its request ignores them.
+        num_pages: Cache pages in all.
+
+    Raises:
+        InputError: a model or draft that cannot be used.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, on_progress: Callable[[str], None] | None = None
+    ) -> None:
+        self._config = config
+        self._progress = on_progress or (lambda phase: None)
+        self._progress("reading configuration")
+        self._pipeline_config = config.pipeline_config(weights=False)
+        self._model_class = pipeline_model(self._pipeline_config)
+        self.reads_images = self._model_class.reads_images
+        hf: Any = self._pipeline_config.model.huggingface_config
+        self.max_length = self._model_class.calculate_max_seq_len(self._pipeline_config, hf)
+        # Reading both configurations here reports their errors before anything slow starts.
+        arch_config: Any = self._model_class.model_config_cls
+        arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
+        self._kv_params = arch.get_kv_params()
+        self._vocab_size = int(hf.get_text_config().vocab_size)
+        self.eos_token_ids = read_eos_token_ids(config.model, hf)
+        self.tokenizer: PreTrainedTokenizerFast = read_tokenizer(config.model, hf.model_type)
+        self._thinking = (
+            ThinkingTokens.of(self.tokenizer, config.thinking_tokens)
+            if config.use_relaxed_acceptance_for_thinking
+            else None
+        )
+        self._progress("finding the weights")
+        config.add_weights(self._pipeline_config)
+        self._grammars: GrammarCompiler | None = None
+        self._compiling = threading.Lock()
+        self._running: RunningBatch | None = None
+        self._loading = threading.Lock()
+        self._added = Outbox(goes_on=False)
+        self.num_pages = self._count_pages()
+
+    @property
+    def pipeline(self) -> SpeculativePipeline:
+        """The pipeline; reads the weights and compiles the graph when first asked for."""
+        return self._batch().pipeline
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Which requests run next; loads as `pipeline` does."""
+        return self._batch().scheduler
+
+    @property
+    def unfinished(self) -> int:
+        """Requests of `add` whose last output `step` has not returned yet."""
+        return len(self._added.unfinished)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> Report:
+        """Answers the requests, batched as they fit; one that is refused refuses all of the call.
+
+        All are checked before any begins, images included. Calls of several threads share the
+        batch. Whatever is raised here, by a callback or an interrupt, takes out the requests of
+        this call alone; the steps of others go on.
+
+        Args:
+            requests: in the order of the report's results.
+            on_text: gets a request's index and its new text as soon as it is certain; called in
+                the thread of this call.
+            on_finish: gets a request's index when its answer is complete; likewise.
+
+        Raises:
+            InputError: a request of a wrong type; an empty prompt, one that leaves no room for an
+                answer, a token outside the vocabulary, sampling parameters that cannot be used,
+                an image that cannot be read or has no placeholder, a placeholder without an
+                image, or a grammar that cannot be compiled.
+            Exception: what a step raised that had a request of this call.
+        """
+        outbox = Outbox(goes_on=True)
+        answers = [
+            self._answer(request, f"prompt {at}", outbox)
+            for at, request in enumerate(read_requests(requests), start=1)
+        ]
+        batch = self._batch()
+        indices = {answer.request_id: at for at, answer in enumerate(answers)}
+        steps: list[StepTimes] = []
+        start = perf_counter()
+        try:
+            batch.add(outbox, answers)
+            while outbox.unfinished:
+                for output in batch.step(outbox):
+                    if output.error is not None:
+                        raise output.error
+                    index = indices[output.request_id]
+                    if output.step is not None and output.step not in steps[-1:]:
+                        steps.append(output.step)
+                    if output.text and on_text is not None:
+                        on_text(index, output.text)
+                    if output.result is not None and on_finish is not None:
+                        on_finish(index)
+        finally:
+            batch.abort(outbox, outbox.unfinished)
+        wall = perf_counter() - start
+        results = [answer.result for answer in answers]
+        acceptance = Acceptance.of_all([answer.row.acceptance for answer in answers])
+        decode_steps = [step for step in steps if step.is_decode]
+        return Report(
+            results=results,
+            acceptance_per_position=acceptance.per_position,
+            mean_acceptance_length=acceptance.mean_length,
+            tokens_per_second=sum(len(result.token_ids) for result in results) / wall,
+            time_to_first_token_s=steps[0].ended_s - start if steps else 0.0,
+            step_time_s=typical(step.wall_s for step in decode_steps),
+            graph_time_s=typical(step.graph_s for step in decode_steps),
+            steps=len(decode_steps),
+            decode_steps=decode_steps,
+        )
+
+    def add(self, request: Request) -> RequestID:
+        """Lets a request take part from the next step on.
+
+        Args:
+            request: is checked here.
+
+        Returns:
+            What its outputs are called.
+
+        Raises:
+            InputError: as for `generate`.
+        """
+        name = "the prompt"
+        answer = self._answer(read_request(request, name), name, self._added)
+        batch = self._batch()
+        try:
+            batch.add(self._added, [answer])
+        except BaseException:  # an interrupt: nobody would know of the request
+            batch.abort(self._added, [answer.request_id])
+            raise
+        return answer.request_id
+
+    def step(self) -> list[Output]:
+        """Runs one step of the batch, unless outputs of requests of `add` wait already.
+
+        An interrupt (Ctrl-C) while this waits loses nothing: the outputs wait for the next call.
+
+        An error of a step is an output of each request that it had; the others, and the engine,
+        go on.
+
+        Returns:
+            What one step brought for requests of `add`, the first whose outputs wait; a step that
+            reads a part of a long prompt brings nothing, and none is run where no request is
+            unfinished.
+        """
+        return self._batch().step(self._added) if self.unfinished else []
+
+    def abort(self, request_id: RequestID) -> None:
+        """Takes a request of `add` out; what it held is free when this returns.
+
+        Args:
+            request_id: nothing follows of it; one that is not known any more does nothing.
+        """
+        if request_id in self._added.unfinished:
+            self._batch().abort(self._added, [request_id])
+
+    def _batch(self) -> RunningBatch:
+        with self._loading:
+            if self._running is None:
+                pipeline = self._load()
+                scheduler = Scheduler(
+                    pipeline.kv_manager,
+                    num_pages=self.num_pages,
+                    max_batch_size=self._config.max_batch_size,
+                    max_batch_input_tokens=self._config.max_batch_input_tokens,
+                )
+                self._running = RunningBatch(pipeline, scheduler)
+            return self._running
+
+    def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:
+        if not request.token_ids:
+            raise InputError(f"{name} is empty; give at least one token")
+        grammar = self._grammar(request.grammar)
+        try:
+            row = make_row(
+                request.sampling,
+                request.token_ids,
+                self._vocab_size,
+                logit_bias=request.logit_bias,
+                grammar=grammar,
+            )
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        context = self._context(name, request)
+        stream = TextStream(self.tokenizer, request.sampling.stop or ())
+        return Answer(context, row, stream, outbox)
+
+    def _context(self, name: str, request: Request) -> TextContext:
+        params = request.sampling
+        prompt = self._model_class.read_prompt(
+            self._pipeline_config.model.huggingface_config,
+            request.token_ids,
+            request.images,
+            name=name,
+        )
+        length = len(prompt.tokens)
+        if length >= self.max_length:
+            raise InputError(
+                f"{name} has {length} tokens, max_length is {self.max_length} and an answer needs"
+                " at least one more: shorten the prompt or raise max_length"
+            )
+        limit = self.max_length - length
+        max_length = length + min(params.max_new_tokens or limit, limit)
+        if params.min_new_tokens > max_length - length:
+            raise InputError(
+                f"min_new_tokens is {params.min_new_tokens}, but {name} has room for"
+                f" {max_length - length} new tokens: lower it, or raise max_new_tokens or"
+                " max_length"
+            )
+        try:
+            check_pages(self._kv_params, max_length, self.num_pages)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        ends = set(params.stop_token_ids or ())
+        # What ignores EOS under a grammar goes on until nothing else is allowed.
+        if request.grammar is not None or not params.ignore_eos:
+            ends |= self.eos_token_ids
+        return prompt.context(
+            max_length=max_length,
+            eos_tracker=EOSTracker(eos_token_ids=ends),
+            sampling_params=params,
+            vocab_size=self._vocab_size,
+        )
+
+    def _grammar(self, grammar: Grammar | None) -> GrammarState | None:
+        if grammar is None:
+            return None
+        with self._compiling:
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(
+                    self.tokenizer, self._vocab_size, sorted(self.eos_token_ids)
+                )
+            return self._grammars.compile(grammar).start()
+
+    def _count_pages(self) -> int:
+        one_row = pages_per_row(self._kv_params, self.max_length)
+        asked = self._config.kv_cache_pages
+        if asked is not None:
+            return asked
+        affordable = _CACHE_BYTES // int(self._kv_params.bytes_per_block)
+        return max(1, min(one_row * self._config.max_batch_size, affordable))
+
+    def _load(self) -> SpeculativePipeline:
+        config = self._pipeline_config
+        devices = load_devices(config.model.device_specs)
+        session = InferenceSession(devices=[*devices])
+        paths = config.model.resolved_weight_paths()
+        self._progress("loading weights and compiling the graph")
+        model = self._model_class(
+            config,
+            session,
+            list(devices),
+            config.model.kv_cache,
+            # Named for the documented signature; the model reads the files itself.
+            SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
+            max_batch_size=self._config.max_batch_size,
+        )
+        self._progress("allocating the cache")
+        manager = make_cache_manager(
+            model.kv_params,
+            session,
+            num_pages=self.num_pages,
+            max_batch_size=self._config.max_batch_size,
+            draft_reads_next_token=model.draft_reads_next_token,
+        )
+        return SpeculativePipeline(model, manager, thinking=self._thinking)

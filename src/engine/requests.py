@@ -1,0 +1,97 @@
+"""What an engine is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from max.pipelines.context import SamplingParams
+from max.pipelines.request import RequestID
+
+from unispec.pipelines.runtime.metrics import StepTimes
+from unispec.sampling.grammar import Grammar
+
+__all__ = ["Output", "Report", "Request", "Result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how to answer it."""
+
+    token_ids: Sequence[int]
+    """The encoded prompt: a list of integers, or a NumPy array of one dimension."""
+    sampling: SamplingParams
+    """Temperature, top-k and the like, stop conditions, and the seed. With `ignore_eos` an answer
+    still ends at a stop text and at one of `stop_token_ids`."""
+    grammar: Grammar | None = None
+    """Constrains every generated token. With `ignore_eos` the answer goes on for as long as the
+    grammar allows."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    images: Sequence[Any] = ()
+    """For models that see: one for each placeholder token of the prompt, in order. A path, a
+    file's bytes, a Pillow image, or a list of images that are frames of a video."""
+
+
+@dataclass
+class Result:
+    """The answer to one request."""
+
+    token_ids: list[int] = field(default_factory=list)
+    """Generated tokens, EOS included."""
+    text: str = ""
+    """Decoded without special tokens, cut before a stop string."""
+    finish_reason: str = ""
+    """`"stop"`: EOS or a stop string; `"length"`: a limit was reached."""
+    drafted: int = 0
+    """Draft tokens that were verified."""
+    accepted: int = 0
+    """Draft tokens that were accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What one step brought for one request."""
+
+    request_id: RequestID
+    """As `Engine.add` returned it."""
+    token_ids: Sequence[int] = ()
+    """New tokens of the answer."""
+    text: str = ""
+    """New text that is certain; what may become a stop string or half a character waits."""
+    step: StepTimes | None = None
+    """When the step was; None with an error."""
+    result: Result | None = None
+    """The whole answer, once it is complete."""
+    error: BaseException | None = None
+    """What the step raised: the request was taken out and will not be answered."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of this request follows."""
+        return self.result is not None or self.error is not None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answers of one call in request order, and its figures."""
+
+    results: list[Result]
+    """One for each request."""
+    acceptance_per_position: list[float]
+    """Share of verifications that accepted the draft at each position, 0 to 1; K entries."""
+    mean_acceptance_length: float
+    """1 + accepted drafts per verification, which is at least 1; 1 without a draft."""
+    tokens_per_second: float
+    """Generated tokens over the call's wall time, prefill included."""
+    time_to_first_token_s: float
+    """From the call's start to the first token of any of its requests."""
+    step_time_s: float
+    """Median wall time of a decode step."""
+    graph_time_s: float
+    """Median time of a decode step inside the compiled graph."""
+    steps: int
+    """Decode steps that a request of this call took part in."""
+    decode_steps: Sequence[StepTimes] = ()
+    """Each of them."""

@@ -1,0 +1,118 @@
+"""The DFlash draft: a projection of the target's features, then layers over a masked block.
+
+Format and forward pass as in the reference (z-lab/dflash, `dflash/model.py`): keys and
+values of the context come from the projected features of each token, the same for all
+layers and without the layer's input norm; the block [next token, mask, mask, ...] stands
+at the positions after them; slot i proposes the token at its own position, slot 0 none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+from max.nn import Embedding, LayerList, Linear, RMSNorm
+from max.nn.kv_cache import PagedCacheValues
+
+from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
+from unispec.pipelines.layers.linear import fused_linear
+from unispec.pipelines.layers.rope import rotary_embedding
+from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.targets.llama.stack import layer_index
+
+from .gathered import is_gathered
+from .layers import DflashLayer
+
+__all__ = ["DflashDraft"]
+
+
+class DflashDraft(TargetVocabularyDraft):
+    """A DFlash draft; see `TargetVocabularyDraft` for the other arguments.
+
+    Args:
+        num_taps: n, target layers whose outputs are the features.
+        windows: of each layer, None where it sees the whole context.
+        causal: of each layer, whether a slot sees none of those after it.
+        block_size: slots of a block.
+        mask_token_id: what stands in the slots to fill.
+    """
+
+    def __init__(
+        self,
+        config: Llama3Config,
+        *,
+        embed_tokens: Embedding,
+        lm_head: Linear,
+        target_vocab_size: int,
+        num_taps: int,
+        windows: Sequence[int | None],
+        causal: Sequence[bool],
+        block_size: int,
+        mask_token_id: int,
+    ) -> None:
+        super().__init__(
+            config,
+            embed_tokens=embed_tokens,
+            lm_head=lm_head,
+            target_vocab_size=target_vocab_size,
+        )
+        self.block_size = block_size
+        self.mask_token_id = mask_token_id
+        self.rope = rotary_embedding(config)
+        hidden = config.hidden_size
+        self.fc = Linear(num_taps * hidden, hidden, config.dtype, config.devices[0])
+        self.hidden_norm = RMSNorm(hidden, config.dtype, config.norm_eps)
+        gathered = is_gathered(windows, config.devices[0])
+        self.layers = LayerList(
+            [
+                DflashLayer(config, window=window, causal=hides, gathered=gathered)
+                for window, hides in zip(windows, causal, strict=True)
+            ]
+        )
+        self.norm = RMSNorm(hidden, config.dtype, config.norm_eps)
+
+    def materialize(
+        self, features: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> None:
+        """Writes the context's keys and values in every layer.
+
+        Args:
+            features: `[M, n * H]`, outputs of the tapped target layers.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the draft's cache.
+        """
+        context = self.hidden_norm(self.fc(features))  # [M, H]
+        attentions = [layer.self_attn for layer in self._layers()]
+        projections = [p for attention in attentions for p in (attention.k_proj, attention.v_proj)]
+        projected = iter(fused_linear(context, projections))
+        for index, attention in enumerate(attentions):
+            attention.store(
+                layer_index(index),
+                next(projected),
+                next(projected),
+                cache,
+                self.rope.freqs_cis,
+                row_offsets,
+            )
+
+    def __call__(self, next_tokens: TensorValue, cache: PagedCacheValues) -> TensorValue:
+        """Runs one block after the cached tokens; `[B, block_size - 1, H]`, normed.
+
+        Args:
+            next_tokens: int64 `[B]`.
+            cache: the draft's cache as far as it is verified.
+        """
+        batch, device = next_tokens.shape[0], next_tokens.device
+        mask = ops.constant(self.mask_token_id, DType.int64, device=device)
+        masks = ops.broadcast_to(mask, [batch, self.block_size - 1])
+        block = ops.concat([ops.unsqueeze(next_tokens, 1), masks], axis=1)
+        x = self.embed_tokens(block.reshape([batch * self.block_size]))
+        width = batch + 1
+        ramp = ops.range(0, width, 1, out_dim=width, dtype=DType.uint32, device=device)
+        for index, layer in enumerate(self._layers()):
+            x = layer(layer_index(index), x, cache, self.rope.freqs_cis, ramp * self.block_size)
+        return self.norm(x).reshape([batch, self.block_size, x.shape[1]])[:, 1:]
+
+    def _layers(self) -> list[DflashLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DflashLayer)]

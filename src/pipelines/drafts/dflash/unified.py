@@ -1,0 +1,184 @@
+"""What the configurations of all targets with a DFlash draft share."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from max.nn.kv_cache import KVCacheParamInterface
+from max.pipelines.lib import MAXModelConfig, PipelineConfig
+from typing_extensions import Self
+
+from unispec.errors import InputError
+from unispec.pipelines.drafts.config import UnifiedDraftConfig, both_caches
+from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
+
+from .config import DflashDraftHFConfig, layer_causality, layer_windows
+from .gathered import is_gathered, wide_head
+
+__all__ = ["UnifiedDflashConfig", "draft_width"]
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class UnifiedDflashConfig(UnifiedDraftConfig):
+    """Target and draft stacks and how they work together."""
+
+    target_layer_ids: list[int] = field(default_factory=list)
+    """Target layers, from 0, whose outputs the draft reads, in this order."""
+    mask_token_id: int = 0
+    """What stands in the slots of a block that are to be filled."""
+    block_size: int = 0
+    """Slots of a block, K + 1; 0 where the checkpoint does not say."""
+    windows: list[int | None] = field(default_factory=list)
+    """Window of each draft layer in tokens, None where it sees the whole context; empty: none
+    of them has one."""
+    causal: list[bool] = field(default_factory=list)
+    """Whether each draft layer hides from a slot those after it; empty: none of them does."""
+
+    def resolve_block_size(self, *, default: int | None = None) -> int:
+        """Slots of a block: the checkpoint's, else the default, else K + 1.
+
+        Args:
+            default: for a checkpoint that does not say.
+
+        Raises:
+            InputError: neither the checkpoint nor the caller nor the configuration says.
+        """
+        if self.block_size:
+            return self.block_size
+        asked = self.speculative_config.num_speculative_tokens
+        if default is None and asked is None:
+            raise InputError(
+                "the draft's config.json has no block_size; give --num-speculative-tokens, one"
+                " less than the block size it was trained with"
+            )
+        return default if default is not None else (asked or 0) + 1
+
+    def validate_dflash_fields(self) -> None:
+        """Checks the fields that only a DFlash draft has, and that the draft fits the target.
+
+        Raises:
+            InputError: no tapped layers or some outside the target, a mask token outside the
+                vocabulary, a block that is too small or too large, another hidden size, a
+                window missing, or one that is too small.
+        """
+        self.check_hidden_size()
+        layers = self.target.num_hidden_layers
+        if not self.target_layer_ids:
+            raise InputError("target_layer_ids is empty; name the target layers the draft reads")
+        for layer in self.target_layer_ids:
+            if not 0 <= layer < layers:
+                raise InputError(
+                    f"target_layer_ids has {layer}, but the target has layers 0 to {layers - 1};"
+                    " use a draft that was trained for this target"
+                )
+        if not 0 <= self.mask_token_id < self.target.vocab_size:
+            raise InputError(
+                f"mask_token_id {self.mask_token_id} is outside the target's vocabulary of"
+                f" {self.target.vocab_size}; use a draft that was trained for this target"
+            )
+        size = self.resolve_block_size()
+        if not 2 <= size <= MAX_BLOCK_SIZE:
+            raise InputError(f"block_size is {size}; choose 2 to {MAX_BLOCK_SIZE}")
+        if self.windows and len(self.windows) != self.draft.num_hidden_layers:
+            raise InputError(
+                f"{len(self.windows)} windows are given for {self.draft.num_hidden_layers} draft"
+                " layers; give one for each"
+            )
+        for window, causal in zip(self.windows, self.causal, strict=False):
+            if window is not None and not causal and window < size:
+                raise InputError(
+                    f"sliding_window {window} is below the block_size {size}, which is supported"
+                    " in causal layers only; use a draft with a larger window"
+                )
+
+    def get_kv_params(self) -> KVCacheParamInterface:
+        """Parameters of both caches, as a tree with the children `target` and `draft`."""
+        draft = self.draft.kv_params
+        if is_gathered(self.windows, self.draft.devices[0]):
+            draft = wide_head(draft)
+        return both_caches(self.target.kv_params, draft)
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: MAXModelConfig | None = None,
+        *,
+        max_seq_len: int | None = None,
+    ) -> Self:
+        """Reads both stacks; K is the checkpoint's `block_size` less one.
+
+        Another K that was asked for is replaced, with a warning: the draft fills a block of
+        the size that it was trained with.
+
+        Args:
+            pipeline_config: target, draft and speculative configuration.
+            model_config: the target's, by default that of `pipeline_config`.
+            max_seq_len: longest sequence in tokens, by default what `calculate_max_seq_len`
+                of the target says.
+
+        Raises:
+            InputError: no draft or speculative configuration, a DFlash field missing, or what
+                `validate_dflash_fields` refuses.
+        """
+        target, draft, speculative = cls.read_stacks(pipeline_config, model_config, max_seq_len)
+        draft_model = pipeline_config.draft_model
+        assert draft_model is not None
+        hf, source = draft_model.huggingface_config, draft_model.model_name
+        fields = DflashDraftHFConfig.from_huggingface(hf, source=source)
+        if fields.num_target_layers not in (None, target.num_hidden_layers):
+            raise InputError(
+                f"{source} was trained for a target of {fields.num_target_layers} layers, this one"
+                f" has {target.num_hidden_layers}; use a draft that was trained for this target"
+            )
+        config = cls(
+            target=target,
+            draft=draft,
+            speculative_config=speculative,
+            target_layer_ids=fields.target_layer_ids,
+            mask_token_id=fields.mask_token_id,
+            block_size=fields.block_size or 0,
+            windows=layer_windows(hf, source=source),
+            causal=layer_causality(hf, source=source),
+        )
+        config.validate_dflash_fields()
+        return config._with_block(config.resolve_block_size())
+
+    def _with_block(self, block_size: int) -> Self:
+        """Makes K and the room for drafts in both caches follow the block."""
+        width = draft_width(block_size, self.speculative_config.num_speculative_tokens)
+
+        def roomy(stack: Any) -> Any:
+            return replace(stack, kv_params=replace(stack.kv_params, num_draft_tokens=width))
+
+        return replace(
+            self,
+            target=roomy(self.target),
+            draft=roomy(self.draft),
+            speculative_config=self.speculative_config.model_copy(
+                update={"num_speculative_tokens": width}
+            ),
+            block_size=block_size,
+        )
+
+
+def draft_width(block_size: int, asked: int | None) -> int:
+    """K of a draft: one less than its block; another K that was asked for gets a warning.
+
+    Args:
+        block_size: slots of a block.
+        asked: K that was asked for, if any.
+    """
+    width = block_size - 1
+    if asked not in (None, width):
+        _LOGGER.warning(
+            "num_speculative_tokens %d is replaced by %d: the draft fills blocks of %d tokens",
+            asked,
+            width,
+            block_size,
+        )
+    return width

@@ -1,0 +1,54 @@
+"""A DFlash draft checkpoint as the state dictionary of our draft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.validation import validated_state_dict
+from unispec.pipelines.drafts.weights import DraftWeights, TargetShape, read_draft_names
+from unispec.pipelines.targets.llama.weights import LlamaShape, decoder_layer_shapes
+
+__all__ = ["dflash_state_dict"]
+
+
+def dflash_state_dict(
+    tensors: Mapping[str, Tensor],
+    draft_config: LlamaShape,
+    target_config: TargetShape,
+    *,
+    num_taps: int,
+    source: str,
+) -> DraftWeights:
+    """Checks a DFlash checkpoint and renames its tensors.
+
+    Args:
+        tensors: the checkpoint's tensors, names with or without `model.`.
+        draft_config: the draft's shape.
+        target_config: the target's shape.
+        num_taps: n, target layers whose outputs the draft reads.
+        source: the file or folder, for the errors.
+
+    Returns:
+        `fc.weight` `[H, n * H]`, `hidden_norm.weight` and `norm.weight` `[H]`, and the layers
+        under Hugging Face's names without `model.`.
+
+    Raises:
+        InputError: the draft was made for another hidden size, a tensor is missing, unknown,
+            of another shape or not finite, or `d2t` is no one-to-one map into its vocabulary.
+    """
+    shared = read_draft_names(tensors, draft_config, target_config, source=source)
+    hidden, head_dim = draft_config.hidden_size, draft_config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "fc.weight": (hidden, num_taps * hidden),
+        "hidden_norm.weight": (hidden,),
+        "norm.weight": (hidden,),
+    }
+    for layer in range(draft_config.num_hidden_layers):
+        shapes |= decoder_layer_shapes(draft_config, layer)
+        shapes[f"layers.{layer}.self_attn.q_norm.weight"] = (head_dim,)
+        shapes[f"layers.{layer}.self_attn.k_norm.weight"] = (head_dim,)
+    state = validated_state_dict(
+        tensors, shared.names, shapes, source=source, model="a DFlash draft"
+    )
+    return DraftWeights(state, shared.d2t)

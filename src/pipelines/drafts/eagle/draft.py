@@ -1,0 +1,78 @@
+"""The EAGLE draft: a projection over token and feature, then Llama layers.
+
+Format and forward pass as in the EAGLE reference (SafeAILab/EAGLE, EAGLE-1 and
+EAGLE-2): row i reads the embedding of token i + 1 and the target's feature of
+position i after its final norm; the first layer has no norm before attention,
+the stack has no final norm, embedding and head are the target's.
+"""
+
+from __future__ import annotations
+
+from max.graph import TensorValue, ops
+from max.nn import Embedding, LayerList, Linear
+from max.nn.kv_cache import PagedCacheValues
+
+from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
+from unispec.pipelines.layers.rope import rotary_embedding
+from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.targets.llama.layers import DecoderLayer
+from unispec.pipelines.targets.llama.stack import layer_index
+
+__all__ = ["EagleDraft"]
+
+
+class EagleDraft(TargetVocabularyDraft):
+    """An EAGLE draft for a Llama target; see `TargetVocabularyDraft` for the other arguments.
+
+    Args:
+        fc_bias: whether the checkpoint has `fc.bias`.
+    """
+
+    def __init__(
+        self,
+        config: Llama3Config,
+        *,
+        embed_tokens: Embedding,
+        lm_head: Linear,
+        fc_bias: bool,
+        target_vocab_size: int,
+    ) -> None:
+        super().__init__(
+            config,
+            embed_tokens=embed_tokens,
+            lm_head=lm_head,
+            target_vocab_size=target_vocab_size,
+        )
+        device = config.devices[0]
+        self.rope = rotary_embedding(config)
+        self.fc = Linear(
+            2 * config.hidden_size, config.hidden_size, config.dtype, device, has_bias=fc_bias
+        )
+        self.layers = LayerList(
+            [
+                DecoderLayer(config, self.rope, input_norm=index > 0)
+                for index in range(config.num_hidden_layers)
+            ]
+        )
+
+    def __call__(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> TensorValue:
+        """Runs the draft over ragged rows; `[T, H]`, features for the rows that follow.
+
+        Args:
+            tokens: int64 `[T]`, the token after each position.
+            features: `[T, H]`, the feature of each position.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the draft's cache.
+        """
+        embedded = ops.rebind(self.embed_tokens(tokens), features.shape)
+        x = self.fc(ops.concat([embedded, features], axis=-1))
+        freqs_cis = self.rope.freqs_cis
+        for index, layer in enumerate(self.layers):
+            x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
+        return x

@@ -1,0 +1,60 @@
+"""An EAGLE draft checkpoint as the state dictionary of our draft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.validation import validated_state_dict
+from unispec.pipelines.drafts.weights import DraftWeights, TargetShape, read_draft_names
+from unispec.pipelines.targets.llama.weights import LlamaShape, decoder_layer_shapes
+
+__all__ = ["eagle_state_dict"]
+
+_FC_BIAS: Final = "fc.bias"
+
+
+def eagle_state_dict(
+    tensors: Mapping[str, Tensor],
+    draft_config: LlamaShape,
+    target_config: TargetShape,
+    *,
+    source: str,
+) -> DraftWeights:
+    """Check an EAGLE checkpoint and rename its tensors.
+
+    `fc.bias` is used if it is there, whatever the configuration says, because published
+    training code wrote it without regard to the flag.
+
+    Args:
+        tensors: The checkpoint's tensors, names with or without `model.`.
+        draft_config: The shape of the draft. `draft_vocab_size`, if it is there
+            and not None, must be the length of `d2t`.
+        target_config: The shape of the target.
+        source: The file or folder, for the errors.
+
+    Returns:
+        `fc.weight` [H, 2H], `fc.bias` [H] where there is one, and the decoder layers under
+        Hugging Face's names without `model.`; layer 0 has no `input_layernorm`.
+
+    Raises:
+        InputError: If the draft was made for another hidden size, a tensor is missing, unknown,
+            of another shape or has NaN or infinite values, or `d2t` is no one-to-one map into
+            its vocabulary.
+    """
+    shared = read_draft_names(tensors, draft_config, target_config, source=source)
+    expected = _expected_shapes(draft_config, has_fc_bias=_FC_BIAS in shared.names)
+    state = validated_state_dict(
+        tensors, shared.names, expected, source=source, model="an EAGLE draft"
+    )
+    return DraftWeights(state, shared.d2t)
+
+
+def _expected_shapes(config: LlamaShape, *, has_fc_bias: bool) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (config.hidden_size, 2 * config.hidden_size)}
+    if has_fc_bias:
+        shapes[_FC_BIAS] = (config.hidden_size,)
+    for layer in range(config.num_hidden_layers):
+        shapes |= decoder_layer_shapes(config, layer, input_norm=layer > 0)
+    return shapes

@@ -1,0 +1,134 @@
+"""The MTP layer as a draft: a projection over token and feature, then one decoder layer.
+
+DeepSeek-V3 (arXiv 2412.19437, section 2.2) and its released checkpoint. Row i reads the embedding
+of token i + 1 and the target's feature of position i after its final norm. The checkpoint's
+`eh_proj` expects the embedding first, though the paper writes it last.
+"""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+from max.nn import Embedding, Linear, Module, RMSNorm, VocabParallelEmbedding
+from max.nn.kv_cache import PagedCacheValues
+
+from unispec.pipelines.speculative.step import StepInputs
+from unispec.pipelines.targets.deepseek import kernels
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
+from unispec.pipelines.targets.deepseek.layers import DecoderLayer
+from unispec.pipelines.targets.deepseek.mesh import ALONE, Mesh
+from unispec.pipelines.targets.deepseek.replicas import mesh_of
+from unispec.pipelines.targets.deepseek.rope import rotary_embedding
+from unispec.pipelines.targets.llama.stack import layer_index
+
+__all__ = ["DraftOfStep", "MtpDraft"]
+
+
+class MtpDraft(Module):
+    """The MTP layer of a DeepSeek-V3 checkpoint, used again for every proposal.
+
+    What it hands on to its next row has passed its own norm, as the target's features have
+    passed theirs. SGLang and TensorRT-LLM do the same, MAX hands on the state before the norm.
+
+    Args:
+        config: the target's stack.
+        embed_tokens: the target's embedding; the checkpoint's copy is the same.
+        lm_head: the target's head; likewise.
+    """
+
+    def __init__(
+        self,
+        config: DeepseekV3Config,
+        *,
+        embed_tokens: Embedding | VocabParallelEmbedding,
+        lm_head: Linear,
+    ) -> None:
+        super().__init__()
+        hidden, dtype, eps = config.hidden_size, config.dtype, config.rms_norm_eps
+        self.embed_tokens = embed_tokens
+        self.lm_head = lm_head
+        self.devices = config.devices
+        self.rope = rotary_embedding(config)
+        self.enorm = RMSNorm(hidden, dtype, eps)
+        self.hnorm = RMSNorm(hidden, dtype, eps)
+        self.eh_proj = Linear(2 * hidden, hidden, dtype, config.devices[0])
+        # Numbered after the target's last layer, so it has experts where that one has.
+        experts = config.has_experts(config.num_hidden_layers)
+        self.layer = DecoderLayer(config.one_layer(), experts=experts)
+        self.norm = RMSNorm(hidden, dtype, eps)
+
+    def __call__(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+        mesh: Mesh = ALONE,
+    ) -> TensorValue:
+        """Runs the draft over ragged rows; `[T, H]`, features for the rows that follow.
+
+        Args:
+            tokens: int64 `[T]`, the token after each position.
+            features: `[T, H]`, the feature of each position.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the draft's cache.
+            mesh: the devices.
+        """
+        embedded, *_ = mesh.embed(self.embed_tokens, tokens)
+        embedded = ops.rebind(embedded, features.shape)
+        x = self.eh_proj(ops.concat([self.enorm(embedded), self.hnorm(features)], axis=-1))
+        parts, offsets, caches = mesh.parts([x], row_offsets, cache)
+        hidden = self.layer(
+            layer_index(0),
+            parts,
+            caches,
+            [self.rope.freqs_cis.to(device) for device in self.devices],
+            offsets,
+            kernels.prefill_plans(self.layer.attention, offsets, caches, mesh.context_lengths),
+            mesh.layer_inputs,
+        )
+        return self.norm(mesh.whole(hidden, x))
+
+    def logits(self, features: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
+        """float32 `[..., V]` for features `[..., H]`.
+
+        Args:
+            features: on the first device.
+            mesh: the devices.
+        """
+        return mesh.project(self.lm_head, features).cast(DType.float32)
+
+
+class DraftOfStep:
+    """The MTP layer on the devices of one step.
+
+    Args:
+        draft: the layer.
+        step: the step's inputs.
+    """
+
+    def __init__(self, draft: MtpDraft, step: StepInputs) -> None:
+        self._draft = draft
+        self._mesh = mesh_of(step, 1)
+
+    def __call__(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> TensorValue:
+        """As `MtpDraft`; what goes in and what comes out is on the first device."""
+        return self._draft(tokens, features, row_offsets, cache, self._mesh)
+
+    def logits(self, features: TensorValue) -> TensorValue:
+        """float32 `[..., V]` for features `[..., H]`."""
+        return self._draft.logits(features, self._mesh)
+
+    def target_ids(self, draft_ids: TensorValue) -> TensorValue:
+        """The same ids: the draft has the target's vocabulary."""
+        return draft_ids
+
+    def target_probs(self, probs: TensorValue) -> TensorValue:
+        """The same probabilities."""
+        return probs

@@ -1,0 +1,241 @@
+"""What the checkpoints of drafts have in common, and how they join their target's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from max.dtype import DType
+from max.graph.weights import WeightData
+
+from unispec.checkpoints import Tensor
+from unispec.checkpoints.cast import cast_weights
+from unispec.checkpoints.tied_head import EMBEDDING, HEAD
+from unispec.checkpoints.validation import canonical_names
+from unispec.errors import InputError
+from unispec.pipelines.targets.llama.weights import LlamaShape
+
+__all__ = ["DraftNames", "DraftWeights", "TargetShape", "read_draft_names", "unified_state_dict"]
+
+_LOGGER: Final = logging.getLogger(__name__)
+_ID_OFFSETS: Final = "d2t"
+# Needed in training only: EAGLE-3's mask over the target's vocabulary, and what the
+# `speculators` library keeps of the target for its loss.
+_FOR_TRAINING: Final = ("t2d", "verifier_norm.weight", "verifier_lm_head.weight")
+# That library's names of an EAGLE draft, and the published ones.
+_RENAMED: Final = {"fusion_fc.": "fc.", "transformer.": "layers.0."}
+
+
+class TargetShape(Protocol):
+    """The part of a target's configuration that a draft must agree with."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+
+
+@dataclass(frozen=True)
+class DraftNames:
+    """What a draft's checkpoint holds beside what it shares with its target."""
+
+    names: dict[str, str]
+    """Our name of each tensor to the checkpoint's."""
+    d2t: npt.NDArray[np.int64] | None
+    """int64 `[N]`, where the draft proposes only N tokens of the target's vocabulary, or knows
+    only these: target id = draft id + d2t[draft id], one to one."""
+
+
+@dataclass(frozen=True)
+class DraftWeights:
+    """A draft's checkpoint under our names."""
+
+    state: dict[str, Tensor]
+    """Without embedding and head, which are the target's."""
+    d2t: npt.NDArray[np.int64] | None
+    """See `DraftNames`."""
+
+    def num_proposed(self, vocab_size: int) -> int:
+        """N, tokens that the draft can propose, of a target's vocabulary."""
+        return vocab_size if self.d2t is None else len(self.d2t)
+
+
+def read_draft_names(
+    tensors: Mapping[str, Tensor],
+    draft_config: LlamaShape,
+    target_config: TargetShape,
+    *,
+    source: str,
+) -> DraftNames:
+    """Checks that a draft fits its target and sets aside what they share.
+
+    Drafts are trained with the target's frozen embedding and head, and many published
+    ones carry a copy of one or both. The draft always runs with the target's own: a copy
+    of the right shape is ignored with a warning, one of another shape means that the
+    draft belongs to another target.
+
+    Draft and target may have different numbers of tokens: fine-tunes add some, and others
+    pad. The first ones are the same, and the draft proposes those that both have.
+
+    Args:
+        tensors: the checkpoint's tensors, names with or without `model.`.
+        draft_config: the draft's shape. `draft_vocab_size`, if it is there and not None,
+            must be the length of `d2t`.
+        target_config: the target's shape.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: the draft was made for another hidden size, or `d2t` is no one-to-one map
+            into its vocabulary.
+    """
+    if draft_config.hidden_size != target_config.hidden_size:
+        raise InputError(
+            f"{source}: the draft has hidden_size {draft_config.hidden_size} and the target"
+            f" {target_config.hidden_size}: use a draft that was trained for this target"
+        )
+    names = _published_names(canonical_names(tensors, source=source))
+    for name in _FOR_TRAINING:
+        names.pop(name, None)
+    offsets = names.pop(_ID_OFFSETS, None)
+    d2t = _id_offsets(
+        None if offsets is None else tensors[offsets],
+        getattr(draft_config, "draft_vocab_size", None),
+        draft_config.vocab_size,
+        source,
+    )
+    num_rows = None if d2t is None else len(d2t)
+    _drop_target_copies(tensors, names, draft_config, num_rows, source)
+    d2t = _shared(d2t, draft_config.vocab_size, target_config.vocab_size, source)
+    return DraftNames(names, d2t)
+
+
+def unified_state_dict(
+    target: Mapping[str, Tensor], draft: DraftWeights, dtype: DType
+) -> dict[str, Tensor | WeightData]:
+    """Joins target and draft under the names `target.` and `draft.`.
+
+    A draft with a reduced vocabulary gets those rows of the target's head as a head
+    of its own: on a small target the head is most of what a draft step reads.
+
+    Args:
+        target: the target's weights by name, see `llama3_state_dict`.
+        draft: the draft's weights.
+        dtype: of all float weights in the graph.
+    """
+    state = {f"target.{name}": value for name, value in target.items()}
+    state |= {f"draft.{name}": value for name, value in draft.state.items()}
+    d2t = draft.d2t
+    if d2t is None:
+        return cast_weights(state, dtype)
+    head = target[HEAD if HEAD in target else EMBEDDING]
+    size = len(d2t)  # N
+    target_ids = np.arange(size, dtype=np.int64) + d2t  # [N]
+    draft_ids = np.full(len(head), size, dtype=np.int64)  # [V]; N stands for "none"
+    draft_ids[target_ids] = np.arange(size, dtype=np.int64)
+    state["draft.lm_head.weight"] = head[target_ids]
+    return {**cast_weights(state, dtype), "draft.d2t": d2t, "draft.t2d": draft_ids}
+
+
+def _published_names(names: Mapping[str, str]) -> dict[str, str]:
+    published: dict[str, str] = {}
+    for name, original in names.items():
+        for prefix, other in _RENAMED.items():
+            if name.startswith(prefix):
+                name = other + name.removeprefix(prefix)
+        published[name] = original
+    return published
+
+
+def _drop_target_copies(
+    tensors: Mapping[str, Tensor],
+    names: dict[str, str],
+    draft: TargetShape,
+    num_proposed: int | None,
+    source: str,
+) -> None:
+    """Remove the copies of the target's embedding and head from `names`."""
+    full = (draft.vocab_size, draft.hidden_size)
+    allowed = {"embed_tokens.weight": [full], "lm_head.weight": [full]}
+    if num_proposed is not None:
+        allowed["lm_head.weight"].append((num_proposed, draft.hidden_size))
+    for name, shapes in allowed.items():
+        if name not in names:
+            continue
+        original = names.pop(name)
+        found = tensors[original].shape
+        if found not in shapes:
+            raise InputError(
+                f"{source}: tensor {original!r} has shape {list(found)}, its config.json says"
+                f" {list(full)}: use the config.json that belongs to the draft"
+            )
+        _LOGGER.warning("%s: %r is ignored, the draft uses the target's", source, original)
+
+
+def _shared(
+    d2t: npt.NDArray[np.int64] | None, draft_vocab_size: int, target_vocab_size: int, source: str
+) -> npt.NDArray[np.int64] | None:
+    """`d2t` without the tokens that only the draft has; None if it may propose all others."""
+    if d2t is None:
+        added = target_vocab_size > draft_vocab_size
+        return np.zeros(draft_vocab_size, np.int64) if added else None
+    ids = np.arange(d2t.size) + d2t  # [N]
+    ids = ids[ids < target_vocab_size]
+    if not ids.size:
+        raise InputError(
+            f"{source}: tensor 'd2t' names none of the target's {target_vocab_size} tokens: use a"
+            " draft that was trained for this target"
+        )
+    return None if ids.size == target_vocab_size else ids - np.arange(ids.size)
+
+
+def _id_offsets(
+    tensor: Tensor | None, draft_vocab_size: int | None, vocab_size: int, source: str
+) -> npt.NDArray[np.int64] | None:
+    """`d2t` as int64 [N], checked; None where the draft has the full vocabulary."""
+    if tensor is None:
+        if draft_vocab_size is None or draft_vocab_size == vocab_size:
+            return None
+        raise InputError(
+            f"{source} lacks tensor 'd2t' for its draft_vocab_size {draft_vocab_size}: add the"
+            f" tensor, or remove draft_vocab_size if the draft has all {vocab_size} tokens"
+        )
+    if tensor.ndim != 1 or tensor.size == 0 or not np.issubdtype(tensor.dtype, np.integer):
+        raise InputError(
+            f"{source}: tensor 'd2t' has shape {list(tensor.shape)} and dtype {tensor.dtype},"
+            " expected int64 of shape [draft_vocab_size]: write it as EAGLE-3 does"
+        )
+    if draft_vocab_size is not None and tensor.size != draft_vocab_size:
+        raise InputError(
+            f"{source}: tensor 'd2t' has {tensor.size} entries and draft_vocab_size is"
+            f" {draft_vocab_size}: correct the draft's config.json"
+        )
+    d2t = tensor.astype(np.int64)
+    ids = np.arange(d2t.size) + d2t  # [N]
+    outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    if outside.size:
+        draft_id = int(outside[0])
+        raise InputError(
+            f"{source}: tensor 'd2t' maps draft id {draft_id} to {int(ids[draft_id])}, outside its"
+            f" vocabulary of {vocab_size} tokens: write offsets (target id - draft id)"
+        )
+    if d2t.size == vocab_size:
+        if d2t.any():
+            raise InputError(
+                f"{source}: tensor 'd2t' reorders all {vocab_size} tokens of the target: a draft of"
+                " the full vocabulary needs none, remove it"
+            )
+        return None
+    targets, counts = np.unique(ids, return_counts=True)
+    if targets.size < ids.size:
+        raise InputError(
+            f"{source}: tensor 'd2t' maps {int(counts.max())} draft ids to the target id"
+            f" {int(targets[counts.argmax()])}: write offsets (target id - draft id), one to one"
+        )
+    return d2t

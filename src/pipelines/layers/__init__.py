@@ -1,0 +1,1 @@
+"""What the stacks of targets and drafts are made of."""

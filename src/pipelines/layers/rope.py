@@ -1,0 +1,249 @@
+"""Rotary embeddings: what a Hugging Face config says of them, and the table in a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+from max.nn.rotary_embedding import (
+    DeepseekYarnRopeScalingParams,
+    DeepseekYarnRotaryEmbedding,
+    Llama3RopeScalingParams,
+    Llama3RotaryEmbedding,
+    LongRoPEScalingParams,
+    RotaryEmbedding,
+)
+
+from unispec.errors import InputError
+from unispec.pipelines.targets.llama.checks import positive
+
+if TYPE_CHECKING:
+    from unispec.pipelines.targets.llama.config import Llama3Config
+
+__all__ = ["LongRotaryEmbedding", "Rope", "RopeType", "read_rope", "read_yarn", "rotary_embedding"]
+
+RopeType = Literal["default", "llama3", "longrope", "yarn"]
+"""What config.json may call the way in which rotary frequencies are scaled."""
+
+
+class Rope(NamedTuple):
+    """Rotary embeddings as a configuration states them."""
+
+    theta: float
+    """Base of the frequencies."""
+    llama3: Llama3RopeScalingParams | None = None
+    """Llama 3.1's scaling, if it is that."""
+    long: LongRoPEScalingParams | None = None
+    """LongRoPE's factors, if it is that."""
+    yarn: DeepseekYarnRopeScalingParams | None = None
+    """YaRN's parameters, if it is that."""
+
+
+def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType]) -> Rope:
+    """Theta and scaling; transformers 5 keeps both in `rope_parameters`.
+
+    Args:
+        hf: a Hugging Face config.
+        head_dim: width of one attention head.
+        source: the file or folder, for the errors.
+        types: which the stack computes.
+
+    Raises:
+        InputError: another rope type, a parameter that is missing or out of range, or a
+            rotation of a part of the head only.
+    """
+    parameters: dict[str, Any] = (
+        getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None) or {}
+    )
+    stated: Any = parameters.get("rope_theta") or getattr(hf, "rope_theta", 10000.0)
+    theta = positive("rope_theta", stated, source)
+    part = parameters.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", None))
+    if part not in (None, 1.0):
+        raise InputError(
+            f"partial_rotary_factor {part!r} of {source} is not supported; use a checkpoint that"
+            " rotates whole heads"
+        )
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind not in types:
+        raise InputError(
+            f"rope type {kind!r} of {source} is not supported; use a checkpoint of type"
+            f" {' or '.join(map(repr, types))}"
+        )
+    if kind == "default":
+        return Rope(theta)
+    if kind == "llama3":
+        return Rope(theta, llama3=_llama3(parameters, source))
+    if kind == "longrope":
+        return Rope(theta, long=_long(hf, parameters, head_dim, source))
+    return Rope(theta, yarn=read_yarn(parameters, source))
+
+
+def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:
+    """The rotary table for every position that a row at its limit can touch.
+
+    Args:
+        config: the stack; its `rope_positions` are the rows of the table.
+    """
+    if config.longrope_scaling_params is not None:
+        return LongRotaryEmbedding(config, config.longrope_scaling_params)
+    if config.yarn_scaling_params is not None:
+        return DeepseekYarnRotaryEmbedding(
+            dim=config.head_dim,
+            n_heads=1,
+            theta=config.rope_theta,
+            max_seq_len=config.rope_positions,
+            interleaved=config.interleaved_rope_weights,
+            scaling_params=config.yarn_scaling_params,
+        )
+    return Llama3RotaryEmbedding(
+        dim=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        theta=config.rope_theta,
+        # MAX's table has two rows for each position of this length.
+        max_seq_len=config.rope_positions // 2,
+        head_dim=config.head_dim,
+        interleaved=config.interleaved_rope_weights,
+        scaling_params=config.rope_scaling_params,
+    )
+
+
+def read_yarn(parameters: Mapping[str, Any], source: str) -> DeepseekYarnRopeScalingParams:
+    """YaRN's parameters (arXiv 2309.00071), with DeepSeek's two scales of magnitude.
+
+    Args:
+        parameters: the rope's part of a Hugging Face config.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: a parameter is missing or out of range, one scale without the other, or
+            a variant that is not supported.
+    """
+    if parameters.get("attention_factor") is not None or parameters.get("truncate") is False:
+        raise InputError(
+            f"attention_factor and truncate of {source}'s rope are not supported; use a checkpoint"
+            " with neither"
+        )
+
+    def constant(name: str, default: float | None = None) -> float:
+        value = parameters.get(name)
+        return positive(name, default if value is None else value, source)
+
+    scales = [parameters.get(name) for name in ("mscale", "mscale_all_dim")]
+    if (scales[0] is None) != (scales[1] is None):
+        raise InputError(
+            f"the rope of {source} has one of mscale and mscale_all_dim; state both or none"
+        )
+    return DeepseekYarnRopeScalingParams(
+        scaling_factor=constant("factor"),
+        original_max_position_embeddings=int(constant("original_max_position_embeddings")),
+        beta_fast=int(constant("beta_fast", 32)),
+        beta_slow=int(constant("beta_slow", 1)),
+        # Where neither is stated the table grows as YaRN says and DeepSeek's scores do not.
+        mscale=1.0 if scales[0] is None else constant("mscale"),
+        mscale_all_dim=0.0 if scales[1] is None else constant("mscale_all_dim"),
+    )
+
+
+class LongRotaryEmbedding(RotaryEmbedding):
+    """LongRoPE (arXiv 2402.13753) as Phi-3 has it: every frequency has a divisor of its own.
+
+    Phi-3 has one set of divisors for sequences within its first context and one for longer
+    ones, and rotates all tokens of a sequence alike. A cached key cannot be rotated anew when
+    its sequence grows, so `max_seq_len` decides for all sequences: with the divisors for long
+    ones, if a sequence may become long.
+
+    Args:
+        config: the stack.
+        params: its LongRoPE parameters.
+
+    Attributes:
+        params: The divisors, and the lengths of both contexts in tokens.
+        is_long: Whether a sequence may outgrow the first context.
+    """
+
+    def __init__(self, config: Llama3Config, params: LongRoPEScalingParams) -> None:
+        super().__init__(
+            dim=config.hidden_size,
+            n_heads=config.num_attention_heads,
+            theta=config.rope_theta,
+            max_seq_len=config.rope_positions,
+            head_dim=config.head_dim,
+            interleaved=config.interleaved_rope_weights,
+        )
+        self.params = params
+        self.is_long = config.max_seq_len > params.original_max_position
+
+    def frequencies(self) -> npt.NDArray[np.float32]:
+        """Radians a position turns each pair by, float32 `[head_dim / 2]`."""
+        divisors = self.params.long_factor if self.is_long else self.params.short_factor
+        exponents = np.arange(0, self.head_dim, 2) / self.head_dim
+        return (1.0 / (np.array(divisors) * self.theta**exponents)).astype(np.float32)
+
+    def magnitude(self) -> float:
+        """By how much queries and keys grow: sqrt(1 + ln(s) / ln(L)).
+
+        s is the extension of the first context L; section 3.3 of the paper, as Phi-3 has it.
+        """
+        first = self.params.original_max_position
+        extension = self.params.max_position_embeddings / first
+        return math.sqrt(1 + math.log(extension) / math.log(first)) if extension > 1 else 1.0
+
+    def freqs_cis_base(self) -> TensorValue:
+        """Cosine and sine of every position and pair, float32 `[positions, head_dim / 2, 2]`."""
+        cpu = DeviceRef.CPU()
+        positions = ops.range(0, self.max_seq_len, 1, dtype=DType.float32, device=cpu)
+        angles = ops.outer(positions, ops.constant(self.frequencies(), DType.float32, device=cpu))
+        return ops.stack([ops.cos(angles), ops.sin(angles)], axis=-1) * self.magnitude()
+
+
+def _llama3(parameters: dict[str, Any], source: str) -> Llama3RopeScalingParams:
+    values = {
+        name: positive(name, parameters.get(name), source)
+        for name in (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        )
+    }
+    return Llama3RopeScalingParams(
+        factor=values["factor"],
+        low_freq_factor=values["low_freq_factor"],
+        high_freq_factor=values["high_freq_factor"],
+        orig_max_position=int(values["original_max_position_embeddings"]),
+    )
+
+
+def _long(hf: Any, parameters: dict[str, Any], head_dim: int, source: str) -> LongRoPEScalingParams:
+    name = "original_max_position_embeddings"
+    first = int(positive(name, parameters.get(name) or getattr(hf, name, None), source))
+    reach = parameters.get("factor")
+    params = LongRoPEScalingParams(
+        short_factor=_divisors("short_factor", parameters, head_dim, source),
+        long_factor=_divisors("long_factor", parameters, head_dim, source),
+        original_max_position=first,
+        max_position_embeddings=round(positive("factor", reach, source) * first)
+        if reach is not None
+        else hf.max_position_embeddings,
+    )
+    if parameters.get("attention_factor") is not None:
+        raise InputError(
+            f"attention_factor {parameters['attention_factor']!r} of {source} is not supported;"
+            " remove it, it then follows from the lengths of the contexts"
+        )
+    return params
+
+
+def _divisors(name: str, parameters: dict[str, Any], head_dim: int, source: str) -> list[float]:
+    stated = parameters.get(name)
+    if not isinstance(stated, list) or len(stated) != head_dim // 2:
+        raise InputError(
+            f"{name} of {source} is no list of {head_dim // 2} numbers, one for each pair of a"
+            " head; correct its config.json"
+        )
+    return [positive(name, divisor, source) for divisor in stated]

@@ -1,0 +1,1 @@
+"""What is decoded: the targets, each described once."""

@@ -1,0 +1,82 @@
+"""Rotary embeddings of DeepSeek-V3: plain, or scaled as YaRN does (arXiv 2309.00071)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from max.nn.rotary_embedding import DeepseekYarnRotaryEmbedding, RotaryEmbedding
+
+from unispec.pipelines.layers.rope import Rope, read_rope
+
+if TYPE_CHECKING:
+    from .config import DeepseekV3Config
+
+__all__ = ["read_deepseek_rope", "rotary_embedding", "softmax_scale", "unscaled_embedding"]
+
+
+def read_deepseek_rope(hf: Any, source: str) -> Rope:
+    """Theta and scaling, plain or YaRN's.
+
+    Args:
+        hf: a Hugging Face config.
+        source: the file or folder, for the errors.
+
+    Raises:
+        InputError: another rope type, or a parameter that is missing or out of range.
+    """
+    return read_rope(hf, hf.qk_rope_head_dim, source, types=("default", "yarn"))
+
+
+def softmax_scale(head_dim: int, rope: Rope) -> float:
+    """1 / sqrt(head_dim), times the square of YaRN's factor for `mscale_all_dim`.
+
+    As DeepSeek-V3's own code and transformers have it.
+
+    Args:
+        head_dim: width of a query head, rotated part included.
+        rope: the stack's.
+    """
+    scale = 1.0 / math.sqrt(head_dim)
+    if rope.yarn is None or not rope.yarn.mscale_all_dim:
+        return scale
+    return scale * _growth(rope.yarn.scaling_factor, rope.yarn.mscale_all_dim) ** 2
+
+
+def rotary_embedding(config: DeepseekV3Config) -> RotaryEmbedding:
+    """The rotary table for every position that a row at its limit can touch.
+
+    Args:
+        config: the stack; its `rope_positions` are the rows of the table.
+    """
+    if config.rope_scaling is None:
+        return unscaled_embedding(config)
+    return DeepseekYarnRotaryEmbedding(
+        dim=config.qk_rope_head_dim,
+        n_heads=1,
+        theta=config.rope_theta,
+        max_seq_len=config.rope_positions,
+        interleaved=config.rope_interleave,
+        scaling_params=config.rope_scaling,
+    )
+
+
+def unscaled_embedding(config: DeepseekV3Config) -> RotaryEmbedding:
+    """The rotary table before YaRN.
+
+    Args:
+        config: the stack; its `rope_positions` are the rows of the table.
+    """
+    return RotaryEmbedding(
+        dim=config.qk_rope_head_dim,
+        n_heads=1,
+        theta=config.rope_theta,
+        # MAX's table has two rows for each position of this length.
+        max_seq_len=config.rope_positions // 2,
+        interleaved=config.rope_interleave,
+    )
+
+
+def _growth(factor: float, scale: float) -> float:
+    """YaRN's 0.1 m ln(s) + 1 for an extension of s."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

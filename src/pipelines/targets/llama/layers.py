@@ -1,0 +1,80 @@
+"""One Llama decoder layer, used by targets and drafts alike."""
+
+from __future__ import annotations
+
+from max.graph import TensorValue, ops
+from max.nn import AttentionWithRope, Linear, Module, RMSNorm
+from max.nn.kv_cache import PagedCacheValues
+from max.nn.rotary_embedding import RotaryEmbedding
+
+from unispec.pipelines.layers.linear import GatedMLP
+
+from .config import Llama3Config
+
+__all__ = ["DecoderLayer"]
+
+
+class DecoderLayer(Module):
+    """Attention and MLP, each after an RMSNorm and around a residual.
+
+    Args:
+        config: the stack this layer is part of.
+        rope: rotary embedding shared by the stack.
+        input_norm: an EAGLE draft's first layer has no norm before its attention.
+    """
+
+    def __init__(
+        self, config: Llama3Config, rope: RotaryEmbedding, *, input_norm: bool = True
+    ) -> None:
+        super().__init__()
+        device = config.devices[0]
+        self.self_attn = AttentionWithRope(
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            rope=rope,
+            scale=config.attention_multiplier,
+            has_bias=config.attention_bias,
+            kv_params=config.kv_params,
+            dtype=config.dtype,
+            devices=config.devices,
+        )
+        # Hugging Face's Llama has a bias here too, MAX's layer does not.
+        self.self_attn.o_proj = Linear(
+            config.num_attention_heads * config.head_dim,
+            config.hidden_size,
+            config.dtype,
+            device,
+            has_bias=config.attention_bias,
+        )
+        self.mlp = GatedMLP(
+            config.hidden_size, config.intermediate_size, config.dtype, config.devices[0]
+        )
+        self.has_input_norm = input_norm
+        if input_norm:
+            self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
+
+    def __call__(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> TensorValue:
+        """Runs the layer over ragged rows and writes their keys and values.
+
+        Args:
+            layer: uint32 scalar, the layer's index in the cache.
+            x: `[T, H]`.
+            cache: the stack's cache; row b is written from `cache.cache_lengths[b]` on.
+            freqs_cis: `[positions, head_dim]`, the rotary table.
+            row_offsets: uint32 `[B + 1]`.
+
+        Returns:
+            `[T, H]`.
+        """
+        normed = self.input_layernorm(x) if self.has_input_norm else x
+        x = x + ops.rebind(self.self_attn(layer, normed, cache, freqs_cis, row_offsets), x.shape)
+        return x + self.mlp(self.post_attention_layernorm(x))
