@@ -53,7 +53,7 @@ def _group(item: pytest.Item) -> str:
     if "engine" in params:
         return str(params["engine"])
     if fixtures & {"eagle_engine", "target_only_engine"}:
-        return "D"
+        return "llama_eagle_agreeing"
     if "tiny_engine" in fixtures:
         return str(params["name"])
     if "demo_engines" in fixtures:
@@ -143,10 +143,10 @@ def tiny_engine(tiny_pair: Callable[[str], TinyPair]) -> Callable[[str], Engine]
 
 @pytest.fixture(scope="session")
 def target_only_engine(tiny_pair: Callable[[str], TinyPair]) -> Engine:
-    """Pair D's target without its draft, up to 64 rows."""
+    """The target of `llama_eagle_agreeing` without its draft, up to 64 rows."""
     return Engine(
         EngineConfig(
-            model=str(tiny_pair("D").target),
+            model=str(tiny_pair("llama_eagle_agreeing").target),
             max_batch_size=64,
             max_length=MAX_LENGTH,
         )
@@ -181,11 +181,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=[pytest.param("D", id="eagle"), pytest.param("F", id="dflash")])
+@pytest.fixture(
+    params=[
+        pytest.param("llama_eagle_agreeing", id="eagle"),
+        pytest.param("llama_dflash_agreeing", id="dflash"),
+    ]
+)
 def engine(
     request: pytest.FixtureRequest, tiny_engine: Callable[[str], Engine]
 ) -> Iterator[Engine]:
-    """Pairs of one target whose drafts are mostly accepted: D, and F, which are sampled.
+    """Pairs of one target whose drafts are mostly accepted; those of DFlash are sampled.
 
     Every test leaves nothing behind in it.
     """
@@ -194,8 +199,8 @@ def engine(
 
 @pytest.fixture
 def eagle_engine(tiny_engine: Callable[[str], Engine]) -> Iterator[Engine]:
-    """As ``engine``, pair D only: for what no draft can change, or for argmax drafts."""
-    yield from _left_empty(tiny_engine("D"))
+    """As ``engine``, but EAGLE only: for what no draft can change, or for argmax drafts."""
+    yield from _left_empty(tiny_engine("llama_eagle_agreeing"))
 
 
 def _left_empty(engine: Engine) -> Iterator[Engine]:

@@ -108,14 +108,14 @@ def _engine(folder: Path, name: str, *, alone: bool = False) -> None:
 def _modulev3(folder: Path) -> None:
     from modulev3 import Driver
 
-    Driver(PRESETS["D"](folder).target)
+    Driver(PRESETS["llama_eagle_agreeing"](folder).target)
 
 
 GRAPHS: Mapping[str, Callable[[Path], None]] = {
     **{name: lambda folder, name=name: _engine(folder, name) for name in PRESETS},
     **{
         f"{name} alone": lambda folder, name=name: _engine(folder, name, alone=True)
-        for name in ("A", "B", "G", "J")
+        for name in ("llama_eagle", "llama_eagle_biased", "deepseek_mtp_agreeing", "kimi_dflash")
     },
     "llama3_modulev3": _modulev3,
 }

@@ -57,7 +57,7 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pair(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TinyPair:
     """A sound target (hidden 64, 256 tokens, 512 positions) and its draft, to be damaged."""
-    sound = tiny_pair("A")
+    sound = tiny_pair("llama_eagle")
     return TinyPair(
         *(shutil.copytree(path, tmp_path / path.name) for path in (sound.target, sound.draft))
     )
@@ -726,13 +726,13 @@ def test_draft_of_another_target(pair: TinyPair, tiny_pair: Callable[[str], Tiny
     check(
         pair,
         SOUND,
-        ["--draft-model-path", str(tiny_pair("B").draft)],
+        ["--draft-model-path", str(tiny_pair("llama_eagle_biased").draft)],
         ["hidden_size 96", "64", "trained for this target"],
     )
 
 
 def test_tokenizer_of_another_model(pair: TinyPair, tiny_pair: Callable[[str], TinyPair]) -> None:
-    shutil.copy(tiny_pair("C").target / "tokenizer.json", pair.target)
+    shutil.copy(tiny_pair("llama_eagle_bfloat16").target / "tokenizer.json", pair.target)
     check(pair, SOUND, ["--prompt", "an"], ["prompt 1", "token id", "256", "the tokenizer that"])
 
 

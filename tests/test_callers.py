@@ -36,7 +36,7 @@ def made(
     tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Engine, NumpyGraph]]:
     """An engine of up to 4 rows, and its graph; every test leaves it empty."""
-    with numpy_engine(tiny_pair("A"), monkeypatch) as both:
+    with numpy_engine(tiny_pair("llama_eagle"), monkeypatch) as both:
         yield both
 
 
@@ -505,7 +505,7 @@ def test_an_engine_that_is_dropped_ends_its_thread(
     tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(threading.enumerate())
-    with numpy_engine(tiny_pair("A"), monkeypatch) as (engine, _):
+    with numpy_engine(tiny_pair("llama_eagle"), monkeypatch) as (engine, _):
         engine.generate([request(5)])
         [thread] = set(threading.enumerate()) - before
     del engine

@@ -34,8 +34,8 @@ def assert_refused(result: Result, *words: str) -> None:
 
 @pytest.fixture
 def pickled(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> Path:
-    """Pair A's EAGLE draft as it would be published: pytorch_model.bin and config.json."""
-    sound = tiny_pair("A").draft
+    """The draft of `llama_eagle` as it would be published: pytorch_model.bin and config.json."""
+    sound = tiny_pair("llama_eagle").draft
     assert sound is not None
     folder = tmp_path / "pickled"
     folder.mkdir()
@@ -65,7 +65,7 @@ def test_a_draft_is_converted_and_runs(
     assert output.stat().st_mode & 0o777 == 0o755
     Engine(
         EngineConfig(
-            model=str(tiny_pair("A").target),
+            model=str(tiny_pair("llama_eagle").target),
             draft_model=str(output),
             speculative_method="eagle",
             max_length=256,
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_converted(
 def test_safetensors_need_no_conversion(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path
 ) -> None:
-    assert_refused(run(tiny_pair("A").draft, tmp_path / "draft"), "needs no conversion")
+    assert_refused(run(tiny_pair("llama_eagle").draft, tmp_path / "draft"), "needs no conversion")
 
 
 def test_without_torch(pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

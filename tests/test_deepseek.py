@@ -41,7 +41,7 @@ from unispec.pipelines.targets.deepseek.weights import (
     target_state_dict,
 )
 
-PAIRS = "GHI"
+PAIRS = ("deepseek_mtp_agreeing", "deepseek_mtp_sampled", "deepseek_mtp")
 LENGTHS = (5, 40, 17, 1)
 MAX_LENGTH = 512
 TOLERANCE = 1e-4
@@ -168,7 +168,7 @@ def test_logits_of_three_shapes(
 
 def test_choices_differ_from_plain_top_k(tiny_target: Callable[[str], TargetReference]) -> None:
     """The tiny routers' biases and groups decide something, else no test would see them."""
-    target = tiny_target("G")
+    target = tiny_target("deepseek_mtp_agreeing")
     gate = target.model.model.layers[1].mlp
     states: list[torch.Tensor] = []
     hook = gate.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
@@ -185,7 +185,7 @@ def test_choices_differ_from_plain_top_k(tiny_target: Callable[[str], TargetRefe
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", "GH")
+@pytest.mark.parametrize("name", PAIRS[:2])
 def test_tiny_layers_see_a_wrong_feature(
     tiny_pair: Callable[[str], TinyPair], tiny_target: Callable[[str], TargetReference], name: str
 ) -> None:
@@ -205,7 +205,7 @@ def test_tiny_layers_see_a_wrong_feature(
 
 
 def test_fp8_blocks_are_read_as_they_were_written(tiny_pair: Callable[[str], TinyPair]) -> None:
-    folder = tiny_pair("G").target
+    folder = tiny_pair("deepseek_mtp_agreeing").target
     assert any(name.endswith("_scale_inv") for name in load_file(folder / "model.safetensors"))
     tensors = read_tensors([folder / "model.safetensors"])
     ours = dequantised(tensors, initialize(folder), source="tiny")

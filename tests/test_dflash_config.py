@@ -43,8 +43,8 @@ def read_config(pair: TinyPair, **options: Any) -> UnifiedDflashLlama3Config:
 
 @pytest.fixture
 def pair(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TinyPair:
-    """Pair E with a draft folder of its own: block 6, three taps, four target layers."""
-    sound = tiny_pair("E")
+    """`llama_dflash_windowed` with a draft folder of its own: block 6, three taps, four layers."""
+    sound = tiny_pair("llama_dflash_windowed")
     draft = shutil.copytree(sound.draft, tmp_path / "draft")
     return replace(sound, draft=draft)
 
@@ -215,7 +215,10 @@ def test_another_k_is_replaced_in_any_configuration(
     assert "num_speculative_tokens 3 is replaced by 5" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "heads", "width"), [("E", 1, 2 * 32), ("F", 4, 16)])
+@pytest.mark.parametrize(
+    ("name", "heads", "width"),
+    [("llama_dflash_windowed", 1, 2 * 32), ("llama_dflash_agreeing", 4, 16)],
+)
 def test_windows_on_a_cpu_make_the_cache_one_wide_head(
     tiny_pair: Callable[[str], TinyPair], name: str, heads: int, width: int
 ) -> None:
@@ -314,7 +317,7 @@ def test_methods_do_not_disturb_each_other(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path
 ) -> None:
     """One target, three configurations in a row: MAX keeps its config for the process."""
-    dflash = tiny_pair("E")
+    dflash = tiny_pair("llama_dflash_windowed")
     Engine(engine_config(dflash))
     Engine(
         EngineConfig(

@@ -111,7 +111,7 @@ def speculators(kind: str, layer: dict[str, Any], **more: Any) -> dict[str, Any]
 @pytest.fixture
 def target(tiny_pair: Callable[[str], TinyPair]) -> Path:
     """256 tokens, hidden 64, four layers."""
-    return tiny_pair("E").target
+    return tiny_pair("llama_dflash_windowed").target
 
 
 @pytest.mark.parametrize("fc_bias", [False, True])

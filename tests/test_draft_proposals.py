@@ -242,7 +242,7 @@ def test_demo_draft_after_a_prefix_from_the_cache(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("k", [3, 5, 8])
-@pytest.mark.parametrize("name", [*COMPILED_PAIRS, "N"])
+@pytest.mark.parametrize("name", [*COMPILED_PAIRS, "llama_dflash_both_ways"])
 def test_tiny_draft_after_prefill_in_chunks(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str, k: int
 ) -> None:
@@ -287,7 +287,7 @@ def test_tiny_draft_after_a_prefix_from_the_cache(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", "CE")
+@pytest.mark.parametrize("name", ["llama_eagle_bfloat16", "llama_dflash_windowed"])
 def test_judge_sees_a_wrong_proposal(
     tiny_judge: Callable[[str], EagleJudge | DFlashJudge], name: str
 ) -> None:

@@ -76,7 +76,7 @@ def test_answers_are_cut_at_max_length(
     for room, (tokens, result) in enumerate(zip(prompts, results, strict=True), start=1):
         assert len(result.token_ids) == room
         assert result.finish_reason == "length"
-        trace = tiny_target("D").greedy(tokens, 100, max_length=512)
+        trace = tiny_target("llama_eagle_agreeing").greedy(tokens, 100, max_length=512)
         assert_same_greedy(result.token_ids, trace)
 
 
@@ -185,7 +185,7 @@ def test_a_refused_request_disturbs_nothing(engine: Engine) -> None:
 
 @pytest.fixture
 def inputs(eagle_engine: Engine) -> Iterator[Any]:
-    """The first step of one request of pair D."""
+    """The first step of one request of `llama_eagle_agreeing`."""
     model, manager = eagle_engine.pipeline.model, eagle_engine.pipeline.kv_manager
     context = TextContext(
         max_length=40,

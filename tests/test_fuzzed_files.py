@@ -286,9 +286,9 @@ def test_json_files(
 ) -> None:
     folder = tmp_path / "model"
     if not folder.exists():
-        shutil.copytree(tiny_pair("A").target, folder)
+        shutil.copytree(tiny_pair("llama_eagle").target, folder)
     stated, read = JSON_FILES[name]
-    sound = stated or json.loads((tiny_pair("A").target / name).read_text())
+    sound = stated or json.loads((tiny_pair("llama_eagle").target / name).read_text())
     content = data.draw(other_values(sound) | damages(json.dumps(sound).encode()))
     (folder / name).write_bytes(content)
     read_or_refused(read, folder / name)

@@ -47,7 +47,7 @@ def test_both_files_say_what_ends_an_answer(
     assert read_eos_token_ids(str(tmp_path), hf) == expected
 
 
-@pytest.mark.parametrize("name", ["A", "G", "kimi"])
+@pytest.mark.parametrize("name", ["llama_eagle", "deepseek_mtp_agreeing", "kimi"])
 def test_an_engine_ends_where_its_checkpoint_says(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, name: str
 ) -> None:

@@ -129,7 +129,7 @@ class CompileReachedError(BaseException):
 @pytest.fixture
 def pair(hub: Hub, tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> dict[str, Path]:
     """The folders of a float16 target and its float16 draft, which the hub has."""
-    sound = tiny_pair("A")
+    sound = tiny_pair("llama_eagle")
     assert sound.draft is not None
     for name, folder in (("target", sound.target), ("draft", sound.draft)):
         shutil.copytree(folder, tmp_path / name)

@@ -151,7 +151,7 @@ def test_tiny_llama_answers_as_it_does_alone(
     batch_size: int,
     k: int,
 ) -> None:
-    exact(f"tiny Llama {name}", tiny_answers(name).exact(batch_size, k))
+    exact(name, tiny_answers(name).exact(batch_size, k))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -170,11 +170,11 @@ def other_config_model(
     tiny_pair: Callable[[str], TinyPair],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Engine, TargetReference]:
-    """Pair D, of which config.json says something else: the graph is the same.
+    """`llama_eagle_agreeing`, of which config.json says something else: the graph is the same.
 
     transformers reads that config.json, too, so that its Mistral is what ours is compared with.
     """
-    pair, root = tiny_pair("D"), tmp_path_factory.mktemp("other")
+    pair, root = tiny_pair("llama_eagle_agreeing"), tmp_path_factory.mktemp("other")
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     changes: dict[str, dict[str, Any]] = {"target": {"tie_word_embeddings": True}, "draft": {}}
     if request.param == "Mistral":
@@ -195,7 +195,7 @@ def test_a_llama_of_another_config_answers_as_it_does_alone(
     expected = Expected(target, prompts, eos={2})
     report = engine.generate(greedy_requests(prompts, NEW_TOKENS))
     ours = [result.token_ids for result in report.results]
-    exact("tiny Llama D of another config", map(expected.same, prompts, ours))
+    exact("llama_eagle_agreeing of another config", map(expected.same, prompts, ours))
     drafted = sum(result.drafted for result in report.results)
     assert sum(result.accepted for result in report.results) > 0.3 * drafted
 
@@ -206,6 +206,9 @@ def test_target_without_a_draft(
     tiny_expected: Callable[[str], Expected],
     exact: Callable[[str, Iterable[bool]], None],
 ) -> None:
-    prompts = tiny_expected("D").prompts
+    prompts = tiny_expected("llama_eagle_agreeing").prompts
     ours = answers(target_only_engine, greedy_requests(prompts, NEW_TOKENS))
-    exact("tiny Llama D without a draft", map(tiny_expected("D").same, prompts, ours))
+    exact(
+        "llama_eagle_agreeing without a draft",
+        map(tiny_expected("llama_eagle_agreeing").same, prompts, ours),
+    )

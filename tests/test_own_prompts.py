@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def target(tiny_pair: Callable[[str], TinyPair]) -> TorchTarget:
-    target = TorchTarget(str(tiny_pair("D").target))
+    target = TorchTarget(str(tiny_pair("llama_eagle_agreeing").target))
     target.tokenizer.chat_template = "<{{ messages[0]['content'] }}>"
     return target
 
@@ -101,7 +101,7 @@ def test_half_of_a_collection(
     assert sorted(one for one in learnt if one in posed) == sorted({*posed} - {*posed[::10]})
     given = [one for one in held_out + learnt if one not in posed]
     assert len(given) == 32 * collection.num_shards
-    reference = tiny_target("D")
+    reference = tiny_target("llama_eagle_agreeing")
     for place in collection.held_out:
         found = collection.read(place)
         ids, begin = found.tokens.tolist(), place.prompt_length
@@ -255,7 +255,7 @@ def test_the_command_asks_for_own_prompts_where_it_can(
 ) -> None:
     """Without --prompts; with --own-prompts it says why it cannot, and leaves nothing behind."""
     model = tmp_path / "model"
-    shutil.copytree(tiny_pair("D").target, model)
+    shutil.copytree(tiny_pair("llama_eagle_agreeing").target, model)
     eos = list(range(3, 256, 8))  # so that many of its messages end
     config = json.loads((model / "config.json").read_text()) | {"eos_token_id": eos}
     (model / "config.json").write_text(json.dumps(config))

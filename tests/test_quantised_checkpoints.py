@@ -90,7 +90,7 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pair(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TinyPair:
     """A sound target and its draft, to be quantised."""
-    sound = tiny_pair("A")
+    sound = tiny_pair("llama_eagle")
     assert sound.draft is not None
     return TinyPair(
         Path(shutil.copytree(sound.target, tmp_path / "target")),
@@ -126,15 +126,15 @@ def test_under_the_key_of_another_tool(pair: TinyPair, key: str) -> None:
     assert refusal(pair) == f"quantization_config of {pair.target} says bits 4: {USE}"
 
 
-@pytest.mark.parametrize("letter", ["G", "J"])
+@pytest.mark.parametrize("preset", ["deepseek_mtp_agreeing", "kimi_dflash"])
 @pytest.mark.parametrize(
     "name", ["AWQ", "bitsandbytes", "float8 with one scale", "modelopt, NVFP4"]
 )
 def test_deepseek_and_kimi_read_two_formats(
-    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, letter: str, name: str
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, preset: str, name: str
 ) -> None:
     stated, form = CONFIGS[name]
-    folder = Path(shutil.copytree(tiny_pair(letter).target, tmp_path / "target"))
+    folder = Path(shutil.copytree(tiny_pair(preset).target, tmp_path / "target"))
     text = json.loads((folder / "config.json").read_text()).get("text_config")
     if text is None:
         state(folder, quantization_config=stated)

@@ -119,7 +119,7 @@ def test_a_guess_changes_nothing(preset: Loaded, right: int) -> None:
 
 
 def test_greedy_stops_at_eos_and_at_either_length(presets: dict[str, Loaded]) -> None:
-    target, prompt = presets["A"].target, presets["A"].prompt(5, seed=2)
+    target, prompt = presets["llama_eagle"].target, presets["llama_eagle"].prompt(5, seed=2)
     free = target.greedy(prompt, 30).token_ids
     eos = free[7]
     assert len(free) == 30
@@ -189,7 +189,7 @@ def linear_draft(
 def test_a_draft_that_hands_on_the_feature_repeats_the_next_token(
     presets: dict[str, Loaded], tmp_path: Path
 ) -> None:
-    loaded = presets["A"]
+    loaded = presets["llama_eagle"]
     folder = linear_draft(tmp_path, loaded.pair, embedding=0, feature=1)
     draft = EagleReference(folder, loaded.target)
     steps = draft.simulate(loaded.prompt(6, seed=3), 10, K)
@@ -200,7 +200,7 @@ def test_a_draft_that_hands_on_the_feature_repeats_the_next_token(
 def test_a_draft_that_hands_on_the_embedding_follows_the_head(
     presets: dict[str, Loaded], tmp_path: Path, d2t: int | None
 ) -> None:
-    loaded = presets["B"]
+    loaded = presets["llama_eagle_biased"]
     folder = linear_draft(tmp_path, loaded.pair, embedding=1, feature=0, d2t=d2t)
     draft = EagleReference(folder, loaded.target)
     scores = loaded.target.embedding @ loaded.target.head.T  # [V, V]
@@ -239,7 +239,7 @@ def test_simulated_text_is_the_targets_greedy_text(preset: Loaded) -> None:
     assert_same_greedy(text, preset.target.greedy(prompt, len(text)))
 
 
-@pytest.mark.parametrize("name", ["A", "B", "C"])
+@pytest.mark.parametrize("name", ["llama_eagle", "llama_eagle_biased", "llama_eagle_bfloat16"])
 def test_proposals_depend_on_features_and_on_history(presets: dict[str, Loaded], name: str) -> None:
     loaded = presets[name]
     prompt = loaded.prompt(20, seed=7)
@@ -251,7 +251,7 @@ def test_proposals_depend_on_features_and_on_history(presets: dict[str, Loaded],
 
 def test_the_agreeing_pair_sees_a_wrong_feature(presets: dict[str, Loaded]) -> None:
     """Most engine tests run it: a feature of another position, or none, must not go unseen."""
-    loaded = presets["D"]
+    loaded = presets["llama_eagle_agreeing"]
     prompt = loaded.prompt(60, seed=9)
     features, _ = loaded.target.features_and_logits(prompt[:-1])
 
@@ -269,7 +269,7 @@ def test_the_agreeing_pair_sees_a_wrong_feature(presets: dict[str, Loaded]) -> N
 
 
 def test_simulation_ends_with_eos(presets: dict[str, Loaded]) -> None:
-    loaded = presets["D"]
+    loaded = presets["llama_eagle_agreeing"]
     prompt = loaded.prompt(8, seed=8)
     text = loaded.target.greedy(prompt, 40).token_ids
     eos = text[-1]
@@ -280,16 +280,16 @@ def test_simulation_ends_with_eos(presets: dict[str, Loaded]) -> None:
 
 def test_features_must_fit_the_tokens(presets: dict[str, Loaded]) -> None:
     with pytest.raises(ValueError, match="3 tokens need one feature less, not 3"):
-        presets["A"].draft.propose([3, 4, 5], torch.zeros(3, 64), K)
+        presets["llama_eagle"].draft.propose([3, 4, 5], torch.zeros(3, 64), K)
 
 
 def test_a_draft_with_an_input_norm_is_refused(presets: dict[str, Loaded], tmp_path: Path) -> None:
-    tiny_eagle(tmp_path, presets["A"].pair.target)
+    tiny_eagle(tmp_path, presets["llama_eagle"].pair.target)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["layers.0.input_layernorm.weight"] = torch.ones(64)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(RuntimeError, match=r"layers\.0\.input_layernorm\.weight"):
-        EagleReference(tmp_path, presets["A"].target)
+        EagleReference(tmp_path, presets["llama_eagle"].target)
 
 
 def test_acceptance_is_counted_per_position() -> None:
@@ -426,7 +426,7 @@ def test_greedy_text_is_varied_and_near_ties_are_rare(preset: Loaded) -> None:
 
 
 def test_the_agreeing_pair_accepts_runs_of_every_length(presets: dict[str, Loaded]) -> None:
-    loaded = presets["D"]
+    loaded = presets["llama_eagle_agreeing"]
     steps = [
         step
         for seed in range(4)
@@ -449,7 +449,7 @@ def test_tokenizer_reads_back_what_it_wrote(preset: Loaded) -> None:
 
 
 def test_reduced_vocabulary_names_distinct_tokens(presets: dict[str, Loaded]) -> None:
-    ids = presets["C"].draft.target_ids.tolist()
+    ids = presets["llama_eagle_bfloat16"].draft.target_ids.tolist()
     assert len(set(ids)) == 128
     assert set(ids) <= set(range(512))
 

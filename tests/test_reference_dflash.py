@@ -24,7 +24,7 @@ from unispec.checkpoints.demo import demo_draft_folder
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "full": (
-        "A",
+        "llama_eagle",
         {
             "layers": 2,
             "heads": 4,
@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "wide": (
-        "B",
+        "llama_eagle_biased",
         {
             "layers": 1,
             "heads": 2,
@@ -49,7 +49,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mixed": (
-        "A",
+        "llama_eagle",
         {
             "layers": 3,
             "heads": 8,
@@ -63,7 +63,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "narrow": (
-        "C",
+        "llama_eagle_bfloat16",
         {
             "layers": 1,
             "heads": 4,
@@ -78,7 +78,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "both ways": (
-        "A",
+        "llama_eagle",
         {
             "layers": 2,
             "heads": 4,
@@ -93,7 +93,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "causal": (
-        "A",
+        "llama_eagle",
         {
             "layers": 2,
             "heads": 4,
@@ -106,7 +106,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "one layer both ways": (
-        "C",
+        "llama_eagle_bfloat16",
         {
             "layers": 1,
             "heads": 4,

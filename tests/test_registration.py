@@ -51,9 +51,17 @@ print(json.dumps([
 
 
 COMBINATIONS = [
-    ("D", None, None, "llama3_modulev3", "Llama3Model", "targets.llama.config.Llama3Config", None),
     (
-        "D",
+        "llama_eagle_agreeing",
+        None,
+        None,
+        "llama3_modulev3",
+        "Llama3Model",
+        "targets.llama.config.Llama3Config",
+        None,
+    ),
+    (
+        "llama_eagle_agreeing",
         "eagle",
         4,
         "unified_eagle_llama3",
@@ -62,7 +70,7 @@ COMBINATIONS = [
         4,
     ),
     (
-        "G",
+        "deepseek_mtp_agreeing",
         "mtp",
         2,
         "unified_mtp_deepseekV3",
@@ -71,7 +79,7 @@ COMBINATIONS = [
         2,
     ),
     (
-        "E",
+        "llama_dflash_windowed",
         "dflash",
         None,
         "unified_dflash_llama3",
@@ -80,7 +88,7 @@ COMBINATIONS = [
         5,
     ),
     (
-        "J",
+        "kimi_dflash",
         "dflash",
         None,
         "unified_dflash_kimi_k25",
@@ -124,7 +132,7 @@ def test_max_resolves_each_combination_to_our_class(
 
 def test_max_says_that_another_k_is_replaced(tiny_pair: Callable[[str], TinyPair]) -> None:
     """Once, and by our entry, not by the one of MAX that it stands for."""
-    pair = tiny_pair("E")
+    pair = tiny_pair("llama_dflash_windowed")
     count = """
 import logging
 seen = []
@@ -141,7 +149,7 @@ logging.getLogger("unispec").addHandler(Counter())
 
 def test_max_does_not_drive_a_unified_graph(tiny_pair: Callable[[str], TinyPair]) -> None:
     """Who asks for it is told before anything is read."""
-    pair = tiny_pair("D")
+    pair = tiny_pair("llama_eagle_agreeing")
     build = """
 try:
     found.factory()

@@ -29,7 +29,7 @@ NOT_DONE = {"thinking_temperature": 0.5, "detokenize": False, "logits_processors
 def made(
     tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Engine, NumpyGraph]]:
-    with numpy_engine(tiny_pair("A"), monkeypatch) as both:
+    with numpy_engine(tiny_pair("llama_eagle"), monkeypatch) as both:
         yield both
 
 

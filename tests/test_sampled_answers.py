@@ -44,9 +44,9 @@ LAWS: Mapping[str, dict[str, Any]] = {
 
 
 PAIRS = [
-    pytest.param("D", id="eagle-argmax"),
-    pytest.param("B", id="eagle-sampled"),
-    pytest.param("F", id="dflash-sampled"),
+    pytest.param("llama_eagle_agreeing", id="eagle-argmax"),
+    pytest.param("llama_eagle_biased", id="eagle-sampled"),
+    pytest.param("llama_dflash_agreeing", id="dflash-sampled"),
 ]
 """The sampled drafts have a reduced vocabulary."""
 
@@ -85,10 +85,10 @@ def law_of(name: str, pair: TinyPair, target: TargetReference, law_name: str) ->
     """A law that a random draft can meet: it favours what that draft proposes most."""
     law = LAWS[law_name]
     proposals: list[list[int]] = []
-    if name == "B" and pair.draft is not None:
+    if name == "llama_eagle_biased" and pair.draft is not None:
         steps = EagleReference(pair.draft, target).simulate(PROMPT, 40, 3)
         proposals = [step.proposals for step in steps]
-    if name == "E" and pair.draft is not None:
+    if name == "llama_dflash_windowed" and pair.draft is not None:
         draft = DFlashReference(pair.draft, target)
         proposals = [draft.propose([*PROMPT, token], LENGTH - 1) for token in range(256)]
     proposed = Counter(token for tokens in proposals for token in tokens)
@@ -99,7 +99,9 @@ def law_of(name: str, pair: TinyPair, target: TargetReference, law_name: str) ->
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("law_name", LAWS)
-@pytest.mark.parametrize("name", [*PAIRS, pytest.param("E", id="dflash-argmax")])
+@pytest.mark.parametrize(
+    "name", [*PAIRS, pytest.param("llama_dflash_windowed", id="dflash-argmax")]
+)
 def test_answers_follow_the_targets_law(
     tiny_pair: Callable[[str], TinyPair],
     tiny_engine: Callable[[str], Engine],
@@ -130,7 +132,7 @@ def test_a_wrong_law_is_seen(
 ) -> None:
     """The test above has power: a temperature off by a fifth is refused."""
     law = LAWS["top_k"]
-    wrong = exact_law(tiny_target("D"), {**law, "temperature": 1.6})
+    wrong = exact_law(tiny_target("llama_eagle_agreeing"), {**law, "temperature": 1.6})
     report = ask(eagle_engine, [PROMPT] * ANSWERS, range(ANSWERS), max_new_tokens=LENGTH, **law)
     counts = Counter(tuple(result.token_ids) for result in report.results)
     p_value = chi_square_p_value([counts[answer] for answer in wrong], list(wrong.values()))

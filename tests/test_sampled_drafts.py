@@ -42,9 +42,9 @@ FloatArray = npt.NDArray[np.float64]
 CASES = [
     pytest.param(name, k, id=f"{method}-{k}")
     for name, method, proposals in (
-        ("B", "eagle", (1, 2, 5, 8)),
-        ("F", "dflash", (1, 2, 5)),
-        ("H", "mtp", (1, 2, 5, 8)),
+        ("llama_eagle_biased", "eagle", (1, 2, 5, 8)),
+        ("llama_dflash_agreeing", "dflash", (1, 2, 5)),
+        ("deepseek_mtp_sampled", "mtp", (1, 2, 5, 8)),
     )
     for k in proposals
 ]
@@ -171,7 +171,7 @@ def sampled_requests(
     ]
 
 
-HEAD = {"B": 0.02, "F": 0.1, "H": 0.1}
+HEAD = {"llama_eagle_biased": 0.02, "llama_dflash_agreeing": 0.1, "deepseek_mtp_sampled": 0.1}
 """What a pair's head is multiplied by to bring its draft near to the target."""
 
 BIAS = 4.0

@@ -66,7 +66,7 @@ def test_a_pair_that_nothing_runs_is_refused_with_those_that_run(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, model_type: Any, method: Method | None
 ) -> None:
     """Although the config.json has Llama's fields only: the type alone decides."""
-    pair = tiny_pair("D")
+    pair = tiny_pair("llama_eagle_agreeing")
     config = EngineConfig(
         model=changed(pair.target, tmp_path / "model", model_type=model_type),
         draft_model=str(pair.draft) if method in ("dflash", "eagle") else None,
@@ -87,31 +87,33 @@ def test_a_pair_that_nothing_runs_is_refused_with_those_that_run(
 def test_a_llama_that_writes_no_text_is_no_target(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, stated: str
 ) -> None:
-    model = changed(tiny_pair("D").target, tmp_path / "model", architectures=[stated])
+    model = changed(
+        tiny_pair("llama_eagle_agreeing").target, tmp_path / "model", architectures=[stated]
+    )
     with pytest.raises(InputError, match=f"is a {stated}.* is a LlamaForCausalLM; use a model"):
         EngineConfig(model=model).pipeline_config()
 
 
 @pytest.mark.parametrize(
-    ("method", "letter", "draft_fields", "expected"),
+    ("method", "preset", "draft_fields", "expected"),
     [
-        (None, "D", {}, "Llama3TargetModel"),
-        ("eagle", "D", {}, "UnifiedEagleLlama3Model"),
-        ("eagle", "D", MISTRAL, "UnifiedEagleLlama3Model"),
-        ("dflash", "F", {}, "UnifiedDflashLlama3Model"),
-        ("dflash", "F", {"model_type": "mistral"}, "UnifiedDflashLlama3Model"),
+        (None, "llama_eagle_agreeing", {}, "Llama3TargetModel"),
+        ("eagle", "llama_eagle_agreeing", {}, "UnifiedEagleLlama3Model"),
+        ("eagle", "llama_eagle_agreeing", MISTRAL, "UnifiedEagleLlama3Model"),
+        ("dflash", "llama_dflash_agreeing", {}, "UnifiedDflashLlama3Model"),
+        ("dflash", "llama_dflash_agreeing", {"model_type": "mistral"}, "UnifiedDflashLlama3Model"),
     ],
 )
 def test_a_mistral_is_a_llama_by_another_name(
     tiny_pair: Callable[[str], TinyPair],
     tmp_path: Path,
     method: Method | None,
-    letter: str,
+    preset: str,
     draft_fields: dict[str, Any],
     expected: str,
 ) -> None:
     """MAX configures it for a CPU in float32, its draft too, whose config.json may say Mistral."""
-    pair = tiny_pair(letter)
+    pair = tiny_pair(preset)
     assert pair.draft is not None
     config = EngineConfig(
         model=changed(pair.target, tmp_path / "model", **MISTRAL, sliding_window=None),
@@ -148,7 +150,9 @@ def test_a_mistral_within_its_window(
     max_length: int | None,
     refused: bool,
 ) -> None:
-    model = changed(tiny_pair("D").target, tmp_path / "model", **MISTRAL, **stated)
+    model = changed(
+        tiny_pair("llama_eagle_agreeing").target, tmp_path / "model", **MISTRAL, **stated
+    )
     config = EngineConfig(model=model, max_length=max_length)
     if not refused:
         Engine(config)
@@ -168,21 +172,27 @@ def test_a_llama_has_no_window_whatever_its_config_says(
 ) -> None:
     """Nor has transformers' Llama; such a key is left over from a conversion."""
     Engine(
-        EngineConfig(model=changed(tiny_pair("D").target, tmp_path / "model", sliding_window=100))
+        EngineConfig(
+            model=changed(
+                tiny_pair("llama_eagle_agreeing").target, tmp_path / "model", sliding_window=100
+            )
+        )
     )
 
 
 @pytest.mark.parametrize("names", [["MyModel"], [], None, ["LlamaForCausalLM"]])
-@pytest.mark.parametrize(("method", "letter"), [("eagle", "D"), ("dflash", "F")])
+@pytest.mark.parametrize(
+    ("method", "preset"), [("eagle", "llama_eagle_agreeing"), ("dflash", "llama_dflash_agreeing")]
+)
 def test_a_draft_may_have_a_class_of_any_name(
     tiny_pair: Callable[[str], TinyPair],
     tmp_path: Path,
     method: Method,
-    letter: str,
+    preset: str,
     names: list[str] | None,
 ) -> None:
     """MAX does not know it and need not: the method and the tensors say what it is."""
-    pair = tiny_pair(letter)
+    pair = tiny_pair(preset)
     assert pair.draft is not None
     draft = changed(pair.draft, tmp_path / "draft", architectures=names)
     Engine(EngineConfig(model=str(pair.target), draft_model=draft, speculative_method=method))
@@ -209,24 +219,24 @@ ROPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.parametrize(
-    ("letter", "part", "taken"),
+    ("preset", "part", "taken"),
     [
-        ("A", "target", ["default", "llama3"]),
-        ("A", "draft", ["default", "llama3"]),
-        ("H", "target", ["default", "yarn"]),
-        ("J", "draft", ["default", "llama3", "yarn"]),
+        ("llama_eagle", "target", ["default", "llama3"]),
+        ("llama_eagle", "draft", ["default", "llama3"]),
+        ("deepseek_mtp_sampled", "target", ["default", "yarn"]),
+        ("kimi_dflash", "draft", ["default", "llama3", "yarn"]),
     ],
 )
 def test_a_rope_that_is_refused_is_told_which_are_not(
     tiny_pair: Callable[[str], TinyPair],
     tmp_path: Path,
-    letter: str,
+    preset: str,
     part: str,
     taken: list[str],
     kind: str,
 ) -> None:
     """Each type that the sentence names is taken by the same target or draft."""
-    pair = tiny_pair(letter)
+    pair = tiny_pair(preset)
     rope = {"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]}
     folders = {"target": str(pair.target), "draft": None if pair.draft is None else str(pair.draft)}
     # transformers 4 wrote it under the other name, with theta beside it.
@@ -250,7 +260,7 @@ def test_a_rope_that_is_refused_is_told_which_are_not(
 def test_the_files_of_a_draft_are_looked_at_once(
     tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = tiny_pair("D")
+    pair = tiny_pair("llama_eagle_agreeing")
     looked: list[str] = []
     for name in ("weight_files", "check_draft_files", "check_weight_files"):
         function = getattr(runtime_config, name)

@@ -16,7 +16,7 @@ from tiny import NEAR_DELTA, NEAR_TOP_N
 from unispec.engine import Engine
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
-NAMES = pytest.mark.parametrize("name", ["G"])
+NAMES = pytest.mark.parametrize("name", ["deepseek_mtp_agreeing"])
 
 
 @pytest.mark.parametrize(

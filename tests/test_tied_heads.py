@@ -87,7 +87,7 @@ CHANGES = [differ, same, head_only, embedding_only]
 def test_embedding_and_head_are_transformers(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, change: Any
 ) -> None:
-    folder = Path(shutil.copytree(tiny_pair("A").target, tmp_path / "target"))
+    folder = Path(shutil.copytree(tiny_pair("llama_eagle").target, tmp_path / "target"))
     ask_for_a_tied_head(folder, change)
     target = TargetReference(folder)
     state = llama3_state_dict(
@@ -99,8 +99,23 @@ def test_embedding_and_head_are_transformers(
     assert ("lm_head.weight" in state) == (change is differ)
 
 
-GRAPHS = [(name, differ) for name in ("A alone", "C", "E", "G", "G alone", "J", "J alone")]
-GRAPHS += [("C", same), ("A alone", head_only), ("G alone", head_only)]
+GRAPHS = [
+    (name, differ)
+    for name in (
+        "llama_eagle alone",
+        "llama_eagle_bfloat16",
+        "llama_dflash_windowed",
+        "deepseek_mtp_agreeing",
+        "deepseek_mtp_agreeing alone",
+        "kimi_dflash",
+        "kimi_dflash alone",
+    )
+]
+GRAPHS += [
+    ("llama_eagle_bfloat16", same),
+    ("llama_eagle alone", head_only),
+    ("deepseek_mtp_agreeing alone", head_only),
+]
 
 
 @pytest.mark.usefixtures("no_compile")
@@ -109,8 +124,8 @@ def test_every_graph_has_the_head_of_the_file(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, name: str, change: Any
 ) -> None:
     """And so has its draft: a smaller vocabulary has those rows of it."""
-    letter, _, alone = name.partition(" ")
-    pair = tiny_pair(letter)
+    preset, _, alone = name.partition(" ")
+    pair = tiny_pair(preset)
     folder = Path(shutil.copytree(pair.target, tmp_path / "target"))
     ask_for_a_tied_head(folder, change)
     draft = None if alone or pair.draft is None else str(pair.draft)
@@ -142,7 +157,7 @@ def test_every_graph_has_the_head_of_the_file(
 def test_a_modulev3_graph_has_the_head_of_the_file(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, change: Any
 ) -> None:
-    folder = Path(shutil.copytree(tiny_pair("A").target, tmp_path / "target"))
+    folder = Path(shutil.copytree(tiny_pair("llama_eagle").target, tmp_path / "target"))
     ask_for_a_tied_head(folder, change)
     target, tensors = TargetReference(folder), read_tensors([folder / WEIGHTS])
     config = Llama3Config.initialize(pipeline_config(folder))

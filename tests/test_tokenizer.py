@@ -140,7 +140,7 @@ def test_the_ids_are_those_of_tokenizer_json(
 def test_engine_training_and_grammars_read_the_same_ids(
     cls: str, tiny_pair: Any, tmp_path: Path
 ) -> None:
-    pair: TinyPair = tiny_pair("A")
+    pair: TinyPair = tiny_pair("llama_eagle")
     for file in pair.target.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / "tokenizer_config.json"

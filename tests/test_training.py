@@ -69,7 +69,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def target(tiny_pair: Callable[[str], TinyPair]) -> TorchTarget:
     """Its next token is mostly a function of the current one, which can be learnt."""
-    return TorchTarget(str(tiny_pair("D").target))
+    return TorchTarget(str(tiny_pair("llama_eagle_agreeing").target))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_features_are_the_targets(
     method: Method,
 ) -> None:
     """Of what was stored, against hidden states that transformers gives for the same tokens."""
-    collection, reference = collected(method), tiny_target("D")
+    collection, reference = collected(method), tiny_target("llama_eagle_agreeing")
     layers = SHAPES[method].tapped_layers(target.config)
     for place in [*collection.training[:3], *collection.held_out[:2]]:
         one = collection.read(place)
@@ -130,7 +130,7 @@ def test_held_out_answers_are_greedy_and_to_prompts_of_their_own(
     for place in collection.held_out:
         one = collection.read(place)
         ids = one.tokens.tolist()
-        trace = tiny_target("D").greedy(ids[: one.prompt_length], 48, target.eos)
+        trace = tiny_target("llama_eagle_agreeing").greedy(ids[: one.prompt_length], 48, target.eos)
         assert trace.token_ids == ids[one.prompt_length :]
 
 
@@ -168,8 +168,10 @@ def test_each_answer_has_its_temperature(
         return [one.tokens[one.prompt_length :] for one in answered]
 
     greedy, warm, same, short, other = answers(seed=1)
-    assert greedy == same == tiny_target("D").greedy(ids, 24, target.eos).token_ids
-    assert short == tiny_target("D").greedy(shorter, 24, target.eos).token_ids
+    assert (
+        greedy == same == tiny_target("llama_eagle_agreeing").greedy(ids, 24, target.eos).token_ids
+    )
+    assert short == tiny_target("llama_eagle_agreeing").greedy(shorter, 24, target.eos).token_ids
     assert warm != other
     assert answers(seed=1) == [greedy, warm, same, short, other]
     assert answers(seed=2)[1] != warm
@@ -178,7 +180,7 @@ def test_each_answer_has_its_temperature(
 @pytest.fixture
 def ending(tiny_pair: Callable[[str], TinyPair]) -> TorchTarget:
     """Its answers end at many tokens, so at many lengths."""
-    target = TorchTarget(str(tiny_pair("D").target))
+    target = TorchTarget(str(tiny_pair("llama_eagle_agreeing").target))
     target.eos = list(range(0, 256, 16))
     return target
 
@@ -191,7 +193,7 @@ def test_an_answer_that_ends_leaves_the_others_as_they_are(
     answered = ending.answers(prompts, [0.0] * len(prompts), layers, 40, seed=0)
     assert len({len(one.tokens) - one.prompt_length for one in answered}) > 4
     for prompt, one in zip(prompts, answered, strict=True):
-        expected = tiny_target("D").greedy(prompt, 40, ending.eos).token_ids
+        expected = tiny_target("llama_eagle_agreeing").greedy(prompt, 40, ending.eos).token_ids
         assert one.tokens == [*prompt, *expected]
         assert one.prompt_length == len(prompt)
         output = ending.model(torch.tensor([one.tokens]), output_hidden_states=True)
@@ -234,7 +236,7 @@ def test_features_beyond_float16_are_its_largest(
     tiny_pair: Callable[[str], TinyPair], dtype: torch.dtype
 ) -> None:
     """Massive activations exist; infinity would end the fit."""
-    target = TorchTarget(str(tiny_pair("D").target), dtype=dtype)
+    target = TorchTarget(str(tiny_pair("llama_eagle_agreeing").target), dtype=dtype)
     target.model.get_decoder().norm.weight.data *= 1e5
     (one,) = target.answers([random_prompt(256, 9, seed=0)], [0.0], (), 4, seed=0)
     assert one.features.isfinite().all()
@@ -315,7 +317,7 @@ def test_a_fit_in_bfloat16_goes_the_way_of_one_in_float32(
 def test_a_target_in_bfloat16(tiny_pair: Callable[[str], TinyPair]) -> None:
     """What it keeps while it answers is what one pass over the whole gives, but for rounding."""
     prompts = [random_prompt(256, length, seed=length) for length in (5, 30)]
-    rough = TorchTarget(str(tiny_pair("D").target), dtype=torch.bfloat16)
+    rough = TorchTarget(str(tiny_pair("llama_eagle_agreeing").target), dtype=torch.bfloat16)
     for one in rough.answers(prompts, [0, 0.7], (), 20, seed=0):
         with torch.inference_mode():
             whole = rough.model.get_decoder()(torch.tensor([one.tokens])).last_hidden_state[0]
@@ -387,7 +389,7 @@ def test_measured_matches_are_what_decoding_accepts(
     publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)
     rounded(draft)
     references: dict[Method, Any] = {"eagle": EagleReference, "dflash": DFlashReference}
-    reference = references[method](tmp_path, tiny_target("D"))
+    reference = references[method](tmp_path, tiny_target("llama_eagle_agreeing"))
     one = collection.read(collection.held_out[0])
     taps = SHAPES[method].tapped_layers(target.config)
     one = replace(one, features=features(target, one.tokens.tolist(), taps))
@@ -398,7 +400,9 @@ def test_measured_matches_are_what_decoding_accepts(
     for row, right in enumerate(found):
         known = ids[: one.prompt_length + 1 + every * row]  # the last is the target's next token
         proposals = (
-            reference.propose(known, tiny_target("D").features_and_logits(known[:-1])[0], k)
+            reference.propose(
+                known, tiny_target("llama_eagle_agreeing").features_and_logits(known[:-1])[0], k
+            )
             if method == "eagle"
             else reference.propose(known, k)
         )
@@ -537,7 +541,7 @@ def prompt_file(tmp_path: Path) -> Path:
 def test_the_command_makes_a_draft_that_generate_loads(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, prompt_file: Path, method: Method
 ) -> None:
-    model, output = tiny_pair("D").target, tmp_path / "draft"
+    model, output = tiny_pair("llama_eagle_agreeing").target, tmp_path / "draft"
     given: list[object] = ["--model", model, "--speculative-method", method, "--output", output]
     given += ["--prompts", prompt_file, "--tokens", 1500, "--epochs", 1, "--no-chat-template"]
     given += ["--max-new-tokens", 32, "--draft-vocab-size", 100]
@@ -588,7 +592,7 @@ def test_a_command_that_is_killed_twice(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path, prompt_file: Path
 ) -> None:
     """By SIGKILL: while it collects, and while it fits. What comes out is what would have."""
-    given = ["--model", tiny_pair("D").target, "--speculative-method", "eagle"]
+    given = ["--model", tiny_pair("llama_eagle_agreeing").target, "--speculative-method", "eagle"]
     given += ["--prompts", prompt_file, "--tokens", 5000, "--epochs", 2, "--no-chat-template"]
     given += ["--max-new-tokens", 48]
     output = tmp_path / "killed"
@@ -637,7 +641,7 @@ def test_options_that_are_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options: dict[str, object] = {
-        "--model": tiny_pair("D").target,
+        "--model": tiny_pair("llama_eagle_agreeing").target,
         "--speculative-method": "eagle",
         "--output": tmp_path / "draft",
         "--prompts": prompt_file,
@@ -665,7 +669,14 @@ def test_prompt_files_that_are_refused(
 ) -> None:
     path = tmp_path / "prompts"
     path.write_text(text)
-    given = ["--model", tiny_pair("D").target, "--speculative-method", "eagle", "--prompts", path]
+    given = [
+        "--model",
+        tiny_pair("llama_eagle_agreeing").target,
+        "--speculative-method",
+        "eagle",
+        "--prompts",
+        path,
+    ]
     done = run(*given, "--output", tmp_path / "draft", "--no-chat-template")
     assert done.exit_code == 2
     assert message in done.stderr
@@ -673,13 +684,16 @@ def test_prompt_files_that_are_refused(
 
 def test_a_target_that_is_no_llama(tiny_pair: Callable[[str], TinyPair]) -> None:
     with pytest.raises(InputError, match="DeepseekV3ForCausalLM: choose a Llama"):
-        TorchTarget(str(tiny_pair("G").target))
+        TorchTarget(str(tiny_pair("deepseek_mtp_agreeing").target))
 
 
 @pytest.fixture
 def mistral(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TorchTarget:
-    """Pair D's target by another name, with a window of 32 tokens."""
-    file = Path(shutil.copytree(tiny_pair("D").target, tmp_path / "mistral")) / "config.json"
+    """The target of `llama_eagle_agreeing` by another name, with a window of 32 tokens."""
+    file = (
+        Path(shutil.copytree(tiny_pair("llama_eagle_agreeing").target, tmp_path / "mistral"))
+        / "config.json"
+    )
     fields = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     file.write_text(json.dumps(json.loads(file.read_text()) | fields | {"sliding_window": 32}))
     return TorchTarget(str(file.parent))
@@ -819,7 +833,7 @@ def test_what_the_checkpoint_says_of_generation_changes_no_greedy_answer(
 ) -> None:
     """Penalties of generation_config.json are for users; a draft is to foresee the target."""
     folder = tmp_path / "target"
-    shutil.copytree(tiny_pair("D").target, folder)
+    shutil.copytree(tiny_pair("llama_eagle_agreeing").target, folder)
     changes = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "eos_token_id": [2, 7]}
     (folder / "generation_config.json").write_text(json.dumps(changes))
     other = TorchTarget(str(folder))
@@ -832,7 +846,7 @@ def test_what_the_checkpoint_says_of_generation_changes_no_greedy_answer(
 
 def test_a_target_that_computes_nan(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> None:
     folder = tmp_path / "target"
-    shutil.copytree(tiny_pair("D").target, folder)
+    shutil.copytree(tiny_pair("llama_eagle_agreeing").target, folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -843,7 +857,7 @@ def test_a_target_that_computes_nan(tiny_pair: Callable[[str], TinyPair], tmp_pa
 
 def test_a_target_that_lacks_a_tensor(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> None:
     folder = tmp_path / "target"
-    shutil.copytree(tiny_pair("D").target, folder)
+    shutil.copytree(tiny_pair("llama_eagle_agreeing").target, folder)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -41,7 +41,7 @@ class TinyPair:
     """Whether drafts near the top stand in thinking blocks, of which a test says where they are."""
 
 
-def _a(folder: Path) -> TinyPair:
+def _llama_eagle(folder: Path) -> TinyPair:
     """Grouped queries, tied head, plain draft."""
     target = tiny_llama(
         folder / "target",
@@ -58,7 +58,7 @@ def _a(folder: Path) -> TinyPair:
     return TinyPair(target, tiny_eagle(folder / "draft", target, seed=11))
 
 
-def _b(folder: Path) -> TinyPair:
+def _llama_eagle_biased(folder: Path) -> TinyPair:
     """One KV head wider than hidden / heads, biases, scaled RoPE.
 
     The draft has two layers and a quarter of the vocabulary, and is sampled.
@@ -81,7 +81,7 @@ def _b(folder: Path) -> TinyPair:
     return TinyPair(target, draft, draft_proposal="sampled")
 
 
-def _c(folder: Path) -> TinyPair:
+def _llama_eagle_bfloat16(folder: Path) -> TinyPair:
     """No grouping, bfloat16 files, draft of a quarter of the vocabulary."""
     target = tiny_llama(
         folder / "target",
@@ -99,13 +99,13 @@ def _c(folder: Path) -> TinyPair:
     return TinyPair(target, tiny_eagle(folder / "draft", target, d2t=128, seed=13))
 
 
-def _d(folder: Path) -> TinyPair:
+def _llama_eagle_agreeing(folder: Path) -> TinyPair:
     """A draft that agrees with its target on most tokens, in runs of every length."""
     target = agreeing_llama(folder / "target", seed=4)
     return TinyPair(target, agreeing_eagle(folder / "draft", target, seed=14))
 
 
-def _e(folder: Path, *, both_ways: bool | None = None) -> TinyPair:
+def _llama_dflash_windowed(folder: Path, *, both_ways: bool | None = None) -> TinyPair:
     """No grouping, bfloat16 files.
 
     The draft has taps out of order for a windowed and a full layer, wide heads, few tokens.
@@ -142,14 +142,14 @@ def _e(folder: Path, *, both_ways: bool | None = None) -> TinyPair:
     return TinyPair(target, draft, "dflash")
 
 
-def _f(folder: Path) -> TinyPair:
-    """A DFlash draft that agrees with the target of D, of most of the vocabulary; sampled."""
+def _llama_dflash_agreeing(folder: Path) -> TinyPair:
+    """A DFlash draft that agrees with `llama_eagle_agreeing`'s target; of most tokens, sampled."""
     target = agreeing_llama(folder / "target", seed=4)
     draft = agreeing_dflash(folder / "draft", target, d2t=232, seed=16)
     return TinyPair(target, draft, "dflash", draft_proposal="sampled")
 
 
-def _g(folder: Path) -> TinyPair:
+def _deepseek_mtp_agreeing(folder: Path) -> TinyPair:
     """An MTP layer that agrees with its target on most tokens.
 
     Queries without a latent, YaRN, a dense layer, four groups of four experts; FP8 blocks. Its
@@ -158,7 +158,7 @@ def _g(folder: Path) -> TinyPair:
     return TinyPair(agreeing_deepseek(folder / "target", seed=9), None, "mtp", relaxed=True)
 
 
-def _h(folder: Path) -> TinyPair:
+def _deepseek_mtp_sampled(folder: Path) -> TinyPair:
     """Queries with a latent, plain RoPE in halves, one group of eight experts; sampled drafts."""
     target = tiny_deepseek(
         folder / "target",
@@ -177,7 +177,7 @@ def _h(folder: Path) -> TinyPair:
     return TinyPair(target, None, "mtp", draft_proposal="sampled")
 
 
-def _i(folder: Path) -> TinyPair:
+def _deepseek_mtp(folder: Path) -> TinyPair:
     """Queries with a latent, YaRN, a dense layer, two groups of four experts."""
     target = tiny_deepseek(
         folder / "target",
@@ -194,34 +194,41 @@ def _i(folder: Path) -> TinyPair:
     return TinyPair(target, None, "mtp")
 
 
-def _j(folder: Path) -> TinyPair:
+def _kimi_dflash(folder: Path) -> TinyPair:
     """A Kimi K2.5 and a DFlash draft."""
     target = tiny_kimi(folder / "target", seed=3)
     draft = tiny_kimi_draft(folder / "draft", target, folder / "scratch", seed=4)
     return TinyPair(target, draft, "dflash")
 
 
-def _n(folder: Path) -> TinyPair:
-    """Pair E, but the windowed layer of the draft sees later slots of the block too."""
-    return _e(folder, both_ways=True)
+def _llama_dflash_both_ways(folder: Path) -> TinyPair:
+    """As `llama_dflash_windowed`, but that layer sees later slots of the block too."""
+    return _llama_dflash_windowed(folder, both_ways=True)
 
 
 PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
-    "A": _a,
-    "B": _b,
-    "C": _c,
-    "D": _d,
-    "E": _e,
-    "F": _f,
-    "G": _g,
-    "H": _h,
-    "I": _i,
-    "J": _j,
-    "N": _n,
+    "llama_eagle": _llama_eagle,
+    "llama_eagle_biased": _llama_eagle_biased,
+    "llama_eagle_bfloat16": _llama_eagle_bfloat16,
+    "llama_eagle_agreeing": _llama_eagle_agreeing,
+    "llama_dflash_windowed": _llama_dflash_windowed,
+    "llama_dflash_agreeing": _llama_dflash_agreeing,
+    "deepseek_mtp_agreeing": _deepseek_mtp_agreeing,
+    "deepseek_mtp_sampled": _deepseek_mtp_sampled,
+    "deepseek_mtp": _deepseek_mtp,
+    "kimi_dflash": _kimi_dflash,
+    "llama_dflash_both_ways": _llama_dflash_both_ways,
 }
 """Each writes its pair below a folder and returns where."""
 
-EAGLE_PAIRS = "ABCD"
+EAGLE_PAIRS = ("llama_eagle", "llama_eagle_biased", "llama_eagle_bfloat16", "llama_eagle_agreeing")
 
-COMPILED_PAIRS = "BDEFGH"
+COMPILED_PAIRS = (
+    "llama_eagle_biased",
+    "llama_eagle_agreeing",
+    "llama_dflash_windowed",
+    "llama_dflash_agreeing",
+    "deepseek_mtp_agreeing",
+    "deepseek_mtp_sampled",
+)
 """Those that all engine tests run; a graph takes time to compile."""
