@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +24,14 @@ from unispec.sampling.acceptance import (
     Verification,
     accept_run,
 )
-from unispec.sampling.buffers import RowSampling, SamplingBuffers
+from unispec.sampling.buffers import SamplingBuffers
 from unispec.sampling.distribution import draw, shape_logits, target_distribution
-from unispec.sampling.inputs import SamplingInputs
+from unispec.sampling.inputs import (
+    SAMPLING_PARAMETERS,
+    RowSampling,
+    SamplingInputs,
+    sampling_types,
+)
 from unispec.sampling.seeds import Stream, positions, uniform
 
 __all__ = [
@@ -175,14 +180,14 @@ def build_graph() -> Graph:
         TensorType(DType.bool, ["batch"], cpu),
         TensorType(DType.float32, [1, "num_draws", "any_vocab"], cpu),
         TensorType(DType.float64, [1, "num_draws"], cpu),
-        *SamplingInputs.types(cpu, VOCAB),
+        *sampling_types(cpu, VOCAB).values(),
     ]
     with Graph("acceptance_rules", input_types=types) as graph:
         inputs = iter(graph.inputs)
         logits, drafts, first_position, draft_probs, thinking, any_weights, points = (
             next(inputs).tensor for _ in range(7)
         )
-        sampling = SamplingInputs(*(next(inputs).tensor for _ in fields(SamplingInputs)))
+        sampling = SamplingInputs(**{name: next(inputs).tensor for name in SAMPLING_PARAMETERS})
         logits = ops.rebind(logits, ["batch", drafts.shape[1] + 1, VOCAB])
         step = Verification(logits, drafts, first_position, draft_probs, thinking)
         verdicts = [rule(step, sampling) for rule in RULES.values()]
@@ -247,7 +252,7 @@ class AcceptanceGraph:
             _full(thinking, (batch,), np.bool_),
             np.ones((1, 1, 1), np.float32),
             np.zeros((1, 1)),
-            sampling=self._buffers.fill(rows, bitmask),
+            sampling=self._buffers.fill(rows, bitmask).values(),
         )
         verdicts = {name: Verdict(*(next(outputs) for _ in range(3))) for name in RULES}
         weights = next(outputs).astype(np.float64)
@@ -264,12 +269,12 @@ class AcceptanceGraph:
             np.zeros(1, np.bool_),
             _full(weights, (1, len(points), len(weights)), np.float32),
             points[np.newaxis],
-            sampling=self._buffers.fill([Request().row(0)], self._buffers.bitmask(1, 1)),
+            sampling=self._buffers.fill([Request().row(0)], self._buffers.bitmask(1, 1)).values(),
         )
         return np.asarray(tokens[0], np.int64)
 
     def _execute(
-        self, *values: npt.NDArray[np.generic], sampling: Sequence[Buffer]
+        self, *values: npt.NDArray[np.generic], sampling: Iterable[Buffer]
     ) -> Iterator[npt.NDArray[Any]]:
         outputs = self._model.execute(*(Buffer.from_numpy(value) for value in values), *sampling)
         return (output.to_numpy() for output in outputs)

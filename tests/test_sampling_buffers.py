@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from max.driver import CPU, Buffer
+from max.graph import DeviceRef
+from max.pipelines.context import SamplingParams
 
+from unispec.pipelines.architectures.unified_dflash_kimi_k25.inputs import UNIFIED_ORDER
+from unispec.pipelines.runtime.rows import make_row
+from unispec.pipelines.speculative.step import INPUT_ORDER
+from unispec.pipelines.targets.deepseek.inputs import DEEPSEEK_ORDER
+from unispec.pipelines.targets.kimi.inputs import KIMI_ORDER
 from unispec.sampling import buffers
-from unispec.sampling.buffers import RowSampling, SamplingBuffers
-from unispec.sampling.inputs import SamplingInputs
+from unispec.sampling.buffers import SamplingBuffers
+from unispec.sampling.inputs import PER_ROW, SAMPLING_PARAMETERS, RowSampling, sampling_types
 
 VOCAB = 70  # three words of a mask, the last one not full
 ROWS, POSITIONS = 6, 4
-NAMES = [field.name for field in fields(SamplingInputs)]
 
 
 class OtherDevice:
@@ -106,7 +111,8 @@ def assert_right(sampling: SamplingBuffers, rows: Sequence[RowSampling], mask: i
     bitmask[...] = mask
     expected = plainly(rows, bitmask.copy())
     sent = sampling.fill(rows, bitmask)
-    for name, buffer in zip(NAMES, sent, strict=True):
+    assert list(sent) == list(SAMPLING_PARAMETERS)
+    for name, buffer in sent.items():
         array = buffer.array if isinstance(buffer, Copied) else buffer.to_numpy()
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
@@ -141,3 +147,29 @@ def test_the_stand_in_is_needed_on_this_machine() -> None:
 def test_a_seed_is_taken_modulo_its_64_bits() -> None:
     assert RowSampling(2**64 + 5).seed == 5
     assert RowSampling(-1).seed == 2**64 - 1
+
+
+@pytest.mark.parametrize("positions", [1, POSITIONS])
+def test_what_is_sent_is_what_the_graph_declares(positions: int) -> None:
+    sampling = SamplingBuffers(ROWS, VOCAB, POSITIONS, CPU())
+    rows = [RowSampling(1), RowSampling(2)]
+    sent = sampling.fill(rows, sampling.bitmask(len(rows), positions))
+    declared = sampling_types(DeviceRef.CPU(), VOCAB)
+    sizes = {"batch": len(rows), "num_positions": positions}
+    assert {name: (buffer.dtype, tuple(buffer.shape)) for name, buffer in sent.items()} == {
+        name: (of.dtype, tuple(sizes.get(str(dim)) or int(dim) for dim in of.shape))
+        for name, of in declared.items()
+    }
+
+
+@pytest.mark.parametrize("order", [INPUT_ORDER, DEEPSEEK_ORDER, KIMI_ORDER, UNIFIED_ORDER])
+def test_every_graph_takes_each_parameter_once(order: Sequence[str]) -> None:
+    assert sorted(set(order) & set(SAMPLING_PARAMETERS)) == sorted(SAMPLING_PARAMETERS)
+    assert len(set(order)) == len(order)
+
+
+def test_every_number_of_a_row_is_one_of_max() -> None:
+    """A request's values reach the graph by their names."""
+    given = SamplingParams(**dict.fromkeys(PER_ROW, 1))
+    row = make_row(given, [0], VOCAB).sampling
+    assert [getattr(row, name) for name in PER_ROW] == [1] * len(PER_ROW)

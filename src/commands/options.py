@@ -90,7 +90,7 @@ class SamplingInteger(click.IntRange):
     """
 
     def __init__(self, name: str) -> None:
-        low, high, _ = RANGES[name]
+        low, high = RANGES[name][:2]
         super().__init__(int(low), int(high) if math.isfinite(high) else None)
 
 

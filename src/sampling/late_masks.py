@@ -11,7 +11,7 @@ from max.graph import BufferType, DeviceRef, TensorType, Value, ops
 from max.nn.kernels import inplace_memcpy, wait_host_value_with_dep
 
 from .acceptance import AcceptanceRule, Accepted, Verification
-from .inputs import SamplingInputs
+from .inputs import BITMASK, SamplingInputs, sampling_types
 
 __all__ = ["LATE_MASKS", "AfterMasks", "late_mask_types", "with_late_masks"]
 
@@ -31,7 +31,7 @@ def with_late_masks(order: Sequence[str]) -> tuple[str, ...]:
     Args:
         order: names of a graph's inputs.
     """
-    place = order.index("token_bitmask")
+    place = order.index(BITMASK)
     return (*order[:place], *LATE_MASKS, *order[place + 1 :])
 
 
@@ -42,7 +42,7 @@ def late_mask_types(device: DeviceRef, vocab_size: int) -> dict[str, list[Tensor
         device: the GPU that the masks are for.
         vocab_size: V.
     """
-    cpu, mask = DeviceRef.CPU(), SamplingInputs.mask_type(device, vocab_size)
+    cpu, mask = DeviceRef.CPU(), sampling_types(device, vocab_size)[BITMASK]
     types: tuple[TensorType | BufferType, ...] = (
         TensorType(mask.dtype, mask.shape, device=cpu),
         BufferType(DType.int64, [2], device=cpu),

@@ -19,6 +19,8 @@ class Range(NamedTuple):
     """The most."""
     or_zero: str = ""
     """What zero, which is below the least, does; empty: it may not be zero."""
+    is_integer: bool = False
+    """Whether only integers are among them."""
 
     def holds(self, value: float) -> bool:
         """Whether a number is among them."""
@@ -37,14 +39,14 @@ RANGES: Final[Mapping[str, Range]] = MappingProxyType(
     {
         # Smaller ones may be zero to a processor: float32 loses digits below 1.2e-38.
         "temperature": Range(1e-37, 2, or_zero="takes the most probable token"),
-        "top_k": Range(-1, 2**63 - 1),
+        "top_k": Range(-1, 2**63 - 1, is_integer=True),
         "top_p": Range(0, 1),
         "min_p": Range(0, 1),
         "presence_penalty": Range(-2, 2),
         "frequency_penalty": Range(-2, 2),
         "repetition_penalty": Range(1 / _LARGEST_PENALTY, _LARGEST_PENALTY),
-        "max_new_tokens": Range(1),
-        "min_new_tokens": Range(0),
+        "max_new_tokens": Range(1, is_integer=True),
+        "min_new_tokens": Range(0, is_integer=True),
     }
 )
 """By the names of MAX's `SamplingParams`, which are those of the command's options too."""

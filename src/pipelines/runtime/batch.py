@@ -19,24 +19,6 @@ from .rows import Row, make_row
 
 __all__ = ["BatchBuilder"]
 
-_SAMPLING_FIELDS = (
-    "seed",
-    "temperature",
-    "max_temperature",
-    "top_k",
-    "max_k",
-    "top_p",
-    "min_top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "num_penalised",
-    "token_counts",
-    "logit_bias",
-    "token_bitmask",
-)
-
 
 class BatchBuilder:
     """Owns the host memory of the inputs and the rows of the requests.
@@ -138,7 +120,6 @@ class BatchBuilder:
             known[index] = context.tokens.all[position] if chunked else VOID_TOKEN
         bitmask = self._bitmask(contexts, rows, width)
         tokens, row_offsets = self._persistent.write(self._tokens[: int(offsets[-1])], offsets)
-        sampling = self._sampling.fill([row.sampling for row in rows], bitmask)
         fields = {
             "tokens": tokens,
             "input_row_offsets": row_offsets,
@@ -148,7 +129,7 @@ class BatchBuilder:
             "num_speculative_tokens": Buffer.from_numpy(
                 np.array(self.num_speculative_tokens, np.int64)
             ),
-            **dict(zip(_SAMPLING_FIELDS, sampling, strict=True)),
+            **self._sampling.fill([row.sampling for row in rows], bitmask),
         }
         if self._sampled_drafts:
             fields["draft_probs_full"] = self._draft_probs(rows, width)

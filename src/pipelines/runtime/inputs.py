@@ -16,10 +16,12 @@ from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import INPUT_ORDER
+from unispec.sampling.inputs import SamplingFields
 
 __all__ = [
     "PersistentInputBuffers",
     "StepModelInputs",
+    "TokenInputs",
     "needed_input",
     "refuse_inputs",
     "wait_for_copies",
@@ -27,7 +29,23 @@ __all__ = [
 
 
 @dataclass(kw_only=True)
-class StepModelInputs(ModelInputs):
+class TokenInputs(ModelInputs):
+    """The tokens of a step; the fields that come first in the documented constructors."""
+
+    tokens: Buffer
+    """int64 `[T]`: the new verified tokens of each row, ragged."""
+    input_row_offsets: Buffer
+    """uint32 `[B + 1]`: where each row starts in `tokens`."""
+    return_n_logits: Buffer
+    """int64 `[1]` on the host: logit rows per row, K + 1."""
+    draft_tokens: Buffer | None = None
+    """int64 `[B, K]`: the last step's proposals; -1 where a row has nothing to verify."""
+    draft_kv_blocks: list[Buffer] | None = None
+    """Not taken: the draft's pages are part of `kv_cache_inputs`."""
+
+
+@dataclass(kw_only=True)
+class StepModelInputs(SamplingFields[Buffer | None], TokenInputs):
     """One step's inputs. B rows, T new tokens in all, K draft tokens a row, V the vocabulary.
 
     Every field that is not marked as not taken, or as taken by some graphs only,
@@ -45,56 +63,16 @@ class StepModelInputs(ModelInputs):
     )
     """Fields that must stay unset: the graph has no such input."""
 
-    tokens: Buffer
-    """int64 `[T]`: the new verified tokens of each row, ragged."""
-    input_row_offsets: Buffer
-    """uint32 `[B + 1]`: where each row starts in `tokens`."""
-    return_n_logits: Buffer
-    """int64 `[1]` on the host: logit rows per row, K + 1."""
-    draft_tokens: Buffer | None = None
-    """int64 `[B, K]`: the last step's proposals; -1 where a row has nothing to verify."""
-    draft_kv_blocks: list[Buffer] | None = None
-    """Not taken: the draft's pages are part of `kv_cache_inputs`."""
     kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None
     """Pages and lengths of the target's cache and, where there is a draft, of the draft's."""
     hidden_states: Buffer | list[Buffer] | None = None
     """Not taken: the graph keeps its hidden states to itself."""
-    seed: Buffer | None = None
-    """uint64 `[B]`: the request's seed."""
-    temperature: Buffer | None = None
-    """float32 `[B]`; 0 is greedy."""
-    top_k: Buffer | None = None
-    """int64 `[B]`; 0 or less is no limit."""
-    max_k: Buffer | None = None
-    """int64 scalar on the host: the largest `top_k`; 0 skips the search."""
-    top_p: Buffer | None = None
-    """float32 `[B]`; 1 is no limit."""
-    min_top_p: Buffer | None = None
-    """float32 scalar on the host: the smallest `top_p`; 1 skips the search."""
     in_thinking_phase: Buffer | None = None
     """bool `[B]`; taken by a graph with relaxed acceptance only."""
     lora_ids: Buffer | None = None
     """Not taken."""
     lora_ranks: Buffer | None = None
     """Not taken."""
-    max_temperature: Buffer | None = None
-    """float32 scalar on the host: the largest `temperature`; 0 skips all but the argmax."""
-    min_p: Buffer | None = None
-    """float32 `[B]`; 0 is no limit."""
-    presence_penalty: Buffer | None = None
-    """float32 `[B]`; 0 is none."""
-    frequency_penalty: Buffer | None = None
-    """float32 `[B]`; 0 is none."""
-    repetition_penalty: Buffer | None = None
-    """float32 `[B]`; 1 is none."""
-    num_penalised: Buffer | None = None
-    """int64 scalar on the host: how many rows have a penalty; 0 skips them."""
-    token_counts: Buffer | None = None
-    """int32 `[B, V]`: generated counts; -1 for tokens that are only in the prompt."""
-    logit_bias: Buffer | None = None
-    """float32 `[B, V]`."""
-    token_bitmask: Buffer | None = None
-    """int32 `[B, K + 1, ceil(V / 32)]`: set bits are allowed tokens."""
     known_next_tokens: Buffer | None = None
     """int64 `[B]`: the token after a prefill chunk; -1 where the step decides it."""
     num_speculative_tokens: Buffer | None = None

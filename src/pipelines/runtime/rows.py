@@ -10,8 +10,8 @@ import numpy.typing as npt
 from max.pipelines.context import SamplingParams
 
 from unispec.errors import InputError
-from unispec.sampling.buffers import RowSampling
 from unispec.sampling.grammar import GrammarState
+from unispec.sampling.inputs import PER_ROW, RowSampling
 
 from .metrics import Acceptance
 from .sampling_params import check_sampling
@@ -71,16 +71,7 @@ def make_row(
     check_sampling(params)
     stop_token_ids = params.stop_token_ids or ()
     _check_vocabulary((min(prompt), max(prompt), *stop_token_ids, *(logit_bias or ())), vocab_size)
-    sampling = RowSampling(
-        seed=int(params.seed),
-        temperature=params.temperature,
-        top_k=max(params.top_k, 0),
-        top_p=params.top_p,
-        min_p=params.min_p,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        repetition_penalty=params.repetition_penalty,
-    )
+    sampling = RowSampling(**{name: getattr(params, name) for name in PER_ROW})
     neutral = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
     if neutral != (0, 0, 1):
         sampling.token_counts = np.zeros(vocab_size, np.int32)

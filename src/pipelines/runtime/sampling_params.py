@@ -80,11 +80,11 @@ def _number(name: str, value: Any) -> None:
 def _integer(name: str, value: Any) -> None:
     if not is_integer(value):
         raise InputError(f"{name} is {shown(value)}; give an integer")
-    low, high, _ = RANGES.get(name, Range(-inf))
-    if value < low:
-        raise InputError(f"{name} is {value}; choose at least {low}")
-    if value > high:
-        raise InputError(f"{name} is {value}; choose at most {high}")
+    allowed = RANGES.get(name, Range(-inf))
+    if value < allowed.low:
+        raise InputError(f"{name} is {value}; choose at least {allowed.low}")
+    if value > allowed.high:
+        raise InputError(f"{name} is {value}; choose at most {allowed.high}")
 
 
 def _optional(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
@@ -112,15 +112,8 @@ def _integers(name: str, value: Any) -> None:
 
 HANDLED_FIELDS: Final[Mapping[str, Callable[[str, Any], None]]] = MappingProxyType(
     {
-        "temperature": _number,
-        "top_k": _integer,
-        "top_p": _number,
-        "min_p": _number,
-        "presence_penalty": _number,
-        "frequency_penalty": _number,
-        "repetition_penalty": _number,
+        **{name: _integer if one.is_integer else _number for name, one in RANGES.items()},
         "max_new_tokens": _optional(_integer),
-        "min_new_tokens": _integer,
         "ignore_eos": _truth,
         "stop": _optional(_texts),
         "stop_token_ids": _optional(_integers),

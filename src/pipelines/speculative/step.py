@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,12 @@ from max.nn.kv_cache import KVCacheParamInterface, PagedCacheValues
 
 from unispec.kv_cache.views import as_one_batch, take_copies
 from unispec.methods import LARGEST_DRAFT_TOKENS
-from unispec.sampling.inputs import SamplingInputs
+from unispec.sampling.inputs import (
+    BITMASK,
+    SAMPLING_PARAMETERS,
+    SamplingInputs,
+    sampling_types,
+)
 
 __all__ = [
     "INPUT_ORDER",
@@ -94,21 +99,7 @@ INPUT_ORDER = (
     "known_next_tokens",
     "num_speculative_tokens",
     "kv_cache_inputs",
-    "seed",
-    "temperature",
-    "max_temperature",
-    "top_k",
-    "max_k",
-    "top_p",
-    "min_top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "num_penalised",
-    "token_counts",
-    "logit_bias",
-    "token_bitmask",
+    *SAMPLING_PARAMETERS,
 )
 """The inputs of a graph on one device in order, before those that only some graphs take."""
 
@@ -149,7 +140,7 @@ class StepSignature:
         taken = {name: [next(rest) for _ in named[name]] for name in self._names()}
         if "pinned_bitmask" in taken:
             # Where masks come late, the acceptance rule waits for them, see `AfterMasks`.
-            taken["token_bitmask"] = taken["pinned_bitmask"]
+            taken[BITMASK] = taken["pinned_bitmask"]
 
         def one(name: str) -> TensorValue:
             (value,) = taken[name]
@@ -166,7 +157,7 @@ class StepSignature:
             known_next_tokens=one("known_next_tokens"),
             num_speculative_tokens=one("num_speculative_tokens"),
             caches=[as_one_batch(found) for found in copies],
-            sampling=SamplingInputs(**{f.name: one(f.name) for f in fields(SamplingInputs)}),
+            sampling=SamplingInputs(**{name: one(name) for name in SAMPLING_PARAMETERS}),
             draft_probs=one("draft_probs_full") if self.sampled_drafts else None,
             in_thinking_phase=one("in_thinking_phase") if self.thinking_phase else None,
             more={name: taken[name] for name in self.more},
@@ -183,7 +174,6 @@ class StepSignature:
     def _named(self) -> dict[str, Sequence[TensorType | BufferType]]:
         cpu, device = DeviceRef.CPU(), self.device
         probs: list[DimLike] = ["batch", "num_draft_tokens", self.vocab_size]
-        sampling = SamplingInputs.types(device, self.vocab_size)
         return {
             "tokens": [TensorType(DType.int64, ["num_tokens"], device=device)],
             "input_row_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=device)],
@@ -192,7 +182,7 @@ class StepSignature:
             "known_next_tokens": [TensorType(DType.int64, ["batch"], device=device)],
             "num_speculative_tokens": [TensorType(DType.int64, [], device=cpu)],
             "kv_cache_inputs": tree.leaves(self.kv_params.get_symbolic_inputs()),
-            **{f.name: [t] for f, t in zip(fields(SamplingInputs), sampling, strict=True)},
+            **{name: [t] for name, t in sampling_types(device, self.vocab_size).items()},
             "draft_probs_full": [TensorType(DType.float32, probs, device=device)],
             "in_thinking_phase": [TensorType(DType.bool, ["batch"], device=device)],
             **self.more,

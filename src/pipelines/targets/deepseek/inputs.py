@@ -14,10 +14,11 @@ from max.nn.comm.ep import EPBatchManager, EPConfig
 from max.pipelines.lib import ModelInputs
 
 from unispec.pipelines.runtime.inputs import StepModelInputs
+from unispec.sampling.inputs import SAMPLING_PARAMETERS
 
 __all__ = ["DEEPSEEK_ORDER", "DeepseekV3Inputs", "DistributedInputs", "distributed_types"]
 
-DEEPSEEK_ORDER = (
+_DOCUMENTED = (
     "tokens",
     "input_row_offsets",
     "host_input_row_offsets",
@@ -34,17 +35,13 @@ DEEPSEEK_ORDER = (
     "max_k",
     "top_p",
     "min_top_p",
+)
+
+DEEPSEEK_ORDER = (
+    *_DOCUMENTED,
     "known_next_tokens",
     "num_speculative_tokens",
-    "max_temperature",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "num_penalised",
-    "token_counts",
-    "logit_bias",
-    "token_bitmask",
+    *(name for name in SAMPLING_PARAMETERS if name not in _DOCUMENTED),
 )
 """The graph's inputs: the documented ones in their order, then those that unispec adds."""
 
