@@ -1,0 +1,58 @@
+"""What the tests train: a tiny target, prompts that it answers, drafts that learn fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from reference.target import TargetReference
+from torch import Tensor
+
+from unispec.methods import DRAFT_METHODS, Method
+from unispec.training import (
+    Collection,
+    DraftShape,
+    TorchTarget,
+    make_draft,
+)
+from unispec.training.draft import Draft
+
+__all__ = ["METHODS", "PROMPTS", "SETTINGS", "SHAPES", "card", "features", "rounded", "untrained"]
+
+
+METHODS = pytest.mark.parametrize("method", DRAFT_METHODS)
+PROMPTS = [f"{a} {b} and {a}" for a in "abcdefgh" for b in "stuvwx"]
+SETTINGS: dict[str, Any] = {"max_new_tokens": 48, "chat_template": False}
+
+
+SHAPES = {
+    "eagle": DraftShape(method="eagle"),
+    "dflash": DraftShape(method="dflash", layers=2, block_size=4),
+}
+
+
+def untrained(target: TorchTarget, collection: Collection, method: Method) -> Draft:
+    return make_draft(target, collection, SHAPES[method], seed=1)
+
+
+def card() -> dict[str, str]:
+    return {"model": "a tiny model", "method": "eagle"}
+
+
+def rounded(draft: Draft) -> None:
+    """Gives the module the weights that its checkpoint has."""
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.copy_(parameter.half().float())
+
+
+def features(
+    target: TorchTarget | TargetReference, ids: list[int], layers: Sequence[int]
+) -> Tensor:
+    """Not rounded to float16, as in decoding."""
+    with torch.inference_mode():
+        output = target.model(torch.tensor([ids]), output_hidden_states=True)
+    states = output.hidden_states
+    return torch.cat([states[i + 1][0] for i in layers] or [states[-1][0]], dim=-1).clone()
