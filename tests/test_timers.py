@@ -11,7 +11,7 @@ COMMAND = """
 import ctypes, sys, threading
 from unittest import mock
 from unispec.cli import unispec
-from unispec.pipelines import runtime
+from unispec import engine
 
 prctl = ctypes.CDLL(None).prctl
 SET, GET = 29, 30
@@ -27,7 +27,7 @@ class Engine:
         sys.exit(0)
 
 with (
-    mock.patch.object(runtime, "Engine", Engine),
+    mock.patch.object(engine, "Engine", Engine),
     mock.patch("unispec.commands.generate.check_checkpoints"),
 ):
     unispec(["generate", "--model", "any", "--prompt", "hello", "--devices", sys.argv[1]])

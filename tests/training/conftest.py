@@ -9,12 +9,7 @@ from small_training import PROMPTS, SETTINGS, SHAPES
 from tiny import TinyPair
 
 from unispec.methods import Method
-from unispec.training import (
-    Collection,
-    CollectSettings,
-    TorchTarget,
-    collect,
-)
+from unispec.training import Collection, CollectSettings, TorchTarget, collect
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,7 @@ from reference.target import TargetReference
 from torch import Tensor
 
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.training import (
-    Collection,
-    DraftShape,
-    TorchTarget,
-    make_draft,
-)
+from unispec.training import Collection, DraftShape, TorchTarget, make_draft
 from unispec.training.draft import Draft
 
 __all__ = ["METHODS", "PROMPTS", "SETTINGS", "SHAPES", "card", "features", "rounded", "untrained"]

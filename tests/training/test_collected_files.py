@@ -15,12 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_training import PROMPTS, SETTINGS, SHAPES
 
 from unispec.errors import InputError
-from unispec.training import (
-    CollectSettings,
-    TorchTarget,
-    collect,
-    make_draft,
-)
+from unispec.training import CollectSettings, TorchTarget, collect, make_draft
 from unispec.training.collection import read_num_shards
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,12 +21,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from unispec.errors import InputError
 from unispec.methods import Method
-from unispec.training import (
-    Collection,
-    CollectSettings,
-    TorchTarget,
-    collect,
-)
+from unispec.training import Collection, CollectSettings, TorchTarget, collect
 from unispec.training.answering import draw
 from unispec.training.attention import GROUPED
 from unispec.training.prompts import built_in_prompts
