@@ -59,7 +59,7 @@ def main(
             for prompt in PROMPTS
         ]
         for k in numbers:
-            engine.pipeline.model.batch.num_speculative_tokens = k
+            engine.num_speculative_tokens = k
             report = engine.generate(requests)
             shares = "  ".join(f"{share:.3f}" for share in report.acceptance_per_position)
             click.echo(f"{draft}  K={k}  length {report.mean_acceptance_length:.3f}  {shares}")

@@ -44,8 +44,9 @@ def load(model: str, method: Method | None) -> Engine:
 
 def step_times(engine: Engine, draft_tokens: int, prompt: str, new_tokens: int) -> list[float]:
     """Seconds of each decode step of one greedy answer."""
-    engine.pipeline.model.batch.num_speculative_tokens = draft_tokens
-    engine.pipeline.kv_manager.reset_prefix_cache()
+    if draft_tokens:
+        engine.num_speculative_tokens = draft_tokens
+    engine.reset_prefix_cache()
     token_ids = engine.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
     )

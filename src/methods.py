@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
+
+from unispec.errors import InputError
 
 __all__ = [
     "DEFAULT_DRAFT_TOKENS",
@@ -10,6 +12,7 @@ __all__ = [
     "LARGEST_DRAFT_TOKENS",
     "METHODS",
     "Method",
+    "check_num_speculative_tokens",
 ]
 
 Method = Literal["dflash", "eagle", "mtp"]
@@ -26,3 +29,29 @@ DEFAULT_DRAFT_TOKENS: Final[dict[Method, int | None]] = {"dflash": None, "eagle"
 
 LARGEST_DRAFT_TOKENS: Final[dict[Method, int]] = {"dflash": 31, "eagle": 8, "mtp": 8}
 """The largest K that a graph is built for."""
+
+
+def check_num_speculative_tokens(
+    method: Method | None, asked: Any, *, loaded: int | None = None
+) -> None:
+    """Refuses a K that a graph cannot propose.
+
+    Args:
+        method: of the draft; None: there is none.
+        asked: K.
+        loaded: the largest K of a graph that is loaded already; None: the method's.
+
+    Raises:
+        InputError: it is no integer, out of range, or there is no draft.
+    """
+    if type(asked) is not int:
+        raise InputError(f"num_speculative_tokens is {asked!r}; give an integer")
+    if method is None:
+        raise InputError(
+            f"num_speculative_tokens is {asked}, but there is no speculative method; give one,"
+            " or leave it out"
+        )
+    largest = LARGEST_DRAFT_TOKENS[method] if loaded is None else loaded
+    if not 1 <= asked <= largest:
+        reason = "" if loaded is None else ", what the engine's graph is for"
+        raise InputError(f"num_speculative_tokens is {asked}; choose 1 to {largest}{reason}")

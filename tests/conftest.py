@@ -12,7 +12,7 @@ import own_processors
 import pytest
 import torch
 from reference.target import TargetReference
-from runs import MAX_LENGTH, load_tiny
+from runs import MAX_LENGTH, assert_left_empty, load_tiny
 from tiny import PRESETS, TinyPair
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
@@ -204,8 +204,6 @@ def eagle_engine(tiny_engine: Callable[[str], Engine]) -> Iterator[Engine]:
 
 
 def _left_empty(engine: Engine) -> Iterator[Engine]:
-    manager = engine.pipeline.kv_manager
-    manager.reset_prefix_cache()
+    engine.reset_prefix_cache()
     yield engine
-    assert engine.pipeline.model.batch.rows == {}
-    assert manager.block_count().free == engine.num_pages
+    assert_left_empty(engine)

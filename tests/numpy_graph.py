@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from max.driver import Buffer
+from runs import assert_left_empty
 from tiny import TinyPair
 
 from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Model
 from unispec.pipelines.speculative.step import INPUT_ORDER
 
-__all__ = ["NumpyGraph", "assert_left_empty", "continuation", "numpy_engine"]
+__all__ = ["NumpyGraph", "continuation", "numpy_engine"]
 
 
 def _next(token: int) -> int:
@@ -87,12 +88,3 @@ def numpy_engine(
     )
     yield engine, graph
     assert_left_empty(engine)
-
-
-def assert_left_empty(engine: Engine) -> None:
-    """No row, no page that a request holds: what the prefix cache keeps may be evicted."""
-    manager = engine.pipeline.kv_manager
-    manager.reset_prefix_cache()
-    assert engine.pipeline.model.batch.rows == {}
-    assert engine.unfinished == 0
-    assert manager.block_count().free == engine.num_pages

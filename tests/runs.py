@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from max.pipelines.context import SamplingParams
 from tiny import NEAR_DELTA, NEAR_TOP_N, TinyPair
 
-from unispec.engine import Engine, EngineConfig, Request
+from unispec.engine import Engine, EngineConfig, Request, Step
 
 __all__ = [
     "MAX_LENGTH",
     "answers",
+    "assert_left_empty",
     "greedy_requests",
     "load_tiny",
-    "most_proposals",
+    "observing",
     "proposing",
     "run_python",
 ]
@@ -47,7 +48,7 @@ def load_tiny(pair: TinyPair) -> Engine:
             max_length=MAX_LENGTH,
         )
     )
-    engine.pipeline.model.batch.num_speculative_tokens = PROPOSED
+    engine.num_speculative_tokens = PROPOSED
     return engine
 
 
@@ -63,7 +64,7 @@ def answers(
     engine: Engine, requests: Sequence[Request], batch_size: int | None = None
 ) -> list[list[int]]:
     """The tokens of each answer, ``batch_size`` requests a run, from an empty prefix cache."""
-    engine.pipeline.kv_manager.reset_prefix_cache()
+    engine.reset_prefix_cache()
     size = batch_size or len(requests)
     return [
         result.token_ids
@@ -72,21 +73,32 @@ def answers(
     ]
 
 
-def most_proposals(engine: Engine) -> int:
-    """The largest K of the engine's graph: a block has no more."""
-    return engine.pipeline.model.kv_params.num_draft_tokens
-
-
 @contextmanager
 def proposing(engine: Engine, k: int) -> Iterator[None]:
     """Lets the engine's graph propose ``k`` tokens a step, up to what it was loaded with."""
-    batch = engine.pipeline.model.batch
-    before = batch.num_speculative_tokens
-    batch.num_speculative_tokens = k
+    before = engine.num_speculative_tokens
+    engine.num_speculative_tokens = k
     try:
         yield
     finally:
-        batch.num_speculative_tokens = before
+        engine.num_speculative_tokens = before
+
+
+@contextmanager
+def observing(engine: Engine, hook: Callable[[Step], None]) -> Iterator[None]:
+    """Gives each step of the engine to ``hook``."""
+    engine.on_step = hook
+    try:
+        yield
+    finally:
+        engine.on_step = None
+
+
+def assert_left_empty(engine: Engine) -> None:
+    """No request and no page that one holds; pages of earlier prompts are free, too."""
+    engine.reset_prefix_cache()
+    assert (engine.num_requests, engine.unfinished) == (0, 0)
+    assert engine.num_free_pages == engine.num_pages
 
 
 def run_python(code: str, *arguments: str) -> str:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from max.pipelines.modeling.types import TextGenerationInputs
+from runs import observing, proposing
 
 from unispec.engine import Engine, Request, Result
 from unispec.engine.scheduler import Scheduler
@@ -65,9 +66,7 @@ def test_every_answer_equals_its_solo_answer(engine: Engine, requests: list[Requ
     assert [result.finish_reason for result in together] == [r.finish_reason for r in alone]
 
 
-def test_threads_get_the_answers_they_get_alone(
-    eagle_engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_get_the_answers_they_get_alone(eagle_engine: Engine) -> None:
     """Six threads call one engine at the same time; see test_callers.py for all else."""
     random = np.random.default_rng(4)
     calls = [
@@ -82,14 +81,7 @@ def test_threads_get_the_answers_they_get_alone(
     alone = [
         [eagle_engine.generate([request]).results[0] for request in requests] for requests in calls
     ]
-    model = eagle_engine.pipeline.model
-    execute, rows = model.execute, []
-
-    def recording(inputs: Any) -> Any:
-        rows.append(inputs.input_row_offsets.shape[0] - 1)
-        return execute(inputs)
-
-    monkeypatch.setattr(model, "execute", recording)
+    rows: list[int] = []
     begin = Barrier(len(calls))
 
     def call(requests: list[Request]) -> list[Result]:
@@ -100,7 +92,10 @@ def test_threads_get_the_answers_they_get_alone(
     def answer(result: Result) -> tuple[list[int], str, str]:
         return result.token_ids, result.text, result.finish_reason
 
-    with ThreadPoolExecutor(len(calls)) as pool:
+    with (
+        observing(eagle_engine, lambda step: rows.append(len(step.rows))),
+        ThreadPoolExecutor(len(calls)) as pool,
+    ):
         together = list(pool.map(call, calls))
     for results, expected in zip(together, alone, strict=True):
         assert [answer(result) for result in results] == [answer(result) for result in expected]
@@ -173,7 +168,7 @@ def test_an_error_in_the_middle(engine: Engine, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(model, "execute", fail_once)
         with pytest.raises(RuntimeError, match="device lost"):
             engine.generate(requests)
-    assert model.batch.rows == {}
+    assert engine.num_requests == 0
     assert engine.generate(requests).results == expected
 
 
@@ -186,9 +181,9 @@ def test_a_warm_prefix_is_not_prefilled_again(engine: Engine) -> None:
         sampling=prompt.sampling,
     )
     cold = engine.generate([prompt]).results[0]
-    manager.reset_prefix_cache()
+    engine.reset_prefix_cache()
     cold_branch = engine.generate([branch]).results[0]
-    manager.reset_prefix_cache()
+    engine.reset_prefix_cache()
     engine.generate([prompt])
     before = manager.get_metrics_aggregated().cache_tokens
     warm = engine.generate([prompt]).results[0]
@@ -228,8 +223,7 @@ def test_metrics_count_what_happened(engine: Engine, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_stop_strings_end_the_text_exactly(engine: Engine, k: int) -> None:
     """Wherever the string falls, in an accepted run or across two, the text ends before it."""
-    engine.pipeline.model.batch.num_speculative_tokens = k
-    try:
+    with proposing(engine, k):
         request = make_request(9, 40, 0, 5)
         whole = engine.generate([request]).results[0]
         for start in range(0, len(whole.text) - 3, 4):
@@ -246,8 +240,6 @@ def test_stop_strings_end_the_text_exactly(engine: Engine, k: int) -> None:
             assert "".join(pieces) == result.text
             assert result.finish_reason == "stop"
             assert result.token_ids == whole.token_ids[: len(result.token_ids)]
-    finally:
-        engine.pipeline.model.batch.num_speculative_tokens = 5
 
 
 def test_the_next_inputs_of_a_plain_decode_step(engine: Engine) -> None:

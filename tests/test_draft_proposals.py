@@ -11,25 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from max.pipelines.context import TextGenerationOutput
-from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
 from prompts import random_prompt, real_prompts
 from reference.dflash import DFlashReference
 from reference.eagle import EagleReference, mean_acceptance_length
 from reference.mtp import MtpReference
 from reference.target import TIE_GAP, TargetReference
-from runs import answers, greedy_requests, most_proposals, proposing
+from runs import answers, greedy_requests, observing, proposing
 from tiny import COMPILED_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
 
 from unispec.checkpoints.demo import demo_draft_folder
-from unispec.engine import Engine
+from unispec.engine import Engine, Step
 from unispec.methods import DRAFT_METHODS, Method
 
 PAGE = 128
@@ -60,21 +57,15 @@ Recording = dict[RequestID, list[Proposal]]
 @contextmanager
 def recording(engine: Engine) -> Iterator[Recording]:
     """Takes down each unfinished request's proposals after every step."""
-    pipeline: Any = engine.pipeline
-    execute = pipeline.execute
     recorded: Recording = {}
 
-    def execute_and_record(inputs: TextGenerationInputs[Any]) -> dict[Any, TextGenerationOutput]:
-        outputs: dict[Any, TextGenerationOutput] = execute(inputs)
-        for context in inputs.flat_batch:
-            row = pipeline.model.batch.row(context)
-            if row.drafts and not context.is_done:
-                proposal = Proposal(context.tokens.all.tolist(), list(row.drafts))
-                recorded.setdefault(context.request_id, []).append(proposal)
-        return outputs
+    def record(step: Step) -> None:
+        for one in step.rows:
+            if one.row.drafts and not one.context.is_done:
+                proposal = Proposal(one.context.tokens.all.tolist(), list(one.row.drafts))
+                recorded.setdefault(one.context.request_id, []).append(proposal)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "execute", execute_and_record)
+    with observing(engine, record):
         yield recorded
 
 
@@ -231,7 +222,7 @@ def test_demo_draft_after_a_prefix_from_the_cache(
     engine = demo_engines(method)
     long = [prompt for prompt in real_prompts(engine.tokenizer) if len(prompt) > PAGE + 1]
     assert len(long) >= 2
-    engine.pipeline.kv_manager.reset_prefix_cache()
+    engine.reset_prefix_cache()
     cold = engine.generate(greedy_requests(long, 24))
     engine.pipeline.kv_manager.take_metrics_aggregated()
     warm = engine.generate(greedy_requests(long, 24))
@@ -248,7 +239,7 @@ def test_tiny_draft_after_prefill_in_chunks(
 ) -> None:
     engine, judge = tiny_engine(name), tiny_judge(name)
     prompts = [random_prompt(len(judge.target.embedding), length, seed=k) for length in LENGTHS]
-    with proposing(engine, min(k, most_proposals(engine))), recording(engine) as recorded:
+    with proposing(engine, min(k, engine.max_speculative_tokens)), recording(engine) as recorded:
         answers(engine, greedy_requests(prompts, 16, ignore_eos=True))
     assert sorted(len(steps[0].token_ids) - 1 for steps in recorded.values()) == sorted(LENGTHS)
     verdicts = judge.judge_all(recorded)

@@ -81,7 +81,7 @@ class Kimi:
 
     def assert_right(self, requests: Sequence[Request]) -> None:
         """Answers are the target's own, drafts the reference draft's, whatever the batch."""
-        self.engine.pipeline.kv_manager.reset_prefix_cache()
+        self.engine.reset_prefix_cache()
         with recording(self.engine) as recorded:
             report = self.engine.generate(requests)
         by_prompt = {tuple(steps[0].token_ids[:-1]): steps for steps in recorded.values()}
@@ -164,7 +164,7 @@ def test_an_image_is_encoded_once_and_not_taken_for_another(kimi_model: Kimi) ->
     """Two images of one size stand for the same tokens; their cache pages differ."""
     first, second = image(280, 280, 41), image(280, 280, 42)
     engine = kimi_model.engine
-    engine.pipeline.kv_manager.reset_prefix_cache()
+    engine.reset_prefix_cache()
     requests = [prompt(150, first, seed=7), prompt(150, second, seed=7), prompt(150, first, seed=7)]
     before = kimi_model.encoder.encoded
     answers = [engine.generate([request]).results[0].token_ids for request in requests]

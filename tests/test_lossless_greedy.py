@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from prompts import random_prompt, real_prompts
 from reference.target import GreedyTrace, TargetReference, assert_same_greedy
-from runs import MAX_LENGTH, answers, greedy_requests, load_tiny, most_proposals, proposing
+from runs import MAX_LENGTH, answers, greedy_requests, load_tiny, proposing
 from tiny import COMPILED_PAIRS, TinyPair
 
 from unispec.engine import Engine
@@ -76,7 +76,7 @@ class Answers:
         """Asserts that a cell's answers are right; which are so to the last token."""
         if (batch_size, k) not in self._exact:
             prompts = self._expected.group(batch_size, k)
-            with proposing(self._engine, min(k, most_proposals(self._engine))):
+            with proposing(self._engine, min(k, self._engine.max_speculative_tokens)):
                 ours = answers(self._engine, greedy_requests(prompts, NEW_TOKENS), batch_size)
             same = map(self._expected.same, prompts, ours)
             self._exact[batch_size, k] = list(same)

@@ -12,6 +12,7 @@ from max.driver import Buffer
 from max.engine import InferenceSession
 from max.pipelines.context import SamplingParams
 from PIL import Image
+from runs import assert_left_empty
 from tiny.kimi import PLACEHOLDER, tiny_kimi
 
 from unispec.engine import Engine, EngineConfig, Request
@@ -73,10 +74,7 @@ def kimi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Engine]:
         EngineConfig(model=folder, max_batch_size=4, max_batch_input_tokens=32, max_length=128)
     )
     yield engine
-    assert engine.pipeline.model.batch.rows == {}
-    # What the prefix cache keeps may be evicted; a page that a request holds may not.
-    engine.pipeline.kv_manager.reset_prefix_cache()
-    assert engine.pipeline.kv_manager.block_count().free == engine.num_pages
+    assert_left_empty(engine)
 
 
 def request(*tokens: int, images: Any = ()) -> Request:

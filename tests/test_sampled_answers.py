@@ -148,7 +148,7 @@ def test_other_rows_change_nothing(tiny_engine: Callable[[str], Engine], name: s
     seeds = range(100, 108)
     together = ask(engine, prompts, seeds, **law).results
     for prompt, seed, result in zip(prompts, seeds, together, strict=True):
-        engine.pipeline.kv_manager.reset_prefix_cache()
+        engine.reset_prefix_cache()
         assert ask(engine, [prompt], [seed], **law).results == [result]
 
 

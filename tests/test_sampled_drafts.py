@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from max.pipelines.context import SamplingParams, TextGenerationOutput
-from max.pipelines.modeling.types import TextGenerationInputs
+from max.pipelines.context import SamplingParams
 from max.pipelines.request import RequestID
 from prompts import random_prompt
 from reference.chi_square import chi_square_p_value
@@ -28,13 +27,13 @@ from reference.eagle import EagleReference
 from reference.mtp import MtpReference
 from reference.philox import numbers
 from reference.target import TargetReference
-from runs import load_tiny, proposing
+from runs import load_tiny, observing, proposing
 from scipy import stats
 from tiny import TinyPair, flat_pair
 from torch import Tensor
 from transformers import DynamicCache
 
-from unispec.engine import Engine, Report, Request
+from unispec.engine import Engine, Report, Request, Step
 from unispec.sampling.seeds import Stream
 
 FloatArray = npt.NDArray[np.float64]
@@ -70,27 +69,22 @@ class Sampled:
 @contextmanager
 def recording(engine: Engine) -> Iterator[dict[RequestID, list[Sampled]]]:
     """Takes down each unfinished request's proposals after every step."""
-    pipeline: Any = engine.pipeline
-    execute = pipeline.execute
     recorded: dict[RequestID, list[Sampled]] = {}
 
-    def execute_and_record(inputs: TextGenerationInputs[Any]) -> dict[Any, TextGenerationOutput]:
-        outputs: dict[Any, TextGenerationOutput] = execute(inputs)
-        for context in inputs.flat_batch:
-            row = pipeline.model.batch.row(context)
+    def record(step: Step) -> None:
+        for one in step.rows:
+            context, row = one.context, one.row
             if row.drafts and not context.is_done:
-                step = Sampled(
+                sampled = Sampled(
                     context.tokens.all.tolist(),
                     list(row.drafts),
                     np.asarray(row.draft_probs, np.float64),
                     context.sampling_params.seed,
                     context.sampling_params.temperature,
                 )
-                recorded.setdefault(context.request_id, []).append(step)
-        return outputs
+                recorded.setdefault(context.request_id, []).append(sampled)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "execute", execute_and_record)
+    with observing(engine, record):
         yield recorded
 
 
@@ -230,7 +224,7 @@ def test_every_draft_is_a_draw_of_its_own_from_the_drafts_law(
         (tiny_engine(name), tiny_pair(name), tiny_target(name), 1.0),
         (near.engine, near.pair, near.target, 2.0),
     ):
-        engine.pipeline.kv_manager.reset_prefix_cache()
+        engine.reset_prefix_cache()
         requests = sampled_requests(prompts, seeds, 16, temperature=temperature)
         with proposing(engine, k), recording(engine) as recorded:
             engine.generate(requests)

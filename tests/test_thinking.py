@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from prompts import random_prompt
 from reference.target import TargetReference
-from runs import answers, greedy_requests
+from runs import answers, greedy_requests, observing
 from test_mtp_inputs import PROMPT, VOCAB, stepping
 from tiny import NEAR_DELTA, NEAR_TOP_N
 
-from unispec.engine import Engine
+from unispec.engine import Engine, Step
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
 NAMES = pytest.mark.parametrize("name", ["deepseek_mtp_agreeing"])
@@ -80,7 +79,6 @@ def test_thinking_blocks_are_followed_and_only_there_text_may_differ(
 ) -> None:
     """Tokens that the model often writes open and close blocks; a prompt opens some too."""
     engine, target = tiny_engine(name), tiny_target(name)
-    pipeline: Any = engine.pipeline
     prompts = [random_prompt(VOCAB, length, seed=7) for length in range(5, 13)]
     requests = greedy_requests(prompts, 60, ignore_eos=True)
     strict = answers(engine, requests)
@@ -88,22 +86,19 @@ def test_thinking_blocks_are_followed_and_only_there_text_may_differ(
     prompts[0][-3:] = [start, 4, 5]
     prompts[1][-3:] = [start, end, 5]
     thinking = ThinkingTokens(start, end)
-    monkeypatch.setattr(pipeline, "thinking", thinking)
+    monkeypatch.setattr(engine.pipeline, "thinking", thinking)
     told: list[tuple[list[int], bool]] = []
     ends: list[int] = []
-    execute = pipeline.execute
 
-    def execute_and_tell(inputs: Any) -> Any:
-        outputs = execute(inputs)
-        for context in inputs.flat_batch:
-            told.append((context.tokens.all.tolist(), context.in_reasoning_phase))
-            drafts = pipeline.model.batch.row(context).drafts
-            if context.in_reasoning_phase and end in drafts:
+    def tell(step: Step) -> None:
+        for one in step.rows:
+            thinks, drafts = one.context.in_reasoning_phase, one.row.drafts
+            told.append((one.context.tokens.all.tolist(), thinks))
+            if thinks and end in drafts:
                 ends.append(drafts.index(end) + 1 - len(drafts))
-        return outputs
 
-    monkeypatch.setattr(pipeline, "execute", execute_and_tell)
-    relaxed = answers(engine, greedy_requests(prompts, 60, ignore_eos=True))
+    with observing(engine, tell):
+        relaxed = answers(engine, greedy_requests(prompts, 60, ignore_eos=True))
 
     def inside(tokens: list[int]) -> bool:
         opened = max((i for i, token in enumerate(tokens) if token == start), default=-1)

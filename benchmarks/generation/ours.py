@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from max.pipelines.context import SamplingParams, TextContext, TextGenerationOutput
-from max.pipelines.modeling.types import TextGenerationInputs
-from max.pipelines.request import RequestID
+from max.pipelines.context import SamplingParams
 
 from unispec.checkpoints.demo import demo_draft_folder
 from unispec.engine import Engine, EngineConfig, Report, Request
@@ -47,17 +45,7 @@ class OurEngine:
                 num_speculative_tokens=draft_tokens,
             )
         self._engine = Engine(config)
-        pipeline = self._engine.pipeline
-        execute = pipeline.execute
-
-        def observed(
-            inputs: TextGenerationInputs[TextContext],
-        ) -> dict[RequestID, TextGenerationOutput]:
-            outputs = execute(inputs)
-            on_step(sum(len(output.tokens) for output in outputs.values()))
-            return outputs
-
-        pipeline.execute = observed  # type: ignore[method-assign]
+        self._engine.on_step = lambda step: on_step(sum(len(row.token_ids) for row in step.rows))
 
     def generate(
         self, prompt: Sequence[int], max_new_tokens: int, *, ignore_eos: bool = False

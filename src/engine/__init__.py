@@ -6,6 +6,16 @@ from unispec.pipelines.runtime.metrics import StepTimes
 
 from .config import EngineConfig
 from .engine import Engine
-from .requests import Output, Report, Request, Result
+from .requests import Output, Report, Request, Result, Step, StepRow
 
-__all__ = ["Engine", "EngineConfig", "Output", "Report", "Request", "Result", "StepTimes"]
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "Output",
+    "Report",
+    "Request",
+    "Result",
+    "Step",
+    "StepRow",
+    "StepTimes",
+]

@@ -18,6 +18,7 @@ from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, pages_per_row
+from unispec.methods import check_num_speculative_tokens
 from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
@@ -28,9 +29,10 @@ from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
 from .answer import Answer, Outbox
 from .config import EngineConfig
 from .reading import read_request, read_requests
-from .requests import Output, Report, Request
+from .requests import Output, Report, Request, Step
 from .running import RunningBatch
 from .scheduler import Scheduler, check_pages
+from .steps import StepOptions
 from .text_stream import TextStream
 
 __all__ = ["Engine"]
@@ -58,6 +60,7 @@ class Engine:
         reads_images: Whether a request may have images.
         eos_token_ids: Tokens that end an answer, unless its request ignores them.
         num_pages: Cache pages in all.
+        max_speculative_tokens: Largest `num_speculative_tokens`; 0 without a draft.
 
     Raises:
         InputError: a model or draft that cannot be used.
@@ -93,6 +96,8 @@ class Engine:
         self._running: RunningBatch | None = None
         self._loading = threading.Lock()
         self._added = Outbox(goes_on=False)
+        self.max_speculative_tokens = int(self._kv_params.num_draft_tokens)
+        self._options = StepOptions(self.max_speculative_tokens)
         self.num_pages = self._count_pages()
 
     @property
@@ -109,6 +114,56 @@ class Engine:
     def unfinished(self) -> int:
         """Requests of `add` whose last output `step` has not returned yet."""
         return len(self._added.unfinished)
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """K, how many tokens the draft proposes in a step, 1 to `max_speculative_tokens`.
+
+        It may be set at any time, from any thread, and holds for the steps that begin from then
+        on. At first it is the largest.
+
+        Raises:
+            InputError: it is set to another number, or there is no draft.
+        """
+        return self._options.num_speculative_tokens
+
+    @num_speculative_tokens.setter
+    def num_speculative_tokens(self, count: int) -> None:
+        check_num_speculative_tokens(
+            self._config.speculative_method, count, loaded=self.max_speculative_tokens
+        )
+        self._options.num_speculative_tokens = count
+
+    @property
+    def on_step(self) -> Callable[[Step], None] | None:
+        """Gets each step of the batch when it has run, before its outputs are handed out.
+
+        It is called in the thread that runs the steps, so it may not call `generate`, `add`,
+        `step` or `abort`, which wait for that thread. What it raises fails the requests of the
+        step. It may be set at any time, from any thread; None, as at first, calls nothing.
+        """
+        return self._options.on_step
+
+    @on_step.setter
+    def on_step(self, hook: Callable[[Step], None] | None) -> None:
+        self._options.on_step = hook
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of all callers that have a row, or wait for one."""
+        return 0 if self._running is None else len(self._running.pipeline.model.batch.rows)
+
+    @property
+    def num_free_pages(self) -> int:
+        """Cache pages that no request holds, those of earlier prompts included."""
+        if self._running is None:
+            return self.num_pages
+        return int(self._running.pipeline.kv_manager.block_count().free)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets what is cached of earlier prompts; pages that a request holds stay."""
+        if self._running is not None:
+            self._running.reset_prefix_cache()
 
     def generate(
         self,
@@ -232,7 +287,7 @@ class Engine:
                     max_batch_size=self._config.max_batch_size,
                     max_batch_input_tokens=self._config.max_batch_input_tokens,
                 )
-                self._running = RunningBatch(pipeline, scheduler)
+                self._running = RunningBatch(pipeline, scheduler, self._options)
             return self._running
 
     def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:

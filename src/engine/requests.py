@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from max.pipelines.context import SamplingParams
+from max.pipelines.context import SamplingParams, TextContext
 from max.pipelines.request import RequestID
 
 from unispec.pipelines.runtime.metrics import StepTimes
+from unispec.pipelines.runtime.rows import Row
 from unispec.sampling.grammar import Grammar
 
-__all__ = ["Output", "Report", "Request", "Result"]
+__all__ = ["Output", "Report", "Request", "Result", "Step", "StepRow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,28 @@ class Output:
     def is_last(self) -> bool:
         """Whether nothing of this request follows."""
         return self.result is not None or self.error is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRow:
+    """One request of a step, as the step left it: to be looked at, not to be kept or changed."""
+
+    context: TextContext
+    """What MAX's classes know of it: its id, its tokens so far, its parameters."""
+    row: Row
+    """What else is kept of it, such as the drafts that its next step verifies."""
+    token_ids: Sequence[int]
+    """What the step brought; none for a part of a prompt that is not the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the batch, the requests of all callers."""
+
+    times: StepTimes
+    """When it was."""
+    rows: Sequence[StepRow]
+    """Its requests."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 from .answer import Answer, Outbox
 from .requests import Output
 from .scheduler import Scheduler
-from .steps import Command, Steps
+from .steps import Command, StepOptions, Steps
 
 __all__ = ["RunningBatch"]
 
@@ -32,18 +32,21 @@ class RunningBatch:
     Args:
         pipeline: see the attribute.
         scheduler: see the attribute.
+        options: of the steps; may be changed at any time.
 
     Attributes:
         pipeline: Runs a step.
         scheduler: Says which requests it has.
     """
 
-    def __init__(self, pipeline: SpeculativePipeline, scheduler: Scheduler) -> None:
+    def __init__(
+        self, pipeline: SpeculativePipeline, scheduler: Scheduler, options: StepOptions
+    ) -> None:
         self.pipeline = pipeline
         self.scheduler = scheduler
         self._commands: SimpleQueue[Command] = SimpleQueue()
         # The thread knows the steps and not this object, so that it ends when this is gone.
-        self._steps = Steps(pipeline, scheduler, self._commands)
+        self._steps = Steps(pipeline, scheduler, options, self._commands)
         self._thread = threading.Thread(target=self._steps.run, name="unispec-steps", daemon=True)
         weakref.finalize(self, self._commands.put, self._steps.end).atexit = False
         atexit.register(_end, weakref.ref(self._thread), weakref.ref(self._steps), self._commands)
@@ -89,6 +92,11 @@ class RunningBatch:
         if request_ids:
             self._commands.put(partial(self._steps.remove, outbox, frozenset(request_ids)))
             self._wait()
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets the pages that no request holds; returns when they are free."""
+        self._commands.put(self.pipeline.kv_manager.reset_prefix_cache)
+        self._wait()
 
     def _wait(self) -> None:
         """Returns when all that was asked before is done."""

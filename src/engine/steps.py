@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple, TypeAlias
 
-from max.pipelines.context import TextContext
+from max.pipelines.context import TextContext, TextGenerationOutput
 from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
 
@@ -15,15 +16,25 @@ from unispec.errors import InputError
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 
 from .answer import Answer, Outbox
-from .requests import Output
+from .requests import Output, Step, StepRow
 from .scheduler import Scheduler
 
-__all__ = ["Command", "Steps"]
+__all__ = ["Command", "StepOptions", "Steps"]
 
 logger = logging.getLogger(__name__)
 
 Command: TypeAlias = Callable[[], None]
 """What a caller wants done between two steps."""
+
+
+@dataclass
+class StepOptions:
+    """What any thread may set, for the steps that begin from then on."""
+
+    num_speculative_tokens: int
+    """K; 0 without a draft."""
+    on_step: Callable[[Step], None] | None = None
+    """Called by the thread of the steps after each of them."""
 
 
 class _Asked(NamedTuple):
@@ -41,14 +52,20 @@ class Steps:
     Args:
         pipeline: runs a step.
         scheduler: says which requests it has.
+        options: are looked at in each step.
         commands: what callers ask: calls of `admit`, `ask`, `remove` and `end`.
     """
 
     def __init__(
-        self, pipeline: SpeculativePipeline, scheduler: Scheduler, commands: SimpleQueue[Command]
+        self,
+        pipeline: SpeculativePipeline,
+        scheduler: Scheduler,
+        options: StepOptions,
+        commands: SimpleQueue[Command],
     ) -> None:
         self._pipeline = pipeline
         self._scheduler = scheduler
+        self._options = options
         self._commands = commands
         self._answers: dict[RequestID, Answer] = {}
         self._asked: list[_Asked] = []
@@ -150,18 +167,33 @@ class Steps:
             batch = self._scheduler.next_batch()
             if not batch:
                 raise RuntimeError("there are requests, but none of them can run")
+            self._pipeline.model.batch.num_speculative_tokens = self._options.num_speculative_tokens
             results = self._pipeline.execute(TextGenerationInputs(batches=[batch]))
-            step = self._pipeline.last_step
-            assert step is not None
+            times = self._pipeline.last_step
+            assert times is not None
+            if self._options.on_step is not None:
+                self._options.on_step(Step(times=times, rows=self._rows(batch, results)))
             for context in batch:
                 request_id = context.request_id
                 if tokens := results[request_id].tokens:
-                    outputs[request_id] = self._answers[request_id].take(tokens, step)
+                    outputs[request_id] = self._answers[request_id].take(tokens, times)
         except BaseException as error:  # a library's own may be no Exception
             failed = [context.request_id for context in batch] or list(self._answers)
             for request_id in failed:
                 outputs.setdefault(request_id, self._answers[request_id].failed(error))
         return list(outputs.values())
+
+    def _rows(
+        self, batch: Sequence[TextContext], results: Mapping[RequestID, TextGenerationOutput]
+    ) -> list[StepRow]:
+        return [
+            StepRow(
+                context=context,
+                row=self._answers[context.request_id].row,
+                token_ids=results[context.request_id].tokens,
+            )
+            for context in batch
+        ]
 
     def _deliver(self, outputs: Iterable[Output]) -> None:
         """Hands outputs over; what the answered requests held is free before."""

@@ -10,7 +10,6 @@ from max.driver import Buffer, Device
 from max.pipelines.context import TextContext
 from max.pipelines.request import RequestID
 
-from unispec.errors import InputError
 from unispec.pipelines.speculative.step import VOID_TOKEN
 from unispec.sampling.buffers import SamplingBuffers
 
@@ -27,13 +26,15 @@ class BatchBuilder:
         max_batch_size: most rows in one step.
         max_batch_input_tokens: most new tokens in one step.
         vocab_size: V.
-        num_speculative_tokens: how many tokens each step proposes; 0 without a draft.
+        num_speculative_tokens: the most tokens that a step proposes; 0 without a draft.
         device: the graph's device.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
 
     Attributes:
         rows: What is kept of each request, by its id.
+        num_speculative_tokens: How many tokens the next step proposes, at least 1 with a draft; may
+            be lowered, and raised again, between two steps.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class BatchBuilder:
         thinking_phase: bool = False,
     ) -> None:
         self.rows: dict[RequestID, Row] = {}
-        self._num_speculative_tokens = self._most_speculative_tokens = num_speculative_tokens
+        self.num_speculative_tokens = num_speculative_tokens
         self._vocab_size = vocab_size
         self._device = device
         self._sampled_drafts = sampled_drafts
@@ -63,25 +64,6 @@ class BatchBuilder:
         self._offsets = np.zeros(max_batch_size + 1, np.uint32)
         self._drafts = np.zeros(max_batch_size * num_speculative_tokens, np.int64)
         self._known = np.zeros(max_batch_size, np.int64)
-
-    @property
-    def num_speculative_tokens(self) -> int:
-        """K of the next steps, which may be changed between two steps.
-
-        Raises:
-            InputError: it is set to none, or to more than the graph was loaded for.
-        """
-        return self._num_speculative_tokens
-
-    @num_speculative_tokens.setter
-    def num_speculative_tokens(self, count: int) -> None:
-        most = self._most_speculative_tokens
-        if not min(1, most) <= count <= most:
-            raise InputError(
-                f"num_speculative_tokens is {count}; choose {min(1, most)} to {most}, what the"
-                " graph was loaded for"
-            )
-        self._num_speculative_tokens = count
 
     def row(self, context: TextContext) -> Row:
         """The request's row; made from its sampling parameters when it is new."""
