@@ -251,7 +251,7 @@ def test_own_prompts_need_the_chat_template() -> None:
 
 
 def test_the_command_asks_for_own_prompts_where_it_can(
-    tiny_pair: Callable[[str], TinyPair], tmp_path: Path
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without --prompts; with --own-prompts it says why it cannot, and leaves nothing behind."""
     model = tmp_path / "model"
@@ -279,7 +279,7 @@ def test_the_command_asks_for_own_prompts_where_it_can(
     refused = run("no template")
     assert refused.exit_code == 2
     assert "use --no-chat-template" in " ".join(refused.stderr.split())
-    assert "built-in prompts" not in refused.stderr
+    assert "built-in prompts" not in caplog.text
     assert not (tmp_path / "no template").exists()
 
     template.write_text("<{{ messages[0]['content'] }}")
@@ -288,8 +288,9 @@ def test_the_command_asks_for_own_prompts_where_it_can(
     assert "its chat template has no mark before and behind" in " ".join(refused.stderr.split())
     assert not (tmp_path / "refused").exists()
     for output, more in (("fallen back", []), ("without", ["--no-own-prompts"])):
+        caplog.clear()
         done = run(output, *more)
         assert done.exit_code == 0, done.output
-        assert ("Only the built-in prompts" in done.stderr) == (not more)
+        assert ("Only the built-in prompts" in caplog.text) == (not more)
         settings = json.loads((tmp_path / output / "training.json").read_text())["settings"]
         assert settings["own prompts"] == 0

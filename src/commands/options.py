@@ -14,8 +14,16 @@ import click
 
 from unispec.commands.standard_input import STANDARD_INPUT, read_standard_input
 from unispec.sampling.ranges import RANGES
+from unispec.training.settings import LIMITS
 
-__all__ = ["FiniteRange", "SamplingInteger", "SamplingRange", "TextFile", "option_group"]
+__all__ = [
+    "FiniteRange",
+    "SamplingInteger",
+    "SamplingRange",
+    "TextFile",
+    "option_group",
+    "setting",
+]
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -46,6 +54,34 @@ def option_group(argument: str, group: type[Any], *options: Decorator) -> Decora
         return decorated
 
     return decorate
+
+
+def setting(option: str, group: type[Any], name: str, *, help: str) -> Decorator:
+    """An option whose default and limits are those of a settings dataclass.
+
+    Args:
+        option: with its dashes.
+        group: the dataclass.
+        name: its field, which has `Limits`.
+        help: the text of `--help`.
+
+    Returns:
+        What `click.option` returns.
+    """
+    (field,) = (field for field in fields(group) if field.name == name)
+    limits, default = field.metadata[LIMITS], field.default
+    kind = click.IntRange if str(field.type).startswith("int") else FiniteRange
+    return click.option(
+        option,
+        type=kind(
+            limits.low,
+            None if math.isinf(limits.high) else limits.high,
+            min_open=limits.above_low,
+        ),
+        default=default,
+        show_default=default is not None,
+        help=help,
+    )
 
 
 class FiniteRange(click.FloatRange):

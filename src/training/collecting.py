@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from unispec.chat import encode_message
 from unispec.errors import InputError
 
 from .collection import Collection
-from .own_prompts import message_marks, write_prompts
+from .own_prompts import MessageMarks, message_marks, write_prompts
+from .prompts import built_in_prompts
 from .seeds import seed_of
+from .settings import CollectSettings
 from .target import TorchTarget
 
-__all__ = ["CollectSettings", "collect", "encode", "num_own_prompts"]
+__all__ = ["collect", "num_own_prompts"]
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 SHARD = 64
 """Most sequences of a shard, which are also a batch."""
@@ -28,43 +32,6 @@ TEMPERATURES = (0.0, 0.7, 1.0)
 
 HELD_OUT = 10
 """One of so many prompts is kept from the fit: the first and so on, and likewise of its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectSettings:
-    """What is collected.
-
-    Attributes:
-        layers: target layers whose outputs are the features; none takes the final norm's.
-        tokens: stop after so many tokens of answers; None does not.
-        seconds: stop after so much time; None does not.
-        max_new_tokens: longest answer.
-        chat_template: whether prompts are posed as a user's messages.
-        own_prompts: whether the target writes up to half of the prompts itself.
-        seed: of the sampling.
-
-    Raises:
-        InputError: own prompts without chat template.
-    """
-
-    layers: tuple[int, ...] = ()
-    tokens: int | None = None
-    seconds: float | None = None
-    max_new_tokens: int = 200
-    chat_template: bool = True
-    own_prompts: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.own_prompts and not self.chat_template:
-            raise InputError(
-                "own prompts need the chat template, for it begins a message: use --no-own-prompts"
-            )
-
-
-class _Prompt(NamedTuple):
-    text: str
-    token_ids: list[int]
 
 
 class _Question(NamedTuple):
@@ -76,7 +43,7 @@ class _Question(NamedTuple):
 
 def collect(
     target: TorchTarget,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None,
     settings: CollectSettings,
     folder: Path,
     *,
@@ -86,14 +53,12 @@ def collect(
     """Lets the target answer prompts until there is enough; goes on where it was stopped.
 
     Prompts are answered in turn, first at temperatures 0, 0.7 and 1 in turn, later at the last two;
-    every tenth prompt is held out, answered greedily and once. A given prompt that comes again is
-    left out. Of the target's own prompts each is answered once, and none that was given.
+    every tenth prompt is held out, answered greedily and once. A prompt that is listed twice
+    counts once. Of the target's own prompts each is answered once, and none that is listed.
 
     Args:
-        target: answers.
-        prompts: texts, at least two.
-        settings: what to collect.
-        folder: of the shards.
+        prompts: at least two; None takes the built-in ones.
+        folder: where the shards are, or will be.
         shards: collect nothing, but take so many shards that are there; None collects.
         on_shard: called with the collection as it stands, also at the beginning.
 
@@ -103,13 +68,13 @@ def collect(
             collected otherwise.
     """
     start = time.monotonic()
-    texts = list(dict.fromkeys(prompts))
-    ids = encode(target, texts, settings.chat_template)
-    given = [_Prompt(*one) for one in zip(texts, ids, strict=True)]
-    marks = message_marks(target) if settings.own_prompts else None
+    listed = built_in_prompts() if prompts is None else list(prompts)
+    texts = list(dict.fromkeys(listed))
+    token_ids = _encode(target, texts, settings.chat_template)
+    marks = _marks(target, settings, are_built_in=prompts is None)
     template = target.tokenizer.chat_template if settings.chat_template else None
     # Not of the tokens: some templates tell the date.
-    digest = hashlib.sha256(json.dumps([list(prompts), template]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([listed, template]).encode()).hexdigest()[:16]
     identity: dict[str, Any] = {
         "model": str(Path(target.name).resolve()) if Path(target.name).is_dir() else target.name,
         "layers": list(settings.layers),
@@ -118,7 +83,7 @@ def collect(
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "prompts": digest,
-        "own prompts": settings.own_prompts,
+        "own prompts": marks is not None,
     }
     collection = Collection(folder, identity, shards)
     on_shard(collection)
@@ -128,17 +93,13 @@ def collect(
     posed = {*texts, *collection.prompts()}
     while not _enough(collection, settings, start):
         number = collection.num_shards
-        questions = _given(given, number, SHARD - own)
+        questions = _listed(texts, token_ids, number, SHARD - own)
         if marks:
             seed = seed_of("prompts", settings.seed, number)
             written = write_prompts(target, marks, own, seed)
-            new = [
-                _Prompt(text, encode_message(target.tokenizer, text))
-                for text in written
-                if text not in posed
-            ]
-            questions += _own(new, len(posed) - len(texts))
-            posed.update(prompt.text for prompt in new)
+            new = [text for text in written if text not in posed]
+            questions += _own(target, new, len(posed) - len(texts))
+            posed.update(new)
         answered = target.answers(
             [question.token_ids for question in questions],
             [question.temperature for question in questions],
@@ -155,17 +116,31 @@ def collect(
     return collection
 
 
-def num_own_prompts(collection: Collection, given: Sequence[str]) -> int:
+def num_own_prompts(collection: Collection, prompts: Sequence[str] | None) -> int:
     """How many of a collection's prompts the target has written.
 
     Args:
-        collection: of answers.
-        given: the other prompts.
+        prompts: those that were given to `collect`.
     """
-    return len({*collection.prompts()} - {*given})
+    listed = built_in_prompts() if prompts is None else prompts
+    return len({*collection.prompts()} - {*listed})
 
 
-def encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> list[list[int]]:
+def _marks(
+    target: TorchTarget, settings: CollectSettings, *, are_built_in: bool
+) -> MessageMarks | None:
+    """What the target needs to write prompts; None if it does not write any."""
+    if settings.own_prompts:
+        return message_marks(target)
+    if settings.own_prompts is None and settings.chat_template and are_built_in:
+        try:
+            return message_marks(target)
+        except InputError as error:
+            _LOGGER.warning("Only the built-in prompts are posed. %s", error)
+    return None
+
+
+def _encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> list[list[int]]:
     """The prompts' tokens, up to the answer.
 
     Raises:
@@ -193,16 +168,24 @@ def _enough(collection: Collection, settings: CollectSettings, start: float) -> 
     return settings.seconds is not None and time.monotonic() - start >= settings.seconds
 
 
-def _given(prompts: Sequence[_Prompt], number: int, count: int) -> list[_Question]:
-    """What a shard asks of the prompts that were given."""
-    plan = islice(_plan(len(prompts)), number * count, (number + 1) * count)
-    return [_Question(*prompts[index], heat, index % HELD_OUT == 0) for index, heat in plan]
+def _listed(
+    texts: Sequence[str], token_ids: Sequence[list[int]], number: int, count: int
+) -> list[_Question]:
+    """What a shard asks of the listed prompts."""
+    plan = islice(_plan(len(texts)), number * count, (number + 1) * count)
+    return [
+        _Question(texts[index], token_ids[index], temperature, index % HELD_OUT == 0)
+        for index, temperature in plan
+    ]
 
 
-def _own(prompts: Sequence[_Prompt], asked: int) -> list[_Question]:
-    """What a shard asks of the target's own prompts, which come once; `asked` came before."""
-    plan = islice(_plan(asked + len(prompts)), asked, asked + len(prompts))
-    return [_Question(*prompts[index - asked], heat, index % HELD_OUT == 0) for index, heat in plan]
+def _own(target: TorchTarget, texts: Sequence[str], asked: int) -> list[_Question]:
+    """What a shard asks of the target's own prompts, each once; `asked` came before."""
+    plan = islice(_plan(asked + len(texts)), asked, asked + len(texts))
+    return [
+        _Question(text, encode_message(target.tokenizer, text), temperature, index % HELD_OUT == 0)
+        for text, (index, temperature) in zip(texts, plan, strict=True)
+    ]
 
 
 def _plan(num_prompts: int) -> Iterator[tuple[int, float]]:

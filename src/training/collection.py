@@ -25,7 +25,7 @@ from unispec.errors import InputError
 
 from .target import Answered
 
-__all__ = ["Collected", "Collection", "Place", "make_folder", "read_num_shards", "write_whole"]
+__all__ = ["Collected", "Collection", "Place", "make_folder", "read_num_shards", "write_atomically"]
 
 _SETTINGS = "collection.json"
 
@@ -92,7 +92,7 @@ class Collection:
                         f" {value!r}: give the same again, or another folder"
                     )
         else:
-            write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=2)))
+            write_atomically(path, lambda part: part.write_text(json.dumps(settings, indent=2)))
         self.training: list[Place] = []
         self.held_out: list[Place] = []
         self.num_answer_tokens = 0
@@ -129,7 +129,7 @@ class Collection:
         }
         shard = self._shard(self.num_shards)
         content = save(tensors, {"prompts": json.dumps(list(prompts))})
-        write_whole(shard, lambda part: part.write_bytes(content))
+        write_atomically(shard, lambda part: part.write_bytes(content))
         # Behind one that was damaged and deleted, others may lie.
         self._index_more(None)
 
@@ -264,7 +264,7 @@ def read_num_shards(path: Path) -> int:
     return found
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file that is either complete under its name or not there.
 
     Args:

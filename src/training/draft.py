@@ -28,8 +28,8 @@ class Draft(nn.Module, ABC):
     num_proposals: int
     """K, up to which acceptance is measured."""
 
-    began_with = "random weights"
-    """Or which draft's."""
+    initial_draft = "none"
+    """Which draft its first weights are from."""
 
     def __init__(self, embedding: Tensor, head: Tensor, target_ids: Tensor | None) -> None:
         super().__init__()

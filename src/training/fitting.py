@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 
 from unispec.errors import InputError
 
-from .collection import Collection, write_whole
+from .collection import Collection, write_atomically
 from .draft import Draft
 from .seeds import seed_of
+from .settings import FitSettings
 
-__all__ = ["FitSettings", "History", "Measure", "acceptance", "fit"]
+__all__ = ["History", "Measure", "acceptance", "fit"]
 
 MEASURED = 24
 """Held-out answers that acceptance is measured on, at most."""
@@ -30,27 +31,6 @@ MEASURES = 10
 SAVE_SECONDS = 60.0
 WARM_UP = 0.05
 CLIP = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """How a draft is fitted.
-
-    Attributes:
-        epochs: times that every sequence is seen; the end, if there is no `seconds`.
-        seconds: stop after so much time instead.
-        batch_size: sequences of a step.
-        learning_rate: AdamW's, at its highest.
-        dtype: of matrix products; bfloat16 or float32. Parameters are float32.
-        seed: of the order and of what the draft draws.
-    """
-
-    epochs: int = 10
-    seconds: float | None = None
-    batch_size: int = 4
-    learning_rate: float = 1e-3
-    dtype: torch.dtype = torch.float32
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +89,9 @@ def fit(
     optimizer = torch.optim.AdamW(
         draft.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
     )
-    identity = _identity(draft, collection, settings)
+    device = draft.head.device.type
+    dtype = settings.dtype_on(device)
+    identity = _identity(draft, collection, replace(settings, dtype=dtype))
     history = _restore(draft, optimizer, state, identity)
     per_epoch = math.ceil(len(collection.training) / settings.batch_size)
     total = per_epoch * settings.epochs
@@ -132,9 +114,7 @@ def fit(
         batch = [collection.read(collection.training[index]) for index in chosen]
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(done)
-        with torch.autocast(
-            draft.head.device.type, settings.dtype, enabled=settings.dtype != torch.float32
-        ):
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
             loss = draft.loss(batch, _generator("step", settings.seed, history.step))
         _check_finite(loss, "loss", history, settings)
         optimizer.zero_grad(set_to_none=True)
@@ -203,7 +183,7 @@ def _identity(draft: Draft, collection: Collection, settings: FitSettings) -> di
         "sequences": str(len(collection.training)),
         **{name: str(value) for name, value in asdict(settings).items()},
         **{f"data's {name}": str(value) for name, value in collection.settings.items()},
-        "draft to begin with": draft.began_with,
+        "initial draft": draft.initial_draft,
     }
 
 
@@ -225,7 +205,7 @@ def _save(
         with part.open("wb") as file:
             torch.save(content, file)
 
-    write_whole(state, write)
+    write_atomically(state, write)
 
 
 def _restore(draft: Draft, optimizer: Any, state: Path, identity: dict[str, str]) -> History:

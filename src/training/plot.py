@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .collection import write_whole
+from .collection import write_atomically
 from .fitting import History
 
 __all__ = ["plot"]
@@ -54,4 +54,4 @@ def plot(history: History, path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    write_whole(path, lambda part: figure.savefig(part, format="png"))
+    write_atomically(path, lambda part: figure.savefig(part, format="png"))

@@ -19,6 +19,7 @@ from unispec.errors import InputError
 
 from .answering import answer
 from .attention import GROUPED
+from .settings import Device, Dtype
 
 __all__ = ["Answered", "TorchTarget"]
 
@@ -42,8 +43,7 @@ class TorchTarget:
 
     Args:
         model: folder or Hugging Face repository id.
-        device: `cpu` or `cuda`.
-        dtype: of weights and activations; bfloat16 or float32.
+        dtype: of weights and activations.
 
     Attributes:
         name: as it was given.
@@ -57,7 +57,7 @@ class TorchTarget:
         InputError: neither, weights that are missing or cannot be read, or no such device.
     """
 
-    def __init__(self, model: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: str, device: Device = "cpu", dtype: Dtype = "float32") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda was asked for, but torch finds no GPU: use cpu")
         self.name, self.device = model, torch.device(device)
@@ -80,7 +80,7 @@ class TorchTarget:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 find_config(model).parent,
                 config=self.config,
-                dtype=dtype,
+                dtype=getattr(torch, dtype),
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -35,7 +35,12 @@ def test_help_and_wrong_options_import_nothing_heavy() -> None:
     script = """
 import sys
 from unispec.cli import unispec
-for arguments in (["generate", "--help"], ["generate", "--model", "m", "--top-p", "2"]):
+for arguments in (
+    ["generate", "--help"],
+    ["generate", "--model", "m", "--top-p", "2"],
+    ["train", "--help"],
+    ["train", "--epochs", "0"],
+):
     try:
         unispec(arguments)
     except SystemExit:

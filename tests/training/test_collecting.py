@@ -25,6 +25,7 @@ from unispec.training import Collection, CollectSettings, TorchTarget, collect
 from unispec.training.answering import draw
 from unispec.training.attention import GROUPED
 from unispec.training.prompts import built_in_prompts
+from unispec.training.settings import Dtype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,9 +164,9 @@ def test_sampled_answers_are_the_same_however_others_end(ending: TorchTarget) ->
     assert len({len(one.tokens) - one.prompt_length for one in cut}) > 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_features_beyond_float16_are_its_largest(
-    tiny_pair: Callable[[str], TinyPair], dtype: torch.dtype
+    tiny_pair: Callable[[str], TinyPair], dtype: Dtype
 ) -> None:
     """Massive activations exist; infinity would end the fit."""
     target = TorchTarget(str(tiny_pair("llama_eagle_agreeing").target), dtype=dtype)
@@ -214,7 +215,7 @@ def test_a_killed_collection_goes_on(target: TorchTarget, tmp_path: Path) -> Non
 def test_a_target_in_bfloat16(tiny_pair: Callable[[str], TinyPair]) -> None:
     """What it keeps while it answers is what one pass over the whole gives, but for rounding."""
     prompts = [random_prompt(256, length, seed=length) for length in (5, 30)]
-    rough = TorchTarget(str(tiny_pair("llama_eagle_agreeing").target), dtype=torch.bfloat16)
+    rough = TorchTarget(str(tiny_pair("llama_eagle_agreeing").target), dtype="bfloat16")
     for one in rough.answers(prompts, [0, 0.7], (), 20, seed=0):
         with torch.inference_mode():
             whole = rough.model.get_decoder()(torch.tensor([one.tokens])).last_hidden_state[0]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -36,6 +36,7 @@ from unispec.training import (
 from unispec.training.collection import Collected
 from unispec.training.fitting import History, Measure
 from unispec.training.prompts import built_in_prompts
+from unispec.training.settings import Dtype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +61,7 @@ def test_a_fit_in_bfloat16_goes_the_way_of_one_in_float32(
     target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path, method: Method
 ) -> None:
     collection, last = collected(method), []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in get_args(Dtype):
         draft = untrained(target, collection, method)
         settings = FitSettings(epochs=2, learning_rate=3e-3, dtype=dtype)
         history = fit(draft, collection, settings, tmp_path / f"{dtype}.pt")

@@ -26,8 +26,8 @@ from unispec.training import (
     make_draft,
     publish,
 )
+from unispec.training.building import check_initial_draft
 from unispec.training.fitting import History, Measure
-from unispec.training.methods import check_beginning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,18 +43,18 @@ def test_a_fit_begins_with_another_draft(
     folder = tmp_path / "draft"
     folder.mkdir()
     publish(first, history, card(), folder)
-    again = make_draft(target, collection, shape, seed=5, begin_with=folder)
+    again = make_draft(target, collection, shape, seed=5, initial_draft=folder)
     onwards = fit(again, collection, FitSettings(seconds=1e-3), tmp_path / "b.pt")
     ended, began = history.measures[-1], onwards.measures[0]
     assert began.acceptance == pytest.approx(ended.acceptance, abs=0.02)  # stored in float16
     assert ended.acceptance[0] > 0.15
-    fewer = make_draft(target, collection, replace(shape, vocab_size=50), 5, begin_with=folder)
+    fewer = make_draft(target, collection, replace(shape, vocab_size=50), 5, initial_draft=folder)
     assert len(fewer.target_ids) == 50
     rounded(first)
     assert all(map(torch.equal, fewer.parameters(), first.parameters()))
     with pytest.raises(
         InputError,
-        match=r"another draft to begin with \(draft, sha256 \w{12}, not random weights\)",
+        match=r"another initial draft \(draft, sha256 \w{12}, not none\)",
     ):
         fresh = make_draft(target, collection, replace(shape, mask_token_id=7), seed=5)
         fit(fresh, collection, FitSettings(seconds=1e-3), tmp_path / "b.pt")
@@ -67,11 +67,11 @@ def test_drafts_that_no_fit_can_begin_with(target: TorchTarget, tmp_path: Path) 
     folder = tmp_path / "draft"
     folder.mkdir()
     publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), folder)
-    check_beginning(target.config, shape, folder)
+    check_initial_draft(target.config, shape, folder)
 
     def refused(message: str, changed: DraftShape = shape) -> None:
         with pytest.raises(InputError, match=message):
-            check_beginning(target.config, changed, folder)
+            check_initial_draft(target.config, changed, folder)
 
     refused(r"has num_hidden_layers 1 where this draft has 2", replace(shape, layers=2))
     dflash = DraftShape(method="dflash", layers=1)

@@ -76,7 +76,7 @@ def test_the_command_makes_a_draft_that_generate_loads(
     assert done.exit_code == 0, done.output
     later = json.loads((tmp_path / "onwards" / "training.json").read_text())
     assert later["settings"]["dtype"] == "bfloat16"
-    assert later["settings"]["began with"].startswith("draft, sha256 ")
+    assert later["settings"]["initial draft"].startswith("draft, sha256 ")
     ended, began = record["measures"][-1]["length"], later["measures"][0]["length"]
     assert began == pytest.approx(ended, abs=0.1)  # other answers, by a target in bfloat16
     onwards[onwards.index("--output") + 1] = tmp_path / "other"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from .collection import write_whole
+from .collection import write_atomically
 from .draft import Draft
 from .fitting import History
 from .plot import plot
@@ -74,7 +74,7 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
         ids = draft.target_ids.cpu()
         tensors["d2t"] = ids - torch.arange(len(ids))
         config["draft_vocab_size"] = len(ids)
-    write_whole(folder / "model.safetensors", lambda part: part.write_bytes(save(tensors)))
+    write_atomically(folder / "model.safetensors", lambda part: part.write_bytes(save(tensors)))
     measures: list[dict[str, Any]] = [
         {"step": one.step, "loss": one.loss, "acceptance": one.acceptance, "length": one.length}
         for one in history.measures
@@ -87,7 +87,7 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
         "config.json": json.dumps(config, indent=2),
     }
     for name, text in texts.items():
-        write_whole(folder / name, partial(_write_text, text + "\n"))
+        write_atomically(folder / name, partial(_write_text, text + "\n"))
     plot(history, folder / "training.png")
 
 

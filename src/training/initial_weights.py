@@ -1,4 +1,4 @@
-"""A draft to begin a fit with: the weights of one that was trained before."""
+"""The weights that a fit starts from: those of a draft that was trained before."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def take_weights(draft: Draft, folder: Path) -> None:
     """
     tensors, digest = read_weights(draft, folder)
     draft.load_state_dict(tensors)
-    draft.began_with = f"{folder.resolve().name}, sha256 {digest[:12]}"
+    draft.initial_draft = f"{folder.resolve().name}, sha256 {digest[:12]}"
 
 
 def read_weights(draft: Draft, folder: Path) -> tuple[dict[str, Tensor], str]:
