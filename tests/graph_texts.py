@@ -144,7 +144,7 @@ def build(name: str) -> Built:
 
 def virtual(name: str) -> dict[str, Built]:
     """The graphs of this name in `VIRTUAL`: of target and draft, and of the target alone."""
-    from test_deepseek_devices import BLOCKS, SHAPE
+    from deepseek_gpus import BLOCKS, SHAPE
     from tiny import in_fp8_blocks, tiny_deepseek
 
     count, parallelism, *options = VIRTUAL[name]

@@ -1,0 +1,248 @@
+"""Weights of DeepSeek-V3 for GPUs: the checkpoint's, in FP8 where GPUs compute with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from deepseek_gpus import BLOCKS, CPU, GPUS, LAYERS, SHAPE, build, on_gpus
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.graph.weights import WeightData
+from max.nn.quant_config import QuantConfig
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from tiny import in_fp8_blocks, tiny_deepseek
+
+from unispec.checkpoints import read_tensors
+from unispec.checkpoints.block_fp8 import dequantise_blocks
+from unispec.errors import InputError
+from unispec.pipelines.architectures.unified_mtp_deepseekV3.arch import ARCHITECTURE as SPECULATOR
+from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
+from unispec.pipelines.targets.deepseek import fp8
+from unispec.pipelines.targets.deepseek.arch import ARCHITECTURE
+from unispec.pipelines.targets.deepseek.fp8 import block_scaled
+from unispec.pipelines.targets.deepseek.weights import cast_stack, dequantised, target_state_dict
+
+
+def test_weights_for_gpus_are_the_checkpoint_s(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    state = target_state_dict(tensors, on_gpus(folder), source="tiny")
+    for name, tensor in state.items():
+        original = tensors.get(f"model.{name}", tensors.get(name))
+        np.testing.assert_array_equal(tensor, original, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rotated columns are half a head apart."""
+    folder = tmp_path_factory.mktemp("fp8")
+    return in_fp8_blocks(tiny_deepseek(folder, **BLOCKS, rope_interleave=False), (128, 128))
+
+
+@pytest.mark.parametrize("parallelism", ["tensor", "expert"])
+def test_fp8_matrices_stay_fp8_where_gpus_compute_with_them(
+    fp8_folder: Path, parallelism: str
+) -> None:
+    """The graphs of two GPUs; scales have their matrices' names."""
+    graphs = build(2, fp8_folder, parallelism)
+    weights = graphs["weights"]
+    tensors = load_torch(fp8_folder / "model.safetensors")
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")}
+    found = {name: value for name, value in weights.items() if name.endswith("_scale")}
+    assert len(found) == len(scales)
+    assert {dtype for dtype, _ in found.values()} == {"float32"}
+    matrices = {name.removesuffix("_scale") for name in found}
+    assert {name for name, (dtype, _) in weights.items() if dtype == "float8_e4m3fn"} == matrices
+    scale = scales[f"model.layers.{LAYERS - 1}.self_attn.o_proj.weight_scale_inv"]
+    assert found[f"target.layers.{LAYERS - 1}.self_attn.o_proj.weight_scale"][1] == [*scale.shape]
+    spread = parallelism == "expert"
+    inner = 256 if spread else 128
+    assert graphs["shards"]["down_proj"] == [[5 if spread else 8, 128, inner]] * 2
+    assert graphs["shards"]["query"] == [[(8 if spread else 4) * 192, 128]] * 2
+
+
+def test_fp8_matrices_and_scales_are_the_checkpoint_s(fp8_folder: Path) -> None:
+    """Multiplied, they are what a stack gets that does not compute in FP8."""
+    tensors = read_tensors([fp8_folder / "model.safetensors"])
+    fp8 = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+
+    def state(fp8: QuantConfig | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = on_gpus(fp8_folder, fp8=fp8)
+        found = dequantised(tensors, config, source="tiny")
+        return (
+            target_state_dict(found, config, source="tiny"),
+            mtp_state_dict(found, config, source="tiny"),
+        )
+
+    for codes, plain in zip(state(fp8), state(None), strict=True):
+        assert any(tensor.dtype == np.uint8 for tensor in codes.values())
+        named = {name.replace("_scale", "_scale_inv"): codes[name] for name in codes}
+        multiplied = dequantise_blocks(named, (128, 128), source="tiny")
+        assert multiplied.keys() == plain.keys()
+        for name, tensor in plain.items():
+            np.testing.assert_array_equal(multiplied[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda codes: np.where(codes == codes[0, 0], 0x7F, codes), r"has \d+ NaN or infinite"),
+        (lambda codes: codes.astype(np.float32), "has dtype float32 and scales, expected float8"),
+    ],
+    ids=["not a number", "not FP8"],
+)
+def test_a_damaged_fp8_matrix_is_refused(fp8_folder: Path, change: Any, message: str) -> None:
+    name = "model.layers.0.self_attn.o_proj.weight"
+    tensors = {**read_tensors([fp8_folder / "model.safetensors"])}
+    tensors[name] = change(tensors[name])
+    blocks = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+    config = on_gpus(fp8_folder, fp8=blocks)
+    with pytest.raises(InputError, match=f"tiny: tensor '{name}' {message}"):
+        target_state_dict(dequantised(tensors, config, source="tiny"), config, source="tiny")
+
+
+def test_float8_is_what_torch_reads(fp8_folder: Path) -> None:
+    name = "model.layers.0.self_attn.o_proj.weight"
+    codes = read_tensors([fp8_folder / "model.safetensors"])[name]
+    expected = load_torch(fp8_folder / "model.safetensors")[name]
+    loaded = cast_stack({name: codes}, DType.bfloat16)[name]
+    assert isinstance(loaded, WeightData)
+    assert loaded.dtype == DType.float8_e4m3fn
+    read = loaded.to_buffer().view(DType.uint8, codes.shape).to_numpy()
+    values = torch.from_numpy(read.copy()).view(torch.float8_e4m3fn)
+    assert torch.equal(values.float(), expected.float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "count", "spread", "obstacle"),
+    [
+        ({}, (128, 128), 1, False, None),
+        ({}, (128, 128), 2, False, None),
+        ({}, (128, 128), 2, True, None),
+        ({}, (128, 128), 4, False, "a device's part of intermediate_size is 64, no multiple"),
+        ({"moe_intermediate_size": 128}, (128, 128), 2, False, "moe_intermediate_size is 64"),
+        ({"moe_intermediate_size": 128}, (128, 128), 2, True, None),
+        ({"num_attention_heads": 2}, (128, 128), 2, False, "a device's queries is 192"),
+        ({"hidden_size": 64}, (128, 128), 1, False, "hidden_size is 64"),
+        ({"q_lora_rank": None}, (128, 128), 1, False, "q_lora_rank is not set"),
+        ({}, (64, 128), 1, False, r"blocks are \(64, 128\)"),
+        ({}, None, 1, False, "blocks are None"),
+    ],
+)
+def test_when_gpus_compute_in_fp8(
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    block: tuple[int, int] | None,
+    count: int,
+    spread: bool,
+    obstacle: str | None,
+) -> None:
+    """Where it is possible, if nothing else is asked for."""
+    hf: Any = SimpleNamespace(
+        **{
+            "hidden_size": 128,
+            "q_lora_rank": 128,
+            "num_attention_heads": 8,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 256,
+            "num_hidden_layers": 3,
+            **changes,
+        }
+    )
+    architecture = "sm_90a"
+    monkeypatch.setattr(fp8, "accelerator_api", lambda: "cuda")
+    monkeypatch.setattr(fp8, "accelerator_architecture_name", lambda: architecture)
+
+    def found(asked: str | None, devices: list[DeviceRef]) -> QuantConfig | None:
+        return block_scaled(hf, block, devices, asked, "tiny", spread=spread)
+
+    gpus = GPUS[:count]
+    assert (found(None, gpus) is None) is (obstacle is not None)
+    assert found("bfloat16", gpus) is None
+    assert found(None, [CPU]) is None
+    if obstacle is not None:
+        with pytest.raises(InputError, match=f"'float8_e4m3fn' of tiny .*{obstacle}.* 'bfloat16'"):
+            found("float8_e4m3fn", gpus)
+    with pytest.raises(InputError, match="the device has no kernels"):
+        found("float8_e4m3fn", [CPU])
+    architecture = "sm_80"
+    assert found(None, gpus) is None
+    with pytest.raises(InputError, match="the device has no kernels"):
+        found("float8_e4m3fn", gpus)
+
+
+def test_max_may_choose_fp8() -> None:
+    assert "float8_e4m3fn" in ARCHITECTURE.supported_encodings
+    assert SPECULATOR.base is ARCHITECTURE
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "message"),
+    [
+        ("model.layers.0.self_attn.o_proj.weight", None, r"o_proj.weight' has no scales"),
+        ("model.layers.3.eh_proj.weight", np.ones((1, 2)), r"eh_proj.weight' has scales"),
+    ],
+)
+def test_a_checkpoint_partly_in_fp8_is_refused_where_layers_compute_in_it(
+    fp8_folder: Path, name: str, scale: Any, message: str
+) -> None:
+    tensors = {**read_tensors([fp8_folder / "model.safetensors"])}
+    blocks = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+    config = on_gpus(fp8_folder, fp8=blocks)
+    tensors.pop(name + "_scale_inv", None)
+    if scale is not None:
+        tensors[name + "_scale_inv"] = scale
+    with pytest.raises(InputError, match=message + ".*use quantization encoding 'bfloat16'"):
+        dequantised(tensors, config, source="tiny")
+    plain = dequantised(tensors, on_gpus(fp8_folder), source="tiny")
+    assert not any("_scale" in found for found in plain)
+
+
+@pytest.mark.parametrize("q_lora_rank", [24, None])
+def test_columns_that_rotate_together_become_neighbours(
+    tmp_path: Path, q_lora_rank: int | None
+) -> None:
+    """Scores after the kernel's rotation are those of the checkpoint's own."""
+    shape = {**SHAPE, "q_lora_rank": q_lora_rank, "rope_interleave": False}
+    folder = tiny_deepseek(tmp_path, **shape)
+    tensors = load_file(folder / "model.safetensors")
+    config = on_gpus(folder)
+    target = target_state_dict(tensors, config, source="tiny")
+    draft = mtp_state_dict(tensors, config, source="tiny")
+    query = "q_proj" if q_lora_rank is None else "q_b_proj"
+    rng = np.random.default_rng(0)
+    angles = rng.uniform(0, 6, (2, 32))  # of two positions
+
+    def scores(state: Any, prefix: str, *, neighbours: bool) -> Any:
+        q = state[f"{prefix}.{query}.weight"].astype(np.float64)
+        k = state[f"{prefix}.kv_a_proj_with_mqa.weight"].astype(np.float64)
+        q = q.reshape(8, 192, -1) @ np.ones(q.shape[1])  # [heads, 192]
+        k = k @ np.ones(k.shape[1])  # [576]
+        rotated = [
+            rotate(part, angle, neighbours=neighbours)
+            for part, angle in zip((q[:, 128:], k[None, 512:]), angles, strict=True)
+        ]
+        return rotated[0] @ rotated[1][0], q[:, :128], k[:512]
+
+    for state, prefix, layer in ((target, "layers.1", 1), (draft, "layer", LAYERS)):
+        ours = scores(state, f"{prefix}.self_attn", neighbours=True)
+        theirs = scores(tensors, f"model.layers.{layer}.self_attn", neighbours=False)
+        for found, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def rotate(x: Any, angles: Any, *, neighbours: bool) -> Any:
+    """Rotates pairs of columns of `[N, 64]` by 32 angles."""
+    pairs = x.reshape(-1, 32, 2) if neighbours else x.reshape(-1, 2, 32).swapaxes(1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    cos, sin = np.cos(angles), np.sin(angles)
+    turned = np.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.reshape(len(x), -1) if neighbours else turned.swapaxes(1, 2).reshape(len(x), -1)
