@@ -93,7 +93,7 @@ class KimiK2_5Model(DeepseekV3Model):
             more=kimi_types(config.hidden_size, config.dtype, self.device_ref),
         )
         unit = CompilationUnit()
-        with Graph("kimik2_5_target", input_types=inputs.types(), module=unit) as graph:
+        with Graph("kimi_k25_target", input_types=inputs.types(), module=unit) as graph:
             graph.output(*module(inputs.take(graph.inputs)).values())
         return self.compile_with_vision(session, unit, module, vision)
 
