@@ -53,5 +53,5 @@ def check_num_speculative_tokens(
         )
     largest = LARGEST_DRAFT_TOKENS[method] if loaded is None else loaded
     if not 1 <= asked <= largest:
-        reason = "" if loaded is None else ", what the engine's graph is for"
+        reason = f" with {method}" if loaded is None else ", what the engine's graph is for"
         raise InputError(f"num_speculative_tokens is {asked}; choose 1 to {largest}{reason}")

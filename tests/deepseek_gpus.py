@@ -14,6 +14,7 @@ from max.graph import DeviceRef
 from max.pipelines.context import TextContext, TokenBuffer
 
 from unispec.engine import EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 
 __all__ = ["BLOCKS", "CPU", "GPUS", "LAYERS", "SHAPE", "build", "on_gpus", "rows"]
@@ -63,7 +64,7 @@ def build(count: int, folder: Path, parallelism: str, *options: str) -> dict[str
 def on_gpus(folder: Path, count: int = 1, **changes: Any) -> DeepseekV3Config:
     """The configuration as GPUs would have it; its graph cannot be built in this process."""
     config = DeepseekV3Config.initialize(
-        EngineConfig(model=str(folder), max_length=64).pipeline_config()
+        make_pipeline_config(EngineConfig(model=str(folder), max_length=64))
     )
     return replace(config, devices=GPUS[:count], **changes)
 

@@ -28,6 +28,7 @@ from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
 from unispec.checkpoints import read_tensors
 from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.engine import EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.kv_cache.views import take_caches
@@ -76,7 +77,7 @@ class Compiled:
 
 
 def read_stack(folder: Path) -> tuple[DeepseekV3Config, dict[str, Any]]:
-    pipeline_config = EngineConfig(model=str(folder), max_length=MAX_LENGTH).pipeline_config()
+    pipeline_config = make_pipeline_config(EngineConfig(model=str(folder), max_length=MAX_LENGTH))
     config = DeepseekV3Config.initialize(pipeline_config)
     tensors = dequantised(read_tensors([folder / "model.safetensors"]), config, source=str(folder))
     return config, target_state_dict(tensors, config, source=str(folder))
@@ -239,7 +240,7 @@ def initialize(folder: Path, method: str | None = None) -> Any:
     from unispec.pipelines.architectures.unified_mtp_deepseekV3 import UnifiedMTPDeepseekV3Config
 
     options: dict[str, Any] = {"speculative_method": method} if method else {}
-    config = EngineConfig(model=str(folder), max_length=64, **options).pipeline_config()
+    config = make_pipeline_config(EngineConfig(model=str(folder), max_length=64, **options))
     return (UnifiedMTPDeepseekV3Config if method else DeepseekV3Config).initialize(config)
 
 

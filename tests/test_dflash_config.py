@@ -16,6 +16,7 @@ import pytest
 from tiny import TinyPair, tiny_eagle
 
 from unispec.engine import Engine, EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.pipelines.architectures.unified_dflash_llama3 import (
     DflashDraftHFConfig,
@@ -38,7 +39,9 @@ def engine_config(pair: TinyPair, **options: Any) -> EngineConfig:
 
 
 def read_config(pair: TinyPair, **options: Any) -> UnifiedDflashLlama3Config:
-    return UnifiedDflashLlama3Config.initialize(engine_config(pair, **options).pipeline_config())
+    return UnifiedDflashLlama3Config.initialize(
+        make_pipeline_config(engine_config(pair, **options))
+    )
 
 
 @pytest.fixture
@@ -205,7 +208,7 @@ def test_another_k_is_replaced_in_any_configuration(
     pair: TinyPair, caplog: pytest.LogCaptureFixture
 ) -> None:
     """MAX says so where it reads the options itself; a configuration may be made otherwise."""
-    config = engine_config(pair).pipeline_config()
+    config = make_pipeline_config(engine_config(pair))
     assert config.speculative is not None
     asked = config.speculative.model_copy(update={"num_speculative_tokens": 3})
     object.__setattr__(config, "speculative", asked)
@@ -229,7 +232,7 @@ def test_windows_on_a_cpu_make_the_cache_one_wide_head(
 
 def test_the_model_class_reserves_room_for_the_block(pair: TinyPair) -> None:
     """As the configuration does, whatever K says."""
-    config = engine_config(pair).pipeline_config()
+    config = make_pipeline_config(engine_config(pair))
     assert config.speculative is not None
     object.__setattr__(
         config, "speculative", config.speculative.model_copy(update={"num_speculative_tokens": 3})

@@ -16,6 +16,7 @@ from tiny import TinyPair, tiny_dflash, tiny_eagle
 
 from unispec.checkpoints.draft_config import flat_config
 from unispec.engine import Engine, EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.methods import Method
 from unispec.pipelines.architectures.unified_dflash_llama3 import UnifiedDflashLlama3Config
@@ -48,7 +49,7 @@ def engine_config(target: Path, draft: Path, method: Method) -> EngineConfig:
 
 def understood(target: Path, draft: Path, method: Method) -> tuple[Any, DraftWeights]:
     """What a draft's files are read as: the configuration of the graph, and the weights."""
-    config = engine_config(target, draft, method).pipeline_config()
+    config = make_pipeline_config(engine_config(target, draft, method))
     assert config.draft_model is not None
     tensors, source = read_weights(config.draft_model)
     hf = config.draft_model.huggingface_config

@@ -19,6 +19,7 @@ from unispec.checkpoints.gguf_folder import DESCRIPTION
 from unispec.checkpoints.repository import resolve_model, weight_files
 from unispec.cli import unispec
 from unispec.engine import Engine, EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.pipelines.runtime.weights import read_weights
 
 
@@ -133,7 +134,7 @@ def test_a_gguf_file_is_a_model(tmp_path: Path, cache: Path, form: str) -> None:
     assert engine.tokenizer("x<tool> the").input_ids == [ord("x"), 258, 261]
     assert engine.tokenizer.chat_template == "{{ 1 }}"
     assert (engine.tokenizer.bos_token, engine.tokenizer.eos_token) == ("<bos>", "<eos>")
-    tensors, source = read_weights(config.pipeline_config().model)
+    tensors, source = read_weights(make_pipeline_config(config).model)
     assert source == str(given)
     for name, parameter in llama.named_parameters():
         np.testing.assert_array_equal(tensors[name], parameter.detach(), err_msg=name)
@@ -246,7 +247,7 @@ def test_a_config_that_contradicts_the_file(
     path = alone(tmp_path)
     folder = described(tmp_path, **changes)
     with refused(f"{path} has", f"config.json of {folder} has", "belongs to the file", *words):
-        EngineConfig(model=str(folder), weight_path=(path,)).pipeline_config()
+        make_pipeline_config(EngineConfig(model=str(folder), weight_path=(path,)))
 
 
 def test_another_factor_of_the_same_scaling(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_another_factor_of_the_same_scaling(tmp_path: Path) -> None:
     path = alone(tmp_path, tensors=divisors)
     folder = described(tmp_path, rope_parameters=LLAMA3)
     with refused("factor 32", "has 8:"):
-        EngineConfig(model=str(folder), weight_path=(path,)).pipeline_config()
+        make_pipeline_config(EngineConfig(model=str(folder), weight_path=(path,)))
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -262,4 +263,4 @@ def test_a_config_that_agrees(tmp_path: Path, rounded: bool) -> None:
     """The file has float32, so that 1e-5 is 9.99999974e-6 there."""
     path = alone(tmp_path, model=tiny_llama(rms_norm_eps=1e-5))
     folder = described(tmp_path, **({"rms_norm_eps": 1e-5} if rounded else {}))
-    EngineConfig(model=str(folder), weight_path=(path,)).pipeline_config()
+    make_pipeline_config(EngineConfig(model=str(folder), weight_path=(path,)))

@@ -18,6 +18,7 @@ from tiny.kimi import tiny_kimi
 from unispec.checkpoints import Tensor, read_tensors
 from unispec.checkpoints.packed_int4 import dequantise_packed
 from unispec.engine import EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.weights import dequantised, target_state_dict
@@ -33,7 +34,7 @@ def routed(name: str) -> bool:
 
 
 def initialize(folder: Path, config: type[Any] = DeepseekV3Config) -> Any:
-    return config.initialize(EngineConfig(model=str(folder), max_length=64).pipeline_config())
+    return config.initialize(make_pipeline_config(EngineConfig(model=str(folder), max_length=64)))
 
 
 def deepseek(folder: Path) -> Path:

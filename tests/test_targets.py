@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tiny import TinyPair
 
-from unispec.engine import Engine, EngineConfig
-from unispec.engine import config as runtime_config
+from unispec.engine import Engine, EngineConfig, model_files, pipeline_config
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.methods import Method
 from unispec.pipelines.architectures.registry import pipeline_model
@@ -26,8 +26,8 @@ def max_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*arguments: Any, **options: Any) -> None:
         raise AssertionError("MAX was asked")
 
-    monkeypatch.setattr(runtime_config, "MAXModelConfig", ask)
-    monkeypatch.setattr(runtime_config.PipelineConfig, "from_args", ask)
+    monkeypatch.setattr(pipeline_config, "MAXModelConfig", ask)
+    monkeypatch.setattr(pipeline_config.PipelineConfig, "from_args", ask)
 
 
 def changed(source: Path, folder: Path, **fields: Any) -> str:
@@ -73,7 +73,7 @@ def test_a_pair_that_nothing_runs_is_refused_with_those_that_run(
         speculative_method=method,
     )
     with pytest.raises(InputError) as refused:
-        config.pipeline_config()
+        make_pipeline_config(config)
     assert str(refused.value) == (
         f"{tmp_path}/model: model_type {model_type} with {method or 'no draft'} is not supported;"
         " supported: deepseek_v3 with mtp, deepseek_v3 with no draft, kimi_k25 with dflash,"
@@ -91,7 +91,7 @@ def test_a_llama_that_writes_no_text_is_no_target(
         tiny_pair("llama_eagle_agreeing").target, tmp_path / "model", architectures=[stated]
     )
     with pytest.raises(InputError, match=f"is a {stated}.* is a LlamaForCausalLM; use a model"):
-        EngineConfig(model=model).pipeline_config()
+        make_pipeline_config(EngineConfig(model=model))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_mistral_is_a_llama_by_another_name(
     )
     engine = Engine(config)
     assert engine.max_length == 512
-    resolved = config.pipeline_config()
+    resolved = make_pipeline_config(config)
     assert resolved.model.quantization_encoding == "float32"
     assert pipeline_model(resolved).__name__ == expected
     if method == "dflash":
@@ -263,13 +263,13 @@ def test_the_files_of_a_draft_are_looked_at_once(
     pair = tiny_pair("llama_eagle_agreeing")
     looked: list[str] = []
     for name in ("weight_files", "check_draft_files", "check_weight_files"):
-        function = getattr(runtime_config, name)
+        function = getattr(model_files, name)
 
         def counted(*given: Any, function: Any = function, **named: Any) -> Any:
             looked.append(function.__name__)
             return function(*given, **named)
 
-        monkeypatch.setattr(runtime_config, name, counted)
+        monkeypatch.setattr(model_files, name, counted)
     config = EngineConfig(
         model=str(pair.target), draft_model=str(pair.draft), speculative_method="eagle"
     )

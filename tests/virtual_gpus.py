@@ -31,6 +31,7 @@ from max.pipelines.lib import PipelineConfig
 from unispec.checkpoints import read_tensors
 from unispec.checkpoints.tied_head import HEAD
 from unispec.engine import EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
     UnifiedMTPDeepseekV3Config,
     graph,
@@ -66,9 +67,9 @@ def main(
     set_virtual_device_api("cuda")
     set_virtual_device_target_arch(arch)
     set_virtual_device_count(count)
-    engine = EngineConfig(
-        model=str(folder), max_length=64, speculative_method="mtp", devices="gpu"
-    ).pipeline_config()
+    engine = make_pipeline_config(
+        EngineConfig(model=str(folder), max_length=64, speculative_method="mtp", devices="gpu")
+    )
     gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
     engine = with_devices(engine, gpus, count if parallelism == "expert" else 1)
     config = replace(UnifiedMTPDeepseekV3Config.initialize(engine), late_masks=late_masks)
@@ -83,7 +84,9 @@ def main(
     state |= {f"draft.{name}": tensor for name, tensor in draft.items()}
     unified = graph.UnifiedMTPDeepseekV3(config)
     unified.load_state_dict(cast_stack(state, DType.bfloat16), weight_alignment=1)
-    alone_engine = EngineConfig(model=str(folder), max_length=64, devices="gpu").pipeline_config()
+    alone_engine = make_pipeline_config(
+        EngineConfig(model=str(folder), max_length=64, devices="gpu")
+    )
     plain = DeepseekV3Config.initialize(
         with_devices(alone_engine, gpus, count if parallelism == "expert" else 1)
     )

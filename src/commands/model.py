@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.options import option_group
-from unispec.methods import DRAFT_METHODS, LARGEST_DRAFT_TOKENS, METHODS, Method
+from unispec.methods import DRAFT_METHODS, METHODS, Method, check_num_speculative_tokens
 
 if TYPE_CHECKING:
     from unispec.engine import EngineConfig
@@ -51,7 +51,7 @@ class ModelOptions:
     enable_prefix_caching: bool
 
     def __post_init__(self) -> None:
-        """Raises `click.UsageError` for a draft that is only half described."""
+        """Raises `click.UsageError` for a draft that is only half described, `InputError` for K."""
         if self.no_speculation:
             return
         method, draft = self.speculative_method, self.draft_model_path
@@ -69,17 +69,8 @@ class ModelOptions:
                 f"--draft-model-path {draft} is not for {method}, whose draft is part of the "
                 "target's checkpoint; leave it out"
             )
-        asked = self.num_speculative_tokens
-        if asked is not None and method is None:
-            raise click.UsageError(
-                f"--num-speculative-tokens {asked} needs a draft; "
-                "give --draft-model-path and --speculative-method"
-            )
-        if asked is not None and method is not None and asked > LARGEST_DRAFT_TOKENS[method]:
-            raise click.UsageError(
-                f"--num-speculative-tokens {asked} is not in the range"
-                f" 1<=x<={LARGEST_DRAFT_TOKENS[method]} of {method}"
-            )
+        if self.num_speculative_tokens is not None:
+            check_num_speculative_tokens(method, self.num_speculative_tokens)
 
     @property
     def draft(self) -> str | None:

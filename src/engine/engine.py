@@ -28,6 +28,8 @@ from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
 
 from .answer import Answer, Outbox
 from .config import EngineConfig
+from .model_files import add_weights
+from .pipeline_config import make_pipeline_config
 from .reading import read_request, read_requests
 from .requests import Output, Report, Request, Step
 from .running import RunningBatch
@@ -72,7 +74,7 @@ class Engine:
         self._config = config
         self._progress = on_progress or (lambda phase: None)
         self._progress("reading configuration")
-        self._pipeline_config = config.pipeline_config(weights=False)
+        self._pipeline_config = make_pipeline_config(config, weights=False)
         self._model_class = pipeline_model(self._pipeline_config)
         self.reads_images = self._model_class.reads_images
         hf: Any = self._pipeline_config.model.huggingface_config
@@ -90,7 +92,7 @@ class Engine:
             else None
         )
         self._progress("finding the weights")
-        config.add_weights(self._pipeline_config)
+        add_weights(self._pipeline_config, config)
         self._grammars: GrammarCompiler | None = None
         self._compiling = threading.Lock()
         self._running: RunningBatch | None = None

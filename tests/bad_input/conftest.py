@@ -32,4 +32,4 @@ def pair(tiny_pair: Callable[[str], TinyPair], tmp_path: Path) -> TinyPair:
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unispec.engine.config.accelerator_count", lambda: 0)
+    monkeypatch.setattr("unispec.engine.pipeline_config.accelerator_count", lambda: 0)

@@ -12,6 +12,7 @@ from max.pipelines.lib import PipelineArgs, PipelineConfig
 from tiny import TinyPair
 
 from unispec.engine import Engine, EngineConfig, Request
+from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 
 
@@ -101,7 +102,7 @@ def test_engine_configuration(changes: dict[str, Any], words: list[str]) -> None
 )
 def test_pipeline_configuration(pair: TinyPair, changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as refused:
-        EngineConfig(model=str(pair.target), **changes).pipeline_config()
+        make_pipeline_config(EngineConfig(model=str(pair.target), **changes))
     for word in words:
         assert word in str(refused.value)
 
@@ -114,7 +115,7 @@ def test_what_only_max_knows_to_be_wrong(pair: TinyPair, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(PipelineConfig, "from_args", refuse)
     with pytest.raises(InputError) as refused:
-        EngineConfig(model=str(pair.target)).pipeline_config()
+        make_pipeline_config(EngineConfig(model=str(pair.target)))
     expected = f"{pair.target} cannot run with max_length 'far\\n', which MAX refuses ("
     assert str(refused.value).startswith(expected)
     assert str(refused.value).endswith(

@@ -82,7 +82,7 @@ FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
         ["2 weight files", "GGUF", "alone"],
     ),
     "K = 0": (SOUND, ["--num-speculative-tokens", "0"], ["-tokens'", "0", "x>=1"]),
-    "K = 9": (SOUND, ["--num-speculative-tokens", "9"], ["-tokens 9", "1<=x<=8", "eagle"]),
+    "K = 9": (SOUND, ["--num-speculative-tokens", "9"], ["tokens is 9", "1 to 8", "eagle"]),
     "unknown method": (
         SOUND,
         ["--speculative-method", "oracle"],
@@ -176,7 +176,7 @@ def test_flags(pair: TinyPair, damage: Damage, flags: list[str], words: list[str
 
 
 def test_a_machine_with_fewer_gpus(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unispec.engine.config.accelerator_count", lambda: 2)
+    monkeypatch.setattr("unispec.engine.pipeline_config.accelerator_count", lambda: 2)
     check(pair, SOUND, ["--devices", "gpu:2"], ["'gpu:2'", "2 GPUs", "'gpu:0' to 'gpu:1'"])
 
 

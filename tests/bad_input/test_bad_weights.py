@@ -28,6 +28,7 @@ from tiny import TinyPair
 
 from unispec.checkpoints import memory
 from unispec.engine import EngineConfig
+from unispec.engine.pipeline_config import make_pipeline_config
 
 Tensors = dict[str, torch.Tensor]
 
@@ -239,7 +240,7 @@ def test_weights_that_may_not_be_read(pair: TinyPair, monkeypatch: pytest.Monkey
 def test_links_into_a_cache_keep_their_names(pair: TinyPair) -> None:
     (pair.target / WEIGHTS).rename(pair.target / "blob")
     (pair.target / WEIGHTS).symlink_to("blob")
-    config = EngineConfig(model=str(pair.target)).pipeline_config()
+    config = make_pipeline_config(EngineConfig(model=str(pair.target)))
     assert config.model.weight_path == [pair.target / WEIGHTS]
 
 
@@ -251,9 +252,11 @@ def test_what_is_in_a_file_counts_and_not_its_name(pair: TinyPair) -> None:
             assert folder is not None
             (folder / before).rename(folder / name)
         before = name
-        config = EngineConfig(
-            model=str(pair.target), draft_model=str(pair.draft), speculative_method="eagle"
-        ).pipeline_config()
+        config = make_pipeline_config(
+            EngineConfig(
+                model=str(pair.target), draft_model=str(pair.draft), speculative_method="eagle"
+            )
+        )
         for model in (config.model, config.draft_model):
             assert model is not None
             assert [path.name for path in model.weight_path] == [name]

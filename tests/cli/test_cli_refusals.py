@@ -39,9 +39,9 @@ from unispec.errors import InputError
         (
             "--model m --prompt a --draft-model-path d --speculative-method eagle"
             " --num-speculative-tokens 9",
-            ["-tokens", "9", "1<=x<=8", "eagle"],
+            ["num_speculative_tokens is 9", "1 to 8", "eagle"],
         ),
-        ("--model m --prompt a --num-speculative-tokens 3", ["3", "--draft-model-path"]),
+        ("--model m --prompt a --num-speculative-tokens 3", ["3", "no speculative method"]),
         (
             "--model m --prompt a --draft-model-path d --speculative-method oracle",
             ["--speculative-method", "oracle", "eagle"],

@@ -1,0 +1,76 @@
+"""Where the files of an engine's models are, and that they are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from max.pipelines.lib import MAXModelConfig, PipelineConfig
+
+from unispec.checkpoints import check_weight_files
+from unispec.checkpoints.draft_kinds import check_draft_files
+from unispec.checkpoints.gguf_agreement import check_agreement
+from unispec.checkpoints.gguf_parts import gguf_among
+from unispec.checkpoints.repository import find_config, weight_files
+
+from .config import EngineConfig
+
+__all__ = ["add_weights", "draft_files", "location"]
+
+
+def location(model: str) -> dict[str, Any]:
+    """Fields of MAX's configurations that say where a model is, which has the user's name there.
+
+    MAX guesses a number format from the names of weight files: it sees another file until all of
+    its decisions are made, and ours depend on what is in the files.
+
+    Args:
+        model: as the user names it.
+    """
+    config = find_config(model)
+    folder = str(config.parent)
+    return {"model_path": folder, "weight_path": [config], "served_model_name": model}
+
+
+def add_weights(pipeline_config: PipelineConfig, config: EngineConfig) -> None:
+    """Names the weight files that have no name there yet, all of them whole.
+
+    Those of a repository are downloaded.
+
+    Args:
+        pipeline_config: made of the other one.
+        config: what the user states.
+
+    Raises:
+        InputError: a file is missing, damaged or of an unknown format.
+    """
+    paths = weight_files(config.model, config.weight_path)
+    # MAX's configurations are frozen, their lists are not.
+    pipeline_config.model.weight_path[:] = _checked(paths, pipeline_config.model, config.model)
+    draft = pipeline_config.draft_model
+    if draft is not None and draft.weight_path == location(draft.model_name)["weight_path"]:
+        draft.weight_path[:] = draft_files(draft, config)
+
+
+def draft_files(draft: MAXModelConfig, config: EngineConfig) -> list[Path]:
+    """The draft's weight files, which are whole and hold a draft of the method.
+
+    Args:
+        draft: the draft's configuration.
+        config: what the user states; it has a draft model.
+
+    Raises:
+        InputError: a file is missing, damaged, of an unknown format, or of another kind of draft.
+    """
+    assert config.draft_model is not None and config.speculative_method is not None
+    paths = weight_files(config.draft_model)
+    check_draft_files(config.speculative_method, paths, source=config.draft_model)
+    return _checked(paths, draft, config.draft_model)
+
+
+def _checked(paths: list[Path], model: MAXModelConfig, source: str) -> list[Path]:
+    """The weight files, all of them whole and in agreement with config.json."""
+    check_weight_files(paths)
+    if gguf := gguf_among(paths):
+        check_agreement(gguf, model.huggingface_config, source=source)
+    return paths

@@ -1,0 +1,186 @@
+"""MAX's configuration of an engine, made of what the user states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from max.driver import DeviceSpec, accelerator_count
+from max.pipelines.lib import (
+    KVCacheConfig,
+    MAXModelConfig,
+    PipelineArgs,
+    PipelineConfig,
+    PipelineRuntimeConfig,
+)
+from max.pipelines.modeling.config_enums import supported_encoding_supported_on
+from max.pipelines.speculative import SpeculativeConfig
+from pydantic import ValidationError
+from transformers import PretrainedConfig
+
+from unispec.checkpoints.draft_config import adopt, read_draft_config
+from unispec.checkpoints.model_config import model_config, read_config_object
+from unispec.checkpoints.repository import resolve_model
+from unispec.errors import InputError
+from unispec.methods import DEFAULT_DRAFT_TOKENS
+from unispec.pipelines.architectures.registry import (
+    ENGINE_ARCHITECTURES,
+    check_pair,
+    check_target,
+    complete_draft_config,
+)
+
+from .config import EngineConfig
+from .model_files import add_weights, draft_files, location
+
+__all__ = ["make_pipeline_config"]
+
+_MAX_POSITIONS: Final = 2**24
+"""How many positions float32 tells apart."""
+
+
+def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> PipelineConfig:
+    """MAX's configuration of an engine.
+
+    Args:
+        config: what the user states.
+        weights: whether it names the weight files, which downloads those of a repository;
+            `add_weights` does it later.
+
+    Raises:
+        InputError: a model, encoding, device or length that MAX or unispec refuses.
+    """
+    device = _device_spec(config.devices)
+    encoding = _encoding(config, device)
+    model = str(resolve_model(config.model))
+    keys = read_config_object(model)
+    check_pair(keys.get("model_type"), config.speculative_method, source=model)
+    hf_config = model_config(keys, model)
+    check_target(hf_config, source=model)
+    _check_length(config, hf_config)
+    shared: dict[str, Any] = {
+        "device_specs": [device],
+        "quantization_encoding": encoding,
+        "kv_cache": KVCacheConfig(enable_prefix_caching=config.enable_prefix_caching),
+    }
+    draft: MAXModelConfig | None = None
+    files: list[Path] = []
+    try:
+        if config.draft_model is not None:
+            draft, files = _draft(config, shared)
+        arguments = PipelineArgs(
+            **location(config.model),
+            max_length=config.max_length,
+            runtime=PipelineRuntimeConfig(
+                custom_architectures=ENGINE_ARCHITECTURES,
+                max_batch_size=config.max_batch_size,
+                max_batch_input_tokens=config.max_batch_input_tokens,
+            ),
+            speculative=_speculative(config),
+            draft_model=draft,
+            **shared,
+        )
+        made = PipelineConfig.from_args(arguments)
+    except InputError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{first['loc'][-1] if first['loc'] else 'the options'} {first['input']!r:.100}"
+        raise _refused(model, what, first["msg"]) from error
+    except (ValueError, OSError) as error:
+        raise _refused(model, "these options", str(error)) from error
+    if made.draft_model is not None and files:
+        made.draft_model.weight_path[:] = files
+    # MAX renames the target after its draft, in an object that it keeps for the process.
+    made.model.huggingface_config.architectures = hf_config.architectures
+    if weights:
+        add_weights(made, config)
+    return made
+
+
+def _encoding(config: EngineConfig, device: DeviceSpec) -> str:
+    """The number format to compute in."""
+    encoding = config.quantization_encoding or (
+        "float32" if device.device_type == "cpu" else "bfloat16"
+    )
+    if encoding not in ("float32", "bfloat16"):
+        raise InputError(
+            f"quantization encoding {encoding!r} is not supported; use 'float32' or 'bfloat16'"
+        )
+    if encoding == "bfloat16" and not supported_encoding_supported_on("bfloat16", device):
+        raise InputError(
+            f"quantization encoding 'bfloat16' does not run on devices {config.devices!r}; use"
+            " 'float32' or a GPU"
+        )
+    return encoding
+
+
+def _check_length(config: EngineConfig, hf_config: PretrainedConfig) -> None:
+    limit = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+    if config.max_length is not None and limit is not None and config.max_length > limit:
+        raise InputError(
+            f"max_length {config.max_length} is beyond the model's max_position_embeddings"
+            f" {limit}; choose at most {limit}"
+        )
+    longest = config.max_length or limit
+    if longest is not None and longest > _MAX_POSITIONS:
+        raise InputError(
+            f"max_position_embeddings {limit} of {config.model} is beyond the {_MAX_POSITIONS}"
+            f" positions that float32 tells apart; give a max_length of at most {_MAX_POSITIONS}"
+        )
+
+
+def _speculative(config: EngineConfig) -> SpeculativeConfig | None:
+    if config.speculative_method is None:
+        return None
+    default = DEFAULT_DRAFT_TOKENS[config.speculative_method]
+    return SpeculativeConfig(
+        speculative_method=config.speculative_method,
+        num_speculative_tokens=config.num_speculative_tokens or default,
+        draft_proposal=config.draft_proposal,
+        use_relaxed_acceptance_for_thinking=config.use_relaxed_acceptance_for_thinking,
+        relaxed_topk=config.relaxed_topk,
+        relaxed_delta=config.relaxed_delta,
+    )
+
+
+def _draft(config: EngineConfig, shared: dict[str, Any]) -> tuple[MAXModelConfig, list[Path]]:
+    """The draft's configuration, and its weight files; none if they are not there yet."""
+    assert config.draft_model is not None and config.speculative_method is not None
+    resolved = resolve_model(config.draft_model)
+    source = str(resolved)
+    hf_config = read_draft_config(source, config.speculative_method)
+    draft = MAXModelConfig(**location(config.draft_model), **shared)
+    adopt(draft.huggingface_config, hf_config)
+    # What the files hold says better what the draft is than what config.json lacks.
+    files = draft_files(draft, config) if isinstance(resolved, Path) else []
+    complete_draft_config(
+        config.speculative_method,
+        draft.huggingface_config,
+        config.num_speculative_tokens,
+        source=source,
+    )
+    return draft, files
+
+
+def _refused(model: str, what: str, reason: str) -> InputError:
+    """What to say of a value that only MAX knows to be wrong."""
+    return InputError(
+        f"{model} cannot run with {what}, which MAX refuses ({' '.join(reason.split())}); leave the"
+        " option out, or use the checkpoint's own config.json"
+    )
+
+
+def _device_spec(devices: str) -> DeviceSpec:
+    kind, _, number = devices.partition(":")
+    if kind == "cpu" and not number:
+        return DeviceSpec(id=0, device_type="cpu")
+    if kind != "gpu" or (number and not number.isdecimal()):
+        raise InputError(f"devices {devices!r} is not understood; use 'cpu', 'gpu' or 'gpu:N'")
+    index, count = int(number or 0), accelerator_count()
+    if index >= count:
+        raise InputError(
+            f"devices {devices!r} is not there, MAX finds {count} GPUs on this machine; use 'cpu'"
+            + (f" or 'gpu:0' to 'gpu:{count - 1}'" if count else "")
+        )
+    return DeviceSpec(id=index, device_type="gpu")
