@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from gguf_files import write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
-from test_gguf import write_gguf
 from tiny import TinyPair
 
 from unispec.checkpoints import check_weight_files, read_gguf, read_tensors

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gguf_files import gguf_name, refused, rope_divisors, tiny_llama, write_gguf
 from max.engine import InferenceSession
-from test_gguf import gguf_name, refused, rope_divisors, tiny_llama, write_gguf
 
 from unispec.checkpoints import check_weight_files, read_gguf, read_tensors
 from unispec.checkpoints.gguf_folder import DESCRIPTION
