@@ -88,12 +88,16 @@ def fields(cls: ast.ClassDef) -> set[str]:
 
 
 def documented_fields(cls: ast.ClassDef) -> set[str]:
-    """Attributes with a text of their own, in the class's docstring, or in a base's."""
+    """Attributes with a text of their own, in the class's docstring, or in a base's.
+
+    One that has the name of a parameter is that parameter.
+    """
     known = set()
     for member in (cls, *bases(cls)):
         known |= {name for name, documented in assignments(member.body) if documented}
         listed = (ast.get_docstring(member) or "").partition("Attributes:")[2]
         known |= set(re.findall(r"^    (\w+): ", listed, re.MULTILINE))
+        known |= described_parameters(member)
     return known
 
 

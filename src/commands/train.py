@@ -158,7 +158,7 @@ def train(
 ) -> None:
     """Train a draft for your own model.
 
-    The target answers prompts, then a draft learns to foresee such answers. Both stages can be
+    The target answers prompts, then a draft learns to predict such answers. Both stages can be
     killed at any moment and resumed. Needs the `train` extra: torch and matplotlib.
     """
     has_tokens = (

@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 __all__ = ["GROUPED"]
 
 GROUPED: Final = "unispec_grouped"
-"""Its name for `set_attn_implementation`."""
+"""Name of this attention for `set_attn_implementation`."""
 
 
 def _grouped(
@@ -30,13 +30,22 @@ def _grouped(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`[S, T, N, D]` for queries `[S, N, T, D]`, keys and values `[S, G, L, D]`."""
+    """Attention as transformers calls it.
+
+    Args:
+        query: `[B, heads, T, head_dim]`.
+        key: `[B, kv_heads, L, head_dim]`.
+        value: `[B, kv_heads, L, head_dim]`.
+
+    Returns:
+        `[B, T, heads, head_dim]`, and no weights.
+    """
     rows, heads, tokens, width = query.shape
     if tokens > 1:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-    grouped = query.view(rows, key.shape[1], -1, width)  # [S, G, N / G, D]
+    grouped = query.view(rows, key.shape[1], -1, width)  # [B, kv_heads, heads / kv_heads, head_dim]
     attended = F.scaled_dot_product_attention(
         grouped, key, value, attn_mask=attention_mask, scale=scaling
     )

@@ -30,21 +30,20 @@ def make_draft(
     """A draft that is to be fitted.
 
     Args:
-        target: whose embedding and head it borrows.
-        collection: says which tokens are frequent.
-        shape: of the draft.
-        seed: of its weights.
+        target: the draft shares its embedding and head.
+        collection: its answers say which tokens are frequent.
+        seed: for random weights.
         initial_draft: folder of a draft of the same shape, whose weights it takes instead.
 
     Raises:
-        InputError: more tokens to propose than the target has, or a draft to begin with that is
-            of another shape or cannot be read.
+        InputError: more tokens to propose than the target has, or an initial draft of another
+            shape or that cannot be read.
     """
     shape.check(target.config)
     counts = collection.count_tokens(target.config.vocab_size)
     torch.manual_seed(seed)
     rarest = int(counts.flip(0).argmin().neg() + len(counts) - 1)
-    draft = _make(
+    draft = _build(
         target.config,
         shape if initial_draft is None else _with_mask(shape, target.config, initial_draft),
         rarest,
@@ -58,12 +57,11 @@ def make_draft(
 
 
 def check_initial_draft(config: Any, shape: DraftShape, initial_draft: Path) -> None:
-    """Refuses a draft that a fit cannot begin with.
+    """Refuses a draft whose weights a fit cannot start from.
 
     Args:
-        config: the target's.
-        shape: of the draft that is to be fitted.
-        initial_draft: folder of the other.
+        config: the target's configuration.
+        shape: what is to be fitted.
 
     Raises:
         InputError: it is of another shape or cannot be read.
@@ -71,7 +69,7 @@ def check_initial_draft(config: Any, shape: DraftShape, initial_draft: Path) -> 
     with torch.device("meta"):
         borrowed = torch.empty(config.vocab_size, config.hidden_size)
         shape = _with_mask(shape, config, initial_draft)
-        draft = _make(config, shape, 0, embedding=borrowed, head=borrowed, target_ids=None)
+        draft = _build(config, shape, 0, embedding=borrowed, head=borrowed, target_ids=None)
     read_weights(draft, initial_draft)
 
 
@@ -82,7 +80,7 @@ def _with_mask(shape: DraftShape, config: Any, initial_draft: Path) -> DraftShap
     return replace(shape, mask_token_id=read_mask_token(initial_draft, config.vocab_size))
 
 
-def _make(config: Any, shape: DraftShape, rarest: int, **borrowed: Tensor | None) -> Draft:
+def _build(config: Any, shape: DraftShape, rarest: int, **borrowed: Tensor | None) -> Draft:
     """With random weights; `rarest` is the mask token of a DFlash shape that has none."""
     if shape.method == "eagle":
         return EagleDraft(config, shape.num_layers, **borrowed)
@@ -100,5 +98,5 @@ def _frequent(counts: Tensor, size: int | None, target: TorchTarget) -> Tensor |
     if size is None or size == len(counts):
         return None
     ranked = counts.clone()
-    ranked[target.eos] = counts.max() + 1  # what ends an answer must be foreseen
+    ranked[target.eos] = counts.max() + 1  # what ends an answer must be proposed
     return ranked.argsort(descending=True, stable=True)[:size].sort().values

@@ -1,4 +1,4 @@
-"""The first stage: the target answers prompts, and what a draft reads of it is kept."""
+"""The first stage: the target answers prompts, and the features that a draft reads are stored."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["collect", "num_own_prompts"]
 _LOGGER: Final = logging.getLogger(__name__)
 
 SHARD = 64
-"""Most sequences of a shard, which are also a batch."""
+"""Sequences of a shard at most; they are answered as one batch."""
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 
 HELD_OUT = 10
-"""One of so many prompts is kept from the fit: the first and so on, and likewise of its own."""
+"""Every tenth prompt is held out from the fit, from the first on; the target's own likewise."""
 
 
 class _Question(NamedTuple):
@@ -59,8 +59,8 @@ def collect(
     Args:
         prompts: at least two; None takes the built-in ones.
         folder: where the shards are, or will be.
-        shards: collect nothing, but take so many shards that are there; None collects.
-        on_shard: called with the collection as it stands, also at the beginning.
+        shards: collect nothing and read this many shards; None collects.
+        on_shard: called with the collection at the start and after each shard.
 
     Raises:
         InputError: too few prompts, a target without chat template or with one in which it cannot
@@ -141,7 +141,7 @@ def _marks(
 
 
 def _encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) -> list[list[int]]:
-    """The prompts' tokens, up to the answer.
+    """Encodes prompts up to where the answer begins.
 
     Raises:
         InputError: fewer than two prompts, or a chat template is wanted and there is none, or

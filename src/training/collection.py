@@ -1,7 +1,7 @@
-"""Collected answers on disk: shards of tokens and features, read where they lie.
+"""Collected answers on disk: shards of tokens and features, of which single sequences are read.
 
 A shard is one safetensors file: `tokens` int32 `[T]` and `features` float16 `[T, F]` of all its
-sequences one after the other, `lengths` and `prompt_lengths` int32 `[S]`, `held_out` uint8 `[S]`;
+sequences one after the other, `lengths` and `prompt_lengths` int32 `[B]`, `held_out` uint8 `[B]`;
 the metadata's `prompts` are their texts in JSON.
 A file appears under its name only when it is complete, so a kill leaves whole shards.
 """
@@ -25,13 +25,20 @@ from unispec.errors import InputError
 
 from .target import Answered
 
-__all__ = ["Collected", "Collection", "Place", "make_folder", "read_num_shards", "write_atomically"]
+__all__ = [
+    "Collection",
+    "Example",
+    "StoredSequence",
+    "make_folder",
+    "read_num_shards",
+    "write_atomically",
+]
 
 _SETTINGS = "collection.json"
 
 
 @dataclass(frozen=True)
-class Collected:
+class Example:
     """A prompt with its answer, and the target's features of it."""
 
     tokens: Tensor
@@ -39,21 +46,21 @@ class Collected:
     features: Tensor
     """float32 `[T, F]`; the last row is zero and not read."""
     prompt_length: int
-    """Tokens before the answer."""
+    """How many tokens are before the answer."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a sequence lies."""
+class StoredSequence:
+    """Where a sequence is stored."""
 
     shard: Path
     """The file."""
     start: int
-    """Tokens before it in the file."""
+    """How many tokens are before it in the file."""
     length: int
-    """Its tokens."""
+    """How many tokens it has."""
     prompt_length: int
-    """Those before its answer."""
+    """How many of them are before its answer."""
 
 
 class Collection:
@@ -62,15 +69,13 @@ class Collection:
     Args:
         folder: created if it does not exist.
         settings: what the shards are made with.
-        shards: read so many and leave the rest; None reads all.
+        shards: how many to read; None reads all.
 
     Attributes:
-        folder: where the shards are.
-        settings: what they are made with.
         training: sequences to learn from.
         held_out: greedy answers to other prompts, to measure with.
-        num_answer_tokens: tokens of all answers.
-        num_shards: complete shards.
+        num_answer_tokens: how many tokens all answers have.
+        num_shards: how many complete shards there are.
 
     Raises:
         InputError: the folder holds shards made with other settings, a damaged file, or fewer
@@ -93,11 +98,11 @@ class Collection:
                     )
         else:
             write_atomically(path, lambda part: part.write_text(json.dumps(settings, indent=2)))
-        self.training: list[Place] = []
-        self.held_out: list[Place] = []
+        self.training: list[StoredSequence] = []
+        self.held_out: list[StoredSequence] = []
         self.num_answer_tokens = 0
         self.num_shards = 0
-        self._index_more(shards)
+        self._index_shards(shards)
         if shards is not None and self.num_shards < shards:
             raise InputError(
                 f"{folder} has {self.num_shards} of the {shards} shards that the fit began with:"
@@ -110,8 +115,8 @@ class Collection:
         """Writes the next shard.
 
         Args:
-            prompts: texts of its prompts.
-            answered: its sequences.
+            prompts: the texts.
+            answered: their sequences, in the same order.
             held_out: which of them are not to be learnt from.
 
         Raises:
@@ -131,16 +136,16 @@ class Collection:
         content = save(tensors, {"prompts": json.dumps(list(prompts))})
         write_atomically(shard, lambda part: part.write_bytes(content))
         # Behind one that was damaged and deleted, others may lie.
-        self._index_more(None)
+        self._index_shards(None)
 
-    def read(self, place: Place) -> Collected:
-        """One sequence of `training` or `held_out`, from where it lies on the disk."""
-        end = place.start + place.length
-        with safe_open(place.shard, framework="pt") as tensors:
-            return Collected(
-                tokens=tensors.get_slice("tokens")[place.start : end].long(),
-                features=tensors.get_slice("features")[place.start : end].float(),
-                prompt_length=place.prompt_length,
+    def read(self, stored: StoredSequence) -> Example:
+        """Reads one sequence of `training` or `held_out`."""
+        end = stored.start + stored.length
+        with safe_open(stored.shard, framework="pt") as tensors:
+            return Example(
+                tokens=tensors.get_slice("tokens")[stored.start : end].long(),
+                features=tensors.get_slice("features")[stored.start : end].float(),
+                prompt_length=stored.prompt_length,
             )
 
     def prompts(self) -> Iterator[str]:
@@ -156,24 +161,24 @@ class Collection:
             InputError: a shard has a token that the target does not have.
         """
         counts = torch.zeros(vocab_size, dtype=torch.long)
-        places: dict[Path, list[Place]] = {}
-        for place in self.training:
-            places.setdefault(place.shard, []).append(place)
+        by_shard: dict[Path, list[StoredSequence]] = {}
+        for stored in self.training:
+            by_shard.setdefault(stored.shard, []).append(stored)
         for number in range(self.num_shards):
             shard = self._shard(number)
             with safe_open(shard, framework="pt") as tensors:
                 tokens = tensors.get_tensor("tokens").long()
             for wrong in tokens[(tokens < 0) | (tokens >= vocab_size)][:1].tolist():
                 raise _damaged(shard, f"token {wrong} is not one of the target's {vocab_size}")
-            for place in places.get(shard, ()):
-                begin, end = place.start + place.prompt_length, place.start + place.length
+            for stored in by_shard.get(shard, ()):
+                begin, end = stored.start + stored.prompt_length, stored.start + stored.length
                 counts += torch.bincount(tokens[begin:end], minlength=vocab_size)
         return counts
 
     def _shard(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
 
-    def _index_more(self, limit: int | None) -> None:
+    def _index_shards(self, limit: int | None) -> None:
         while limit is None or self.num_shards < limit:
             shard = self._shard(self.num_shards)
             if not shard.is_file():
@@ -188,8 +193,8 @@ class Collection:
             raise _damaged(shard, str(error)) from error
         start = 0
         for length, prompt_length, held_out in zip(*columns, strict=True):
-            place = Place(shard, start, length, prompt_length)
-            (self.held_out if held_out else self.training).append(place)
+            stored = StoredSequence(shard, start, length, prompt_length)
+            (self.held_out if held_out else self.training).append(stored)
             self.num_answer_tokens += length - prompt_length
             start += length
         self.num_shards += 1
@@ -205,14 +210,14 @@ def _columns(tensors: Any) -> list[list[int]]:
     columns: list[list[int]] = [tensors.get_tensor(name).tolist() for name in names]
     shapes = {name: tensors.get_slice(name).get_shape() for name in (*names, "tokens", "features")}
     lengths, prompt_lengths, held_out = columns
-    is_whole = (
+    is_consistent = (
         all(shapes[name] == [len(_prompts(tensors))] for name in names)
         and all(0 < prompt < length for prompt, length in zip(prompt_lengths, lengths, strict=True))
         and set(held_out) <= {0, 1}
         and shapes["tokens"] == [sum(lengths)]
         and [len(shapes["features"]), *shapes["features"][:1]] == [2, sum(lengths)]
     )
-    if not is_whole:
+    if not is_consistent:
         raise ValueError(f"its tensors of shapes {list(shapes.values())} do not fit each other")
     return columns
 
@@ -249,10 +254,7 @@ def make_folder(folder: Path) -> None:
 
 
 def read_num_shards(path: Path) -> int:
-    """How many shards a fit began with.
-
-    Args:
-        path: the file that says so.
+    """Reads how many shards a fit began with.
 
     Raises:
         InputError: it is damaged.
@@ -265,11 +267,10 @@ def read_num_shards(path: Path) -> int:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file that is either complete under its name or not there.
+    """Writes a file that is either complete under its name or does not exist.
 
     Args:
-        path: the file.
-        write: writes to the path that it is given.
+        write: writes the content to the path that it is called with.
 
     Raises:
         InputError: there is no room on the disk, or it cannot be written for another reason.

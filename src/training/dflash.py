@@ -1,7 +1,7 @@
 """A DFlash draft under training.
 
-A block of B slots starts at an anchor: its token, then B - 1 masks. Slot i speaks for the i-th
-token after the anchor. The target's hidden states of the tokens before the anchor give keys and
+A block starts at an anchor: its token, then block_size - 1 masks. Slot i predicts the i-th token
+after the anchor. The target's hidden states of the tokens before the anchor give keys and
 values to every layer; within the block all slots see each other (DFlash, arXiv 2602.06036).
 """
 
@@ -21,19 +21,19 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from .collection import Collected
+from .collection import Example
 from .draft import Draft, padded
 
 __all__ = ["DFlashDraft"]
 
 ANCHORS = 24
-"""Blocks of a sequence in one step of the fit."""
+"""How many blocks of a sequence a step of the fit has."""
 
 DECAY = 4.0
 """Slots over which the loss's weight falls to 1 / e: an early miss voids all that follow."""
 
 EVERY = 3
-"""Places of an answer between two blocks that are measured."""
+"""Distance of two blocks that are measured, in tokens of an answer."""
 
 
 class _Attention(nn.Module):
@@ -51,10 +51,19 @@ class _Attention(nn.Module):
     def forward(
         self, block: Tensor, context: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
     ) -> Tensor:
-        """`[S, Q, H]` of blocks after context `[S, T, H]`; rotation of both `[S, T + Q, D]`."""
+        """Attention of Q slots `[B, Q, H]` to themselves and the context before them.
+
+        Args:
+            block: `[B, Q, H]`.
+            context: `[B, T, H]`.
+            cos: of the rotation of both, `[B, T + Q, head_dim]`.
+            sin: likewise.
+            mask: bool `[B, Q, T + Q]`, True where a slot sees a key.
+        """
 
         def heads(x: Tensor) -> Tensor:
-            return x.reshape(*x.shape[:2], -1, self.width).transpose(1, 2)  # [S, heads, ..., D]
+            apart = x.reshape(*x.shape[:2], -1, self.width)  # [B, ..., heads, head_dim]
+            return apart.transpose(1, 2)
 
         rows = torch.cat([context, block], dim=1)
         key, value = self.k_norm(heads(self.k_proj(rows))), heads(self.v_proj(rows))
@@ -86,8 +95,8 @@ class DFlashDraft(Draft):
 
     Args:
         target: the target's configuration, whose shape the layers take.
-        layers: decoder layers.
-        block_size: B; K is one less.
+        layers: how many decoder layers.
+        block_size: slots of a block; K is one less.
         target_layer_ids: the layers whose outputs are the features.
         mask_token_id: the token of the slots to be filled.
         **borrowed: see `Draft`.
@@ -127,42 +136,42 @@ class DFlashDraft(Draft):
         """Fills blocks.
 
         Args:
-            tokens: int64 `[S, T]`.
-            features: `[S, T, F]`.
-            anchors: int64 `[S, A]`, where blocks begin.
+            tokens: int64 `[B, T]`.
+            features: `[B, T, F]`.
+            anchors: int64 `[B, A]`, positions at which blocks begin.
 
         Returns:
-            `[S, A, B - 1, H]`, what the head reads for each mask.
+            `[B, A, block_size - 1, H]`, what the head reads for each mask.
         """
         size, count = self.block_size, anchors.shape[1]
-        context = self.hidden_norm(self.fc(features))  # [S, T, H]
+        context = self.hidden_norm(self.fc(features))  # [B, T, H]
         ids = torch.full((*anchors.shape, size), self._mask, device=tokens.device)
         ids[..., 0] = tokens.gather(1, anchors)
-        block = self.embedding[ids.flatten(1)]  # [S, A * B, H]
-        slots = anchors[..., None] + torch.arange(size, device=tokens.device)  # [S, A, B]
-        before = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)  # [S, T]
+        block = self.embedding[ids.flatten(1)]  # [B, Q, H], Q = A * block_size
+        slots = anchors[..., None] + torch.arange(size, device=tokens.device)  # [B, A, block_size]
+        before = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)  # [B, T]
         cos, sin = self.rotary(block, torch.cat([before, slots.flatten(1)], dim=1))
-        started = anchors.repeat_interleave(size, dim=1)[..., None]  # [S, A * B, 1]
-        number = torch.arange(count, device=tokens.device).repeat_interleave(size)  # [A * B]
+        started = anchors.repeat_interleave(size, dim=1)[..., None]  # [B, Q, 1]
+        number = torch.arange(count, device=tokens.device).repeat_interleave(size)  # [Q]
         same = (number[:, None] == number).expand(len(tokens), -1, -1)
-        mask = torch.cat([before[:, None] < started, same], dim=-1)  # [S, A * B, T + A * B]
+        mask = torch.cat([before[:, None] < started, same], dim=-1)  # [B, Q, T + Q]
         for layer in self.layers:
             block = layer(block, context, cos, sin, mask)
         return self.norm(block).unflatten(1, (count, size))[:, :, 1:]  # type: ignore[no-any-return]
 
-    def loss(self, batch: Sequence[Collected], generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Sequence[Example], generator: torch.Generator) -> Tensor:
         """Cross entropy to the target's tokens, early slots weighing more."""
         tokens, features = padded(batch, self.head.device)
         anchors, ends = [], []
         for one in batch:
             first, last = one.prompt_length, len(one.tokens) - 1
-            places = torch.randint(first, max(last, first + 1), (ANCHORS,), generator=generator)
-            anchors.append(places)
+            end_of_range = max(last, first + 1)
+            anchors.append(torch.randint(first, end_of_range, (ANCHORS,), generator=generator))
             ends.append(len(one.tokens))
-        starts = torch.stack(anchors).to(tokens.device)  # [S, A]
+        starts = torch.stack(anchors).to(tokens.device)  # [B, A]
         slots = starts[..., None] + torch.arange(1, self.block_size, device=tokens.device)
         end = torch.tensor(ends, device=tokens.device)[:, None, None]
-        inside = slots < end  # [S, A, B - 1]
+        inside = slots < end  # [B, A, block_size - 1]
         following = tokens[:, None].expand(-1, ANCHORS, -1)
         labels = following.gather(2, slots.clamp(max=tokens.shape[1] - 1))
         labels = self.draft_ids[labels].masked_fill(~inside, -1)
@@ -175,11 +184,13 @@ class DFlashDraft(Draft):
         return (losses * weight).sum() / weight.sum().clamp(min=1e-9)
 
     @torch.inference_mode()
-    def matches(self, one: Collected) -> Tensor:
+    def matches(self, example: Example) -> Tensor:
         """See `Draft`."""
         k = self.num_proposals
-        tokens, features = padded([one], self.head.device)
-        anchors = torch.arange(one.prompt_length, tokens.shape[1] - k, EVERY, device=tokens.device)
+        tokens, features = padded([example], self.head.device)
+        anchors = torch.arange(
+            example.prompt_length, tokens.shape[1] - k, EVERY, device=tokens.device
+        )
         if not len(anchors):
             return torch.zeros(0, k, dtype=torch.bool)
         found = self.proposed(self.outputs(tokens, features, anchors[None]))[0]  # [A, K]

@@ -1,4 +1,7 @@
-"""What the drafts under training have in common."""
+"""What the drafts under training have in common.
+
+In shapes B are the sequences of a step, T their tokens, padded to the longest one.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .collection import Collected
+from .collection import Example
 
 __all__ = ["Draft", "padded"]
 
 
 class Draft(nn.Module, ABC):
-    """A draft beside what it borrows of its target, which is not trained.
+    """A draft, and what it shares with its target, which is not trained.
 
     Its parameters have the names of the checkpoint format.
 
     Args:
         embedding: the target's, float32 `[V, H]`.
         head: the target's, float32 `[V, H]`.
-        target_ids: the tokens that it proposes, int64 `[N]`, ascending; None proposes all.
+        target_ids: the N tokens that it proposes, int64 `[N]`, ascending; None proposes all.
     """
 
     num_proposals: int
-    """K, up to which acceptance is measured."""
+    """K of the acceptance measure."""
 
     initial_draft = "none"
     """Which draft its first weights are from."""
@@ -50,21 +53,20 @@ class Draft(nn.Module, ABC):
         self.draft_ids: Tensor
 
     @abstractmethod
-    def loss(self, batch: Sequence[Collected], generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Sequence[Example], generator: torch.Generator) -> Tensor:
         """The mean loss over the answers of some sequences.
 
         Args:
-            batch: the sequences.
-            generator: of what the draft draws; on the CPU.
+            generator: for what the draft draws; on the CPU.
         """
 
     @abstractmethod
-    def matches(self, one: Collected) -> Tensor:
+    def matches(self, example: Example) -> Tensor:
         """Which proposals are right, along a greedy answer.
 
         Returns:
-            bool `[A, K]`: whether proposal 1, 2, ... at each place of the answer is the token
-            that follows; it counts only where those before it are right.
+            bool `[A, K]`: whether proposal 1, 2, ... at each of A positions of the answer is the
+            token that follows; it counts only where those before it are right.
         """
 
     @abstractmethod
@@ -72,12 +74,12 @@ class Draft(nn.Module, ABC):
         """The checkpoint's config.json."""
 
     def proposed(self, outputs: Tensor) -> Tensor:
-        """The token `[...]` that each output `[..., H]` speaks for."""
+        """The most probable token `[...]` of each output `[..., H]`."""
         return self.target_ids[(outputs @ self.head.T).argmax(dim=-1)]
 
 
-def padded(batch: Sequence[Collected], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens `[S, T]` and features `[S, T, F]` of sequences, zeros behind their ends."""
+def padded(batch: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens `[B, T]` and features `[B, T, F]` of sequences, zeros behind their ends."""
     pad = nn.utils.rnn.pad_sequence
     return (
         pad([one.tokens for one in batch], batch_first=True).to(device),

@@ -1,7 +1,7 @@
 """An EAGLE draft under training.
 
-Row i reads the embedding of token i + 1 and the target's feature of token i; its output speaks
-for token i + 2 and stands in for the feature of token i + 1 (EAGLE, arXiv 2401.15077). In use,
+Row i reads the embedding of token i + 1 and the target's feature of token i; its output predicts
+token i + 2 and stands in for the feature of token i + 1 (EAGLE, arXiv 2401.15077). In use,
 later rows of a step read the draft's own outputs; so the fit runs the rows again on those.
 """
 
@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from .collection import Collected
+from .collection import Example
 from .draft import Draft, padded
 
 __all__ = ["EagleDraft"]
 
 PASSES = 2
-"""Of the fit: on the target's features, then on the draft's own."""
+"""Passes of a step of the fit: on the target's features, then on the draft's own."""
 
 FEATURE_WEIGHT = 0.1
-"""Of the distance to the target's features, in units of their spread."""
+"""Weight of the distance to the target's features, in units of their standard deviation."""
 
 
 class EagleDraft(Draft):
@@ -33,7 +33,7 @@ class EagleDraft(Draft):
 
     Args:
         target: the target's configuration, whose shape the layers take.
-        layers: decoder layers.
+        layers: how many decoder layers.
         **borrowed: see `Draft`.
     """
 
@@ -65,19 +65,18 @@ class EagleDraft(Draft):
         """Runs all rows, each pass but the first on the outputs of the one before.
 
         Args:
-            tokens: int64 `[S, T]`.
-            features: the target's, `[S, T, H]`.
-            passes: how many.
+            tokens: int64 `[B, T]`.
+            features: the target's, `[B, T, H]`.
 
         Returns:
-            For each pass, counted from 0, `[S, T - 1, H]`; the first p rows of pass p are void.
+            For each pass, counted from 0, `[B, T - 1, H]`; the first p rows of pass p are void.
         """
-        embedded = self.embedding[tokens[:, 1:]]  # [S, R, H]
+        embedded = self.embedding[tokens[:, 1:]]  # [B, T - 1, H]
         rows = embedded.shape[1]
         own, found = features[:, :-1], []
         seen = DynamicCache()  # keys and values of the passes before
-        places = torch.arange(rows, device=tokens.device)[None]
-        rotation = self.rotary(embedded, places)
+        positions = torch.arange(rows, device=tokens.device)[None]
+        rotation = self.rotary(embedded, positions)
         for number in range(passes):
             # What layers add to stays exact where products are taken in bfloat16.
             hidden = self.fc(torch.cat([embedded, own], dim=-1)).float()
@@ -93,38 +92,39 @@ class EagleDraft(Draft):
             own = F.pad(hidden[:, :-1], (0, 0, 1, 0))  # row j reads the output of row j - 1
         return found
 
-    def loss(self, batch: Sequence[Collected], generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Sequence[Example], generator: torch.Generator) -> Tensor:
         """Cross entropy to the target's distributions, and distance to its features."""
         tokens, features = padded(batch, self.head.device)
         rows = tokens.shape[1] - 1
-        place = torch.arange(rows)
-        # Row i speaks for token i + 2, which must be part of the answer; the first are void in the
+        position = torch.arange(rows)
+        # Row i predicts token i + 2, which must be part of the answer; the first are void in the
         # last pass.
         counts = torch.stack(
             [
-                (place + 2 >= max(one.prompt_length, PASSES + 1)) & (place + 2 < len(one.tokens))
+                (position + 2 >= max(one.prompt_length, PASSES + 1))
+                & (position + 2 < len(one.tokens))
                 for one in batch
             ]
-        ).to(tokens.device)  # [S, R]
+        ).to(tokens.device)  # [B, T - 1]
         if not counts.any():
             return 0 * self.fc.bias.sum()  # answers too short to learn from
         spread = torch.cat([one.features[:-1] for one in batch]).std().to(features.device)
-        truth = features[:, 1:][counts]  # [M, H]
+        truth = features[:, 1:][counts]  # [R, H]
         with torch.autocast(truth.device.type, enabled=False):
-            soft = (truth @ self.head.T).softmax(dim=-1)  # [M, N]
+            soft = (truth @ self.head.T).softmax(dim=-1)  # [R, N]
         losses = []
         for output in self.outputs(tokens, features, PASSES):
-            ours = output[counts]  # [M, H]
+            ours = output[counts]  # [R, H]
             losses.append(F.cross_entropy((ours @ self.head.T).float(), soft))
             losses.append(FEATURE_WEIGHT * F.smooth_l1_loss(ours / spread, truth / spread))
         return torch.stack(losses).sum() / PASSES
 
     @torch.inference_mode()
-    def matches(self, one: Collected) -> Tensor:
+    def matches(self, example: Example) -> Tensor:
         """See `Draft`."""
         k = self.num_proposals
-        tokens, features = padded([one], self.head.device)
-        first, last = one.prompt_length - 1, tokens.shape[1] - k - 1
+        tokens, features = padded([example], self.head.device)
+        first, last = example.prompt_length - 1, tokens.shape[1] - k - 1
         if last <= first:
             return torch.zeros(0, k, dtype=torch.bool)
         outputs = self.outputs(tokens, features, k)
@@ -138,13 +138,20 @@ class EagleDraft(Draft):
 
 
 def _visible(rows: int, number: int, like: Tensor) -> Tensor:
-    """What the rows of pass p see of those before it and of their own, `[1, 1, R, (p + 1) * R]`.
+    """What the R rows of pass p see of those before it and of their own, as a mask to add.
 
     Row j of pass p continues what row j - p of pass 0 began: it sees pass 0 up to there, and of
-    each later one the one row on the way; a void row sees itself. The mask is one to add.
+    each later one the one row on the way; a void row sees itself.
+
+    Args:
+        number: p.
+        like: has the dtype and the device.
+
+    Returns:
+        `[1, 1, R, (p + 1) * R]`, 0 or minus infinity.
     """
-    place = torch.arange(rows, device=like.device)
-    distance = place[:, None] - place  # [R, R]
+    position = torch.arange(rows, device=like.device)
+    distance = position[:, None] - position  # [T - 1, T - 1]
     on_the_way = [distance == number - key for key in range(1, number + 1)]
     seen = torch.cat([distance >= number, *on_the_way], dim=1)
     mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)

@@ -23,10 +23,10 @@ from .settings import FitSettings
 __all__ = ["History", "Measure", "acceptance", "fit"]
 
 MEASURED = 24
-"""Held-out answers that acceptance is measured on, at most."""
+"""How many held-out answers acceptance is measured on, at most."""
 
 MEASURES = 10
-"""Measures of a whole fit, the one before the first step not counted."""
+"""How many measures a fit has, besides the one before its first step."""
 
 SAVE_SECONDS = 60.0
 WARM_UP = 0.05
@@ -38,11 +38,11 @@ class Measure:
     """Held-out acceptance at one moment."""
 
     step: int
-    """Steps of the fit before it."""
+    """How many steps of the fit were before it."""
     loss: float
-    """Mean over the steps since the last measure; not a number before the first step."""
+    """Mean over the steps since the last measure; NaN before the first step."""
     acceptance: list[float]
-    """Share of places where proposal 1, 1 and 2, ... are right."""
+    """Share of positions where proposal 1, 1 and 2, ... are right."""
 
     @property
     def length(self) -> float:
@@ -52,14 +52,14 @@ class Measure:
 
 @dataclass
 class History:
-    """What has been done so far."""
+    """A fit so far."""
 
     step: int = 0
-    """Steps that are done."""
+    """How many steps are done."""
     elapsed: float = 0.0
     """Seconds that they took."""
     losses: list[float] = field(default_factory=list)
-    """Of each step."""
+    """The loss of each step."""
     measures: list[Measure] = field(default_factory=list)
     """Before the first step, then at each tenth of the fit."""
 
@@ -77,10 +77,8 @@ def fit(
 
     Args:
         draft: on the device that it is to be fitted on.
-        collection: what to learn from, and what to measure on.
-        settings: how.
-        state: the file that survives a kill.
-        on_step: called after each step with the share that is done, 0 to 1.
+        state: the file to resume from, written about once a minute.
+        on_step: called after each step with the history and the share that is done, 0 to 1.
 
     Raises:
         InputError: the state is of another draft, other data or other settings, or damaged; there
@@ -139,14 +137,14 @@ def fit(
 
 
 def acceptance(draft: Draft, collection: Collection) -> list[float]:
-    """Share of places in held-out greedy answers where proposal 1, 1 and 2, ... are right.
+    """Share of positions in held-out greedy answers where proposal 1, 1 and 2, ... are right.
 
-    An estimate of what decoding will accept: it weighs all places alike, also those at which no
-    step would begin.
+    An estimate of what decoding will accept: all positions have the same weight, also those at
+    which no step would begin.
     """
     draft.eval()
-    places = collection.held_out[:MEASURED]
-    right = torch.cat([draft.matches(collection.read(place)) for place in places])  # [A, K]
+    measured = map(collection.read, collection.held_out[:MEASURED])
+    right = torch.cat([draft.matches(example) for example in measured])  # [A, K]
     draft.train()
     if not len(right):
         return [0.0] * draft.num_proposals

@@ -19,7 +19,7 @@ from .draft import Draft
 __all__ = ["read_mask_token", "read_weights", "take_weights"]
 
 _FIX = "give the folder of a draft"
-_MEANING = (
+_SAME_FIELDS = (
     "architectures",
     "num_hidden_layers",
     "num_attention_heads",
@@ -28,11 +28,11 @@ _MEANING = (
     "block_size",
     "dflash_config",
 )
-"""What must agree beside the tensors' shapes."""
+"""Fields of config.json that must be the same, besides the shapes of tensors."""
 
 
 def read_mask_token(folder: Path, vocab_size: int) -> int:
-    """The mask token of a DFlash draft, whose embedding's meaning it has learnt.
+    """The mask token of a DFlash draft, whose embedding it has learnt to read.
 
     Raises:
         InputError: it has none, or one beyond the target's tokens.
@@ -50,10 +50,6 @@ def read_mask_token(folder: Path, vocab_size: int) -> int:
 def take_weights(draft: Draft, folder: Path) -> None:
     """Gives a draft the weights of a trained one; which tokens it proposes stays as it is.
 
-    Args:
-        draft: takes them.
-        folder: of the trained draft: config.json, model.safetensors.
-
     Raises:
         InputError: see `read_weights`.
     """
@@ -63,17 +59,17 @@ def take_weights(draft: Draft, folder: Path) -> None:
 
 
 def read_weights(draft: Draft, folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a trained draft and the digest of their file.
+    """Reads the tensors of a trained draft and the digest of their file.
 
     Args:
-        draft: whose shape they must have.
-        folder: of the trained draft.
+        draft: its tensors must have the same shapes.
+        folder: the trained draft, config.json and model.safetensors.
 
     Raises:
         InputError: it cannot be read, or is a draft of another shape or method.
     """
     theirs, ours = _read_config(folder), draft.config()
-    for name in _MEANING:
+    for name in _SAME_FIELDS:
         if theirs.get(name) != ours.get(name):
             raise InputError(
                 f"{folder} has {name} {theirs.get(name)!r} where this draft has"

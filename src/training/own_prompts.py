@@ -18,7 +18,7 @@ TEMPERATURE = 0.8
 """Above it, small models write words that do not exist."""
 
 LONGEST = 64
-"""Tokens; a longer message is left out."""
+"""Tokens of a message at most; a longer one is left out."""
 
 _CONTENT = "\x02the message\x03"
 
@@ -28,11 +28,11 @@ class MessageMarks:
     """What a chat template puts around a user's message."""
 
     before: list[int]
-    """Tokens; what is written behind them is a message."""
+    """Token ids; what is written behind them is a message."""
     after: str
-    """The text behind it."""
+    """The text behind a message."""
     ends: frozenset[int]
-    """Tokens that end one; empty where `after` begins with none of its own."""
+    """Tokens that end a message; empty if `after` begins with no token of its own."""
 
 
 def message_marks(target: TorchTarget) -> MessageMarks:
@@ -70,10 +70,7 @@ def write_prompts(target: TorchTarget, marks: MessageMarks, count: int, seed: in
     """Users' messages, at most `count`; those that do not end, are empty or repeat are left out.
 
     Args:
-        target: writes them.
-        marks: of its chat template.
-        count: how many it begins.
-        seed: of the sampling.
+        count: how many messages it begins.
 
     Raises:
         InputError: the target computes NaN.

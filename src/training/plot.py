@@ -16,10 +16,6 @@ _SMOOTH = 0.9
 def plot(history: History, path: Path) -> None:
     """Draws loss over steps, and acceptance per position over steps, as PNG.
 
-    Args:
-        history: of the fit.
-        path: the file.
-
     Raises:
         InputError: it cannot be written.
     """

@@ -36,7 +36,7 @@ tags: [speculative-decoding, {method}]
 ## Held-out acceptance
 
 On greedy answers of the target to prompts that this fit did not learn from; a proposal counts if
-it and those before it are right. All places of an answer weigh alike.
+it and those before it are right. All positions of an answer have the same weight.
 
 | after | {positions} | length |
 | --- | {rule} | --- |
@@ -56,10 +56,7 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
     """Writes config.json, model.safetensors (float16), README.md, training.json, training.png.
 
     Args:
-        draft: the trained draft.
-        history: of its fit.
-        settings: for the card; with `model` and `method`.
-        folder: where to.
+        settings: what the card lists, `model` and `method` among it.
 
     Raises:
         InputError: there is no room on the disk.

@@ -11,9 +11,9 @@ def seed_of(*key: object) -> int:
     """A seed for one purpose: its draws have nothing to do with those of another key.
 
     Args:
-        key: what tells the purpose, also from run to run.
+        key: what names the purpose; its `repr` must be the same from run to run.
 
     Returns:
-        Of 32 bits, for torch's generator on a CPU takes no notice of more.
+        32 bits, for torch's generator on a CPU takes no notice of more.
     """
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big")

@@ -34,8 +34,8 @@ class Answered(NamedTuple):
     prompt_length: int
     """Tokens of the prompt."""
     features: Tensor
-    """float16 `[T, F]` on the CPU; values beyond float16 are its largest. The last row is zero: the
-    target did not read that token, and no draft reads its feature."""
+    """float16 `[T, F]` on the CPU, clamped to float16's range. The last row is zero: the target did
+    not read that token, and no draft reads its feature."""
 
 
 class TorchTarget:
@@ -43,18 +43,18 @@ class TorchTarget:
 
     Args:
         model: folder or Hugging Face repository id.
-        dtype: of weights and activations.
+        device: where it runs.
+        dtype: number format of weights and activations.
 
     Attributes:
-        name: as it was given.
-        device: where it runs.
-        model: of transformers.
-        config: its configuration.
-        tokenizer: its tokenizer.
-        eos: tokens that end an answer.
+        name: the folder or repository id.
+        model: the model of transformers.
+        config: the model's configuration.
+        tokenizer: the model's tokenizer.
+        eos: ids of the tokens that end an answer, ascending.
 
     Raises:
-        InputError: neither, weights that are missing or cannot be read, or no such device.
+        InputError: another architecture, weights that are missing or cannot be read, or no GPU.
     """
 
     def __init__(self, model: str, device: Device = "cpu", dtype: Dtype = "float32") -> None:
@@ -121,28 +121,29 @@ class TorchTarget:
 
         Args:
             prompts: token ids.
-            temperatures: of each answer; 0 is greedy.
+            temperatures: one for each answer; 0 is greedy.
             layers: decoder layers whose outputs are the features, side by side; none takes the
                 output of the final norm.
-            max_new_tokens: longest answer.
-            seed: of the sampling.
+            max_new_tokens: length of the longest answer.
 
         Raises:
             InputError: the target computes NaN.
         """
         width = self.config.hidden_size * max(len(layers), 1)
         longest = max(map(len, prompts)) + max_new_tokens
-        features = torch.zeros(len(prompts), longest, width, dtype=torch.float16)  # [S, L, F]
+        features = torch.zeros(len(prompts), longest, width, dtype=torch.float16)  # [B, T, F]
         largest = torch.finfo(torch.float16).max
 
         with self._tapped(layers) as taps:
 
-            def keep(rows: Tensor, places: Tensor, hidden: Tensor) -> None:
-                states = torch.cat(taps, dim=-1) if taps else hidden  # [N, T, F]
+            def keep(rows: Tensor, positions: Tensor, hidden: Tensor) -> None:
+                states = torch.cat(taps, dim=-1) if taps else hidden  # [B, T, F]
                 taps.clear()
-                read = places >= 0
+                read = positions >= 0
                 kept = states[read].to(torch.float16).clamp(-largest, largest).cpu()
-                features[rows[:, None].expand_as(places)[read].cpu(), places[read].cpu()] = kept
+                features[rows[:, None].expand_as(positions)[read].cpu(), positions[read].cpu()] = (
+                    kept
+                )
 
             answers = self.write(prompts, temperatures, max_new_tokens, self.eos, seed, keep)
         return [
@@ -157,16 +158,15 @@ class TorchTarget:
         max_new_tokens: int,
         ends: Sequence[int],
         seed: int,
-        on_pass: Callable[[Tensor, Tensor, Tensor], None] = lambda rows, places, hidden: None,
+        on_pass: Callable[[Tensor, Tensor, Tensor], None] = lambda rows, positions, hidden: None,
     ) -> list[list[int]]:
         """The tokens that the target writes behind prompts, what ended them included.
 
         Args:
             prompts: token ids.
-            temperatures: of each text; 0 is greedy.
-            max_new_tokens: longest text.
-            ends: tokens that end one.
-            seed: of the sampling.
+            temperatures: one for each text; 0 is greedy.
+            max_new_tokens: length of the longest text.
+            ends: tokens that end a text.
             on_pass: see `answer`.
 
         Raises:
@@ -185,7 +185,7 @@ class TorchTarget:
 
     @contextmanager
     def _tapped(self, layers: Sequence[int]) -> Iterator[list[Tensor]]:
-        """Takes down what these layers put out in a pass, each `[N, T, H]`."""
+        """Records the outputs of these layers in a pass, each `[B, T, H]`."""
         taps: list[Tensor] = []
 
         def keep(module: Any, _: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Collected answers on the disk: damaged, grown, or with gaps."""
+"""Example answers on the disk: damaged, grown, or with gaps."""
 
 from __future__ import annotations
 

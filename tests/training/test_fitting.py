@@ -33,7 +33,7 @@ from unispec.training import (
     make_draft,
     publish,
 )
-from unispec.training.collection import Collected
+from unispec.training.collection import Example
 from unispec.training.fitting import History, Measure
 from unispec.training.prompts import built_in_prompts
 from unispec.training.settings import Dtype
@@ -167,9 +167,9 @@ def test_void_rows_of_an_eagle_draft_are_not_learnt_from(
     generator = torch.Generator().manual_seed(0)
     width = target.config.hidden_size
 
-    def answer(length: int) -> Collected:
+    def answer(length: int) -> Example:
         tokens = torch.randint(0, 256, (length,), generator=generator)
-        return Collected(tokens, torch.randn(length, width, generator=generator), 1)
+        return Example(tokens, torch.randn(length, width, generator=generator), 1)
 
     assert draft.loss([answer(3)], generator) == 0
     one = answer(4)
