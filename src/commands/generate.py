@@ -71,12 +71,12 @@ def generate(
             raise click.UsageError(
                 f"--image is given, but {model.model} reads no images; leave it out"
             )
-        stated = read_generation_config(model.model)
+        generation_config = read_generation_config(model.model)
         grammar = constraint.grammar()
         requests = [
             Request(
                 token_ids=prompts.encode(text, engine.tokenizer),
-                sampling=sampling.params(stated),
+                sampling=sampling.params(generation_config),
                 grammar=grammar,
                 images=prompts.image,
             )

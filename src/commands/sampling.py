@@ -40,7 +40,7 @@ class SamplingOptions:
         if "" in self.stop:
             raise click.UsageError("--stop is empty; give at least one character")
 
-    def params(self, stated: Mapping[str, Any]) -> SamplingParams:
+    def params(self, generation_config: Mapping[str, Any]) -> SamplingParams:
         """Returns the parameters of one request; each call draws a seed unless one is given.
 
         A checkpoint that states greedy decoding (`do_sample: false`, temperature 0 or top-k 1) is
@@ -48,7 +48,7 @@ class SamplingOptions:
         top-p and min-p gets exactly that: of these four, what such a checkpoint states is void.
 
         Args:
-            stated: The checkpoint's generation_config.json.
+            generation_config: The checkpoint's generation_config.json.
 
         Raises:
             InputError: A value of the checkpoint is of the wrong type, or out of range.
@@ -56,7 +56,7 @@ class SamplingOptions:
         from max.pipelines.context import SamplingParams, SamplingParamsInput
         from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
 
-        given = SamplingParamsInput(
+        explicit = SamplingParamsInput(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -70,22 +70,22 @@ class SamplingOptions:
             ignore_eos=self.ignore_eos,
         )
         names = SamplingParamsGenerationConfigDefaults.__dataclass_fields__
-        defaults = {name: value for name, value in stated.items() if name in names}
+        defaults = {name: value for name, value in generation_config.items() if name in names}
         do_sample = defaults.pop("do_sample", None)
         if not isinstance(do_sample, bool | None):
             raise InputError(
                 f"do_sample is {do_sample!r} in the model's generation_config.json; write true or"
                 " false"
             )
-        asked = any(getattr(self, name) is not None for name in _SAMPLING)
+        samples = any(getattr(self, name) is not None for name in _SAMPLING)
         if do_sample is False or defaults.get("temperature") == 0 or defaults.get("top_k") == 1:
             for name in _SAMPLING:
                 defaults.pop(name, None)
-            if not asked:
+            if not samples:
                 defaults["temperature"] = 0
         try:
             return SamplingParams.from_input_and_generation_config(
-                given, SamplingParamsGenerationConfigDefaults(**defaults)
+                explicit, SamplingParamsGenerationConfigDefaults(**defaults)
             )
         except (TypeError, ValueError) as error:
             raise InputError(

@@ -359,9 +359,8 @@ class Engine:
 
     def _count_pages(self) -> int:
         one_row = pages_per_row(self._kv_params, self.max_length)
-        asked = self._config.kv_cache_pages
-        if asked is not None:
-            return asked
+        if self._config.kv_cache_pages is not None:
+            return self._config.kv_cache_pages
         affordable = _CACHE_BYTES // int(self._kv_params.bytes_per_block)
         return max(1, min(one_row * self._config.max_batch_size, affordable))
 

@@ -77,7 +77,7 @@ class RunningBatch:
         taken = outbox.take()
         if not taken:
             done: SimpleQueue[None] = SimpleQueue()
-            self._commands.put(partial(self._steps.ask, outbox, done))
+            self._commands.put(partial(self._steps.request_step, outbox, done))
             done.get()
             taken = outbox.take()
         return taken

@@ -102,8 +102,8 @@ class Scheduler:
         """Takes a request out, running or waiting or not there any more, and releases its pages."""
         if self._running.pop(context.request_id, None) is None:
             # Contexts hold arrays, so they are told apart by their ids.
-            kept = [w for w in self._waiting if w.request_id != context.request_id]
-            self._waiting = deque(kept)
+            remaining = [w for w in self._waiting if w.request_id != context.request_id]
+            self._waiting = deque(remaining)
         # Also of a request that was claimed and could not be admitted.
         if self._manager.contains(context):
             self._manager.release(context)

@@ -37,12 +37,12 @@ class StepOptions:
     """Called by the thread of the steps after each of them."""
 
 
-class _Asked(NamedTuple):
+class _Waiter(NamedTuple):
     """A caller that waits for a step."""
 
     outbox: Outbox
     step: int
-    """The first that began after it asked."""
+    """The first that began after it waiter."""
     done: SimpleQueue[None]
 
 
@@ -53,7 +53,7 @@ class Steps:
         pipeline: runs a step.
         scheduler: says which requests it has.
         options: are looked at in each step.
-        commands: what callers ask: calls of `admit`, `ask`, `remove` and `end`.
+        commands: what callers ask: calls of `admit`, `request_step`, `remove` and `end`.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Steps:
         self._options = options
         self._commands = commands
         self._answers: dict[RequestID, Answer] = {}
-        self._asked: list[_Asked] = []
-        self._begun = 0  # steps
+        self._waiters: list[_Waiter] = []
+        self._steps_begun = 0
         self._ended = False
 
     def run(self) -> None:
@@ -102,7 +102,7 @@ class Steps:
                 self._answers[answer.request_id] = answer
                 self._pipeline.model.batch.rows[answer.request_id] = answer.row
 
-    def ask(self, outbox: Outbox, done: SimpleQueue[None]) -> None:
+    def request_step(self, outbox: Outbox, done: SimpleQueue[None]) -> None:
         """Wants a step that begins from now on.
 
         Args:
@@ -111,7 +111,7 @@ class Steps:
                 nothing can come.
         """
         self.admit(outbox)
-        self._asked.append(_Asked(outbox, self._begun + 1, done))
+        self._waiters.append(_Waiter(outbox, self._steps_begun + 1, done))
 
     def remove(self, outbox: Outbox, request_ids: frozenset[RequestID]) -> None:
         """Takes requests out.
@@ -125,7 +125,7 @@ class Steps:
             self._free(request_id)
 
     def _is_step_wanted(self) -> bool:
-        return bool(self._asked) or any(a.outbox.goes_on for a in self._answers.values())
+        return bool(self._waiters) or any(a.outbox.goes_on for a in self._answers.values())
 
     def _guarded(self, work: Command) -> None:
         """Does some work; whatever fails in it fails all requests, and leaves nothing behind."""
@@ -143,16 +143,20 @@ class Steps:
     def _reply(self) -> None:
         """Lets callers go that need not wait any longer."""
         live = {answer.outbox for answer in self._answers.values()}
-        waiting = []
-        for asked in self._asked:
-            if asked.step <= self._begun or asked.outbox.outputs or asked.outbox not in live:
-                asked.done.put(None)
+        still_waiting = []
+        for waiter in self._waiters:
+            if (
+                waiter.step <= self._steps_begun
+                or waiter.outbox.outputs
+                or waiter.outbox not in live
+            ):
+                waiter.done.put(None)
             else:
-                waiting.append(asked)
-        self._asked = waiting
+                still_waiting.append(waiter)
+        self._waiters = still_waiting
 
     def _step(self) -> None:
-        self._begun += 1
+        self._steps_begun += 1
         outputs = self._execute()
         # Who left in the meantime gets nothing of it.
         while not self._commands.empty():
@@ -171,8 +175,8 @@ class Steps:
             results = self._pipeline.execute(TextGenerationInputs(batches=[batch]))
             times = self._pipeline.last_step
             assert times is not None
-            if self._options.on_step is not None:
-                self._options.on_step(Step(times=times, rows=self._rows(batch, results)))
+            if (hook := self._options.on_step) is not None:
+                hook(Step(times=times, rows=self._rows(batch, results)))
             for context in batch:
                 request_id = context.request_id
                 if tokens := results[request_id].tokens:
@@ -197,7 +201,7 @@ class Steps:
 
     def _deliver(self, outputs: Iterable[Output]) -> None:
         """Hands outputs over; what the answered requests held is free before."""
-        given: dict[Outbox, list[Output]] = {}
+        by_outbox: dict[Outbox, list[Output]] = {}
         try:
             for output in outputs:
                 answer = self._answers.get(output.request_id)
@@ -205,10 +209,10 @@ class Steps:
                     continue
                 if output.is_last:
                     self._free(output.request_id)
-                given.setdefault(answer.outbox, []).append(output)
+                by_outbox.setdefault(answer.outbox, []).append(output)
         finally:
-            for outbox, waiting in given.items():
-                outbox.give(waiting)
+            for outbox, brought in by_outbox.items():
+                outbox.give(brought)
 
     def _free(self, request_id: RequestID) -> None:
         answer = self._answers.get(request_id)

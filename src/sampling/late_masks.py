@@ -31,8 +31,8 @@ def with_late_masks(order: Sequence[str]) -> tuple[str, ...]:
     Args:
         order: names of a graph's inputs.
     """
-    place = order.index(BITMASK)
-    return (*order[:place], *LATE_MASKS, *order[place + 1 :])
+    index = order.index(BITMASK)
+    return (*order[:index], *LATE_MASKS, *order[index + 1 :])
 
 
 def late_mask_types(device: DeviceRef, vocab_size: int) -> dict[str, list[TensorType | BufferType]]:

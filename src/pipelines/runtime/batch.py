@@ -63,7 +63,7 @@ class BatchBuilder:
         self._tokens = np.zeros(max_batch_input_tokens, np.int64)
         self._offsets = np.zeros(max_batch_size + 1, np.uint32)
         self._drafts = np.zeros(max_batch_size * num_speculative_tokens, np.int64)
-        self._known = np.zeros(max_batch_size, np.int64)
+        self._known_next = np.zeros(max_batch_size, np.int64)
 
     def row(self, context: TextContext) -> Row:
         """The request's row; made from its sampling parameters when it is new."""
@@ -90,7 +90,7 @@ class BatchBuilder:
         offsets = self._offsets[: count + 1]
         drafts = self._drafts[: count * width].reshape(count, width)
         drafts[...] = VOID_TOKEN
-        known = self._known[:count]
+        known_next = self._known_next[:count]
         for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
             start = int(offsets[index])
             active = context.tokens.active
@@ -99,7 +99,7 @@ class BatchBuilder:
             drafts[index, : len(row.drafts)] = row.drafts
             chunked = context.tokens.actively_chunked
             position = context.tokens.current_position
-            known[index] = context.tokens.all[position] if chunked else VOID_TOKEN
+            known_next[index] = context.tokens.all[position] if chunked else VOID_TOKEN
         bitmask = self._bitmask(contexts, rows, width)
         tokens, row_offsets = self._persistent.write(self._tokens[: int(offsets[-1])], offsets)
         fields = {
@@ -107,7 +107,7 @@ class BatchBuilder:
             "input_row_offsets": row_offsets,
             "return_n_logits": Buffer.from_numpy(np.array([width + 1], np.int64)),
             "draft_tokens": Buffer.from_numpy(drafts).to(self._device),
-            "known_next_tokens": Buffer.from_numpy(known).to(self._device),
+            "known_next_tokens": Buffer.from_numpy(known_next).to(self._device),
             "num_speculative_tokens": Buffer.from_numpy(
                 np.array(self.num_speculative_tokens, np.int64)
             ),

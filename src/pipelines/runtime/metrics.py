@@ -31,8 +31,8 @@ class StepTimes:
 
 def typical(seconds: Iterable[float]) -> float:
     """The median; NaN of none."""
-    known = list(seconds)
-    return median(known) if known else nan
+    values = list(seconds)
+    return median(values) if values else nan
 
 
 @dataclass

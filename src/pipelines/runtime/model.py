@@ -30,7 +30,7 @@ from unispec.pipelines.speculative.step import VOID_TOKEN
 
 from .batch import BatchBuilder
 from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copies
-from .plan import unplanned
+from .plan import default_memory_plan
 from .prompts import Prompt
 
 __all__ = ["UnifiedModel"]
@@ -98,7 +98,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
             adapter,
             return_logits,
             memory_plan=memory_plan
-            or unplanned(
+            or default_memory_plan(
                 max_batch_size,
                 self.calculate_max_seq_len(
                     pipeline_config, pipeline_config.model.huggingface_config

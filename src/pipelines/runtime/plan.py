@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from max.pipelines.lib import MemoryPlan
 
-__all__ = ["unplanned"]
+__all__ = ["default_memory_plan"]
 
 
-def unplanned(max_batch_size: int, max_seq_len: int) -> MemoryPlan:
+def default_memory_plan(max_batch_size: int, max_seq_len: int) -> MemoryPlan:
     """A plan of these sizes that reserves nothing.
 
     Args:

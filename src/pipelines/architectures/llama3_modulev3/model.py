@@ -32,7 +32,7 @@ from max.pipelines.lib.log_probabilities import LogProbabilitiesMixin
 from unispec.checkpoints.cast import cast_weights
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import wait_for_copies
-from unispec.pipelines.runtime.plan import unplanned
+from unispec.pipelines.runtime.plan import default_memory_plan
 from unispec.pipelines.runtime.weights import read_weights
 from unispec.pipelines.targets.llama.checks import check_window
 from unispec.pipelines.targets.llama.config import Llama3Config
@@ -96,7 +96,7 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
     ) -> None:
         if len(devices) != 1:
             raise InputError(f"{len(devices)} devices were given; this model runs on one")
-        plan = memory_plan or unplanned(max_batch_size, _longest(pipeline_config.model))
+        plan = memory_plan or default_memory_plan(max_batch_size, _longest(pipeline_config.model))
         model = pipeline_config.model
         check_window(model.huggingface_config, plan.planned_max_length, model.model_name)
         super().__init__(
