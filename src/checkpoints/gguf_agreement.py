@@ -19,15 +19,13 @@ _TOLERANCE: Final = 1e-4
 
 
 def check_agreement(path: Path, config: Any, *, source: str) -> None:
-    """Refuse a config.json that computes otherwise than the file says.
+    """Refuses a config.json that computes otherwise than the file says.
 
     Args:
-        path: The GGUF file.
-        config: Of Hugging Face, made of config.json.
-        source: The model as the user gives it, for the error.
+        config: of Hugging Face, made of config.json.
 
     Raises:
-        InputError: If the rotary embedding, the epsilon or the heads differ, or see `read_gguf`.
+        InputError: the rotary embedding, the epsilon or the heads differ, or see `read_gguf`.
     """
     described = read_gguf(path).config
     rope = getattr(config, "rope_parameters", None) or {}

@@ -29,12 +29,12 @@ def llama_config(
     """What `config.json` of the same model holds (`LlamaConfig`).
 
     Args:
-        metadata: The file's metadata; keys of the GGUF specification.
-        shapes: Shapes of the file's tensors, under llama.cpp's names.
-        rope_divisors: The tensor `rope_freqs.weight` [D/2], where there is one.
+        metadata: the file's metadata; keys of the GGUF specification.
+        shapes: shapes of the file's tensors, under llama.cpp's names.
+        rope_divisors: the tensor `rope_freqs.weight`, float32 `[head_dim / 2]`, if there is one.
 
     Raises:
-        InputError: If a key is missing, or a value asks for what Hugging Face's
+        InputError: a key is missing, or a value asks for what Hugging Face's
             Llama does not have.
     """
     hidden = metadata.integer("llama.embedding_length")

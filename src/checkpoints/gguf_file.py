@@ -52,10 +52,10 @@ class GGUFTensor:
     """One tensor as it lies in a file.
 
     Attributes:
-        path: The file.
+        path: the file.
         name: llama.cpp's.
-        kind: How its numbers are stored.
-        shape: Slowest dimension first, as numpy has it.
+        kind: how its numbers are stored.
+        shape: slowest dimension first, as numpy has it.
         data: uint8, `shape` with the last dimension in bytes; a view of the mapped file.
     """
 
@@ -71,10 +71,10 @@ class GGUFFile:
     """The header of one file.
 
     Attributes:
-        path: The file.
-        values: Of each metadata key an int, float, bool, the bytes of a string, an array of
+        path: the file.
+        values: of each metadata key an int, float, bool, the bytes of a string, an array of
             numbers or a list of the bytes of strings.
-        tensors: In the order of the file.
+        tensors: in the order of the file.
     """
 
     path: Path
@@ -86,7 +86,7 @@ def is_gguf(path: Path) -> bool:
     """Whether the file starts with GGUF's magic bytes.
 
     Raises:
-        InputError: If there is no such file, or it may not be read.
+        InputError: there is no such file, or it may not be read.
     """
     if not path.is_file():
         raise InputError(f"weight file {path} does not exist: correct the path")
@@ -100,10 +100,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def open_gguf(path: Path) -> GGUFFile:
-    """Map a GGUF file read-only and parse its header; no tensor is read.
+    """Maps a GGUF file read-only and parses its header; no tensor is read.
 
     Raises:
-        InputError: If the file is missing, truncated, damaged or no little-endian GGUF file.
+        InputError: the file is missing, truncated, damaged or no little-endian GGUF file.
     """
     if not is_gguf(path):
         raise InputError(f"{path} is not a GGUF file: give a file that llama.cpp can load")

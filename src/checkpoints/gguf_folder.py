@@ -43,10 +43,10 @@ def gguf_model_folder(path: Path) -> Path:
     to all of its parts; the weights stay where they are. A file that changes gets another folder.
 
     Args:
-        path: The file, or a part of a split one.
+        path: the file, or a part of a split one.
 
     Raises:
-        InputError: If the file is damaged, or describes a model or a tokenizer that is not
+        InputError: the file is damaged, or describes a model or a tokenizer that is not
             supported; or the folder cannot be written.
     """
     parts = [part.absolute() for part in part_paths(path) if part.is_file()]
@@ -71,10 +71,10 @@ def gguf_model_folder(path: Path) -> Path:
 
 
 def write_description(checkpoint: GGUFCheckpoint, folder: Path) -> None:
-    """Write the files of `DESCRIPTION`.
+    """Writes the files of `DESCRIPTION`.
 
     Raises:
-        InputError: If the tokenizer is not supported.
+        InputError: the tokenizer is not supported.
     """
     config = checkpoint.config
     tokenizer = checkpoint.tokenizer()
@@ -104,12 +104,12 @@ def write_description(checkpoint: GGUFCheckpoint, folder: Path) -> None:
 
 
 def make_once(folder: Path, names: tuple[str, ...], write: Callable[[Path], None]) -> Path:
-    """Make a folder that is complete or not there, also when two processes make it at once.
+    """Makes a folder that is complete or not there, also when two processes make it at once.
 
     Args:
-        folder: Where it is to be.
-        names: Files that a complete one has; such a folder is left as it is.
-        write: Writes into the folder that it is given.
+        folder: where it is to be.
+        names: files that a complete one has; such a folder is left as it is.
+        write: writes into the folder that it is given.
 
     Returns:
         The folder.

@@ -25,8 +25,8 @@ class Metadata:
     is an InputError that names the file and the key.
 
     Attributes:
-        path: The file, for the errors.
-        values: The pairs, see `GGUFFile`; text is decoded when it is asked for.
+        path: the file, for the errors.
+        values: the pairs, see `GGUFFile`; text is decoded when it is asked for.
     """
 
     path: Path

@@ -36,7 +36,7 @@ def gguf_among(paths: Sequence[Path]) -> Path | None:
     """The one GGUF file, or the first of its parts; None if no file is GGUF.
 
     Raises:
-        InputError: If a file is missing, or there are other weight files beside it.
+        InputError: a file is missing, or there are other weight files beside it.
     """
     if not any([is_gguf(path) for path in paths]):
         return None
@@ -50,16 +50,16 @@ def gguf_among(paths: Sequence[Path]) -> Path | None:
 
 
 def open_gguf_parts(path: Path) -> GGUFFile:
-    """Map all parts of a model, and parse their headers.
+    """Maps all parts of a model and parses their headers.
 
     Args:
-        path: The file, or any part of a split one; the others lie beside it.
+        path: the file, or any part of a split one; the others lie beside it.
 
     Returns:
         The metadata of the first part and the tensors of all.
 
     Raises:
-        InputError: If a part is missing, damaged, or one of another model.
+        InputError: a part is missing, damaged, or one of another model.
     """
     given = open_gguf(path)
     count = Metadata(path, given.values).integer(_COUNT, default=1)

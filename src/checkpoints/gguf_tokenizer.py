@@ -64,7 +64,7 @@ _PRE_TOKENIZERS: Final[Mapping[str, _PreTokenizer]] = {
 
 
 def build_tokenizer(metadata: Metadata) -> Tokenizer:
-    """Build the tokenizer of a GGUF file.
+    """Builds the tokenizer of a GGUF file.
 
     Ids are the indices of `tokenizer.ggml.tokens`. Control tokens in a text are
     recognised and are left out when special tokens are skipped in decoding; user
@@ -73,7 +73,7 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
     failing that the custom of its pre-tokenizer, says so.
 
     Raises:
-        InputError: If the tokenizer is no byte-level BPE, its pre-tokenizer is
+        InputError: the tokenizer is no byte-level BPE, its pre-tokenizer is
             unknown, or its lists contradict each other.
     """
     path = metadata.path
@@ -124,7 +124,7 @@ def _bpe(metadata: Metadata, tokens: list[str], *, ignore_merges: bool) -> model
 
 
 def _add_recognised_tokens(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str]) -> None:
-    """Make the tokenizer find control and user defined tokens in a text."""
+    """Makes the tokenizer find control and user defined tokens in a text."""
     kinds = metadata.array("tokenizer.ggml.token_type", int)
     if len(kinds) != len(tokens):
         raise InputError(

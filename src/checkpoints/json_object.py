@@ -19,15 +19,14 @@ MAX_DEPTH: Final = 64
 
 
 def read_json_object(path: Path, *, label: str, fix: str) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Reads a file that holds one JSON object.
 
     Args:
-        path: The file, UTF-8.
-        label: What to call it in errors.
-        fix: What the user can do, for the errors.
+        label: what to call it in errors.
+        fix: what the user can do, for the errors.
 
     Raises:
-        InputError: If it cannot be read, or see `parse_json_object`.
+        InputError: it cannot be read, or see `parse_json_object`.
     """
     try:
         size = path.stat().st_size
@@ -43,15 +42,10 @@ def read_json_object(path: Path, *, label: str, fix: str) -> dict[str, Any]:
 
 
 def parse_json_object(raw: bytes, *, label: str, fix: str) -> dict[str, Any]:
-    """Parse one JSON object.
-
-    Args:
-        raw: The text, UTF-8.
-        label: What to call it in errors.
-        fix: What the user can do, for the errors.
+    """Parses one JSON object.
 
     Raises:
-        InputError: If it is no JSON, no object, has a number that is not finite, or is nested
+        InputError: it is no JSON, no object, has a number that is not finite, or is nested
             deeper than any that a model needs.
     """
     try:

@@ -15,13 +15,8 @@ class KimiK25HFConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     Args:
         text_config: of the language model, DeepSeek-V3's keys.
         vision_config: of the vision tower and the projector.
-        media_placeholder_token_id: the token in whose places image features stand.
-        **kwargs: what every configuration has.
+        media_placeholder_token_id: the token whose embeddings image features replace.
 
-    Attributes:
-        text_config: Of the language model.
-        vision_config: Of the vision tower and the projector.
-        media_placeholder_token_id: The token in whose places image features stand.
     """
 
     model_type = "kimi_k25"

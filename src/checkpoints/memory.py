@@ -32,14 +32,13 @@ def available_memory() -> int:
 
 
 def check_memory(needed: int, source: Path) -> None:
-    """Refuse weights that this machine cannot hold.
+    """Refuses weights that this machine cannot hold.
 
     Args:
-        needed: Bytes, as float32 or as mapped.
-        source: The file or folder.
+        needed: bytes, as float32 or as mapped.
 
     Raises:
-        InputError: More is needed than there is.
+        InputError: more is needed than there is.
     """
     available = available_memory()
     if needed > available:

@@ -32,39 +32,33 @@ _SHAPE: Final = (
 
 
 def read_model_config(model: str) -> PretrainedConfig:
-    """Read config.json as transformers does, but refuse what it would guess or stumble over.
-
-    Args:
-        model: Folder, or Hugging Face repository id.
+    """Reads config.json as transformers does, but refuses what it would guess or cannot read.
 
     Raises:
-        InputError: If there is no such file, it is no JSON object, its `model_type` is
+        InputError: there is no such file, it is no JSON object, its `model_type` is
             unknown, its shape is not stated, or a value is of the wrong type or range.
     """
     return model_config(read_config_object(model), model)
 
 
 def read_config_object(model: str) -> dict[str, Any]:
-    """Read config.json as it stands, without transformers.
-
-    Args:
-        model: Folder, or Hugging Face repository id.
+    """Reads config.json as it stands, without transformers.
 
     Raises:
-        InputError: If there is no such file, or it is no JSON object.
+        InputError: there is no such file, or it is no JSON object.
     """
     return read_json_object(find_config(model), label=f"{model}: {_FILE}", fix=_FIX)
 
 
 def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
-    """Make transformers' configuration of what a config.json states, or of what it means.
+    """Makes transformers' configuration of what a config.json states, or of what it means.
 
     Args:
-        stated: The file's keys.
-        model: What to call the model in errors.
+        stated: the file's keys.
+        model: what to call the model in errors.
 
     Raises:
-        InputError: If the `model_type` is unknown, the shape is not stated, or a value is of
+        InputError: the `model_type` is unknown, the shape is not stated, or a value is of
             the wrong type or range.
     """
     import transformers
@@ -117,7 +111,7 @@ def model_config(stated: dict[str, Any], model: str) -> PretrainedConfig:
 
 
 def _check_counts(stated: dict[str, Any], model: str) -> None:
-    """Refuse counts that lists are made of before any tensor is looked for."""
+    """Refuses counts that lists are made of before any tensor is looked for."""
     for name, value in stated.items():
         if isinstance(value, dict):
             _check_counts(value, model)

@@ -38,9 +38,7 @@ def dequantise_packed(
     Which matrices are packed is told by the names; the others stay as they are.
 
     Args:
-        tensors: the checkpoint's tensors by name.
         group_size: columns that share a scale; a row's last group may be cut off by its end.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: a matrix of which a part is missing, of another type or shape, or which is

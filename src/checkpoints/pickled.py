@@ -48,7 +48,6 @@ def convert(model: str, output: Path) -> dict[str, tuple[int, ...]]:
     Needs torch. The other files of the checkpoint are copied as they are.
 
     Args:
-        model: folder, or name of a repository of the hub.
         output: the new folder, missing or empty before and complete afterwards.
 
     Returns:
@@ -118,9 +117,6 @@ def _write_all(paths: Sequence[Path], folder: Path) -> dict[str, tuple[int, ...]
 
 def read_pickled(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file of `torch.save`.
-
-    Args:
-        path: the file.
 
     Raises:
         InputError: the file is damaged, or holds something else than named tensors.

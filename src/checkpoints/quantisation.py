@@ -49,11 +49,7 @@ _MARKS: Final = {
 
 
 def stated_quantisation(hf: Any) -> dict[str, Any]:
-    """What a Hugging Face config says of its quantisation; empty if there is none.
-
-    Args:
-        hf: the config.
-    """
+    """What a Hugging Face config says of its quantisation; empty if there is none."""
     for key in _KEYS:
         if stated := getattr(hf, key, None):
             return dict(stated if isinstance(stated, dict) else stated.to_dict())
@@ -64,8 +60,6 @@ def check_plain(hf: Any, source: str, *, use: str = USE_PLAIN) -> None:
     """Refuses a config of a quantised checkpoint.
 
     Args:
-        hf: a Hugging Face config.
-        source: the file or folder, for the error.
         use: what to do, for the error.
 
     Raises:
@@ -80,8 +74,6 @@ def check_names(names: Iterable[str], source: str, *, use: str = USE_PLAIN) -> N
 
     Args:
         names: of tensors that have no place in the model.
-        source: the file or folder, for the error.
-        use: what to do, for the error.
 
     Raises:
         InputError: one of them is of a quantised matrix; the sentence names the format.
@@ -99,7 +91,6 @@ def unsupported(where: str, form: str, *, use: str = USE_PLAIN) -> InputError:
     Args:
         where: what says so, and of which file or folder.
         form: the format.
-        use: what to do.
     """
     return InputError(f"{where} says {form}: this quantised format is not supported; {use}")
 

@@ -93,7 +93,6 @@ def find_file(model: str, name: str, *, needed: bool = False) -> Path | None:
     `hf_hub_download` has it.
 
     Args:
-        model: folder, or name of a repository of the hub.
         name: of the file, without a folder.
         needed: refuse where nobody knows whether the repository has the file: the hub cannot be
             reached, and the cache does not say. Otherwise the file counts as missing.
@@ -113,9 +112,6 @@ def find_file(model: str, name: str, *, needed: bool = False) -> Path | None:
 
 def find_config(model: str) -> Path:
     """The model's config.json; its other files are asked for by name.
-
-    Args:
-        model: folder, or name of a repository of the hub.
 
     Raises:
         InputError: there is no such model, or it has no config.json.
@@ -142,7 +138,6 @@ def weight_files(model: str, stated: Sequence[Path] = ()) -> list[Path]:
     all safetensors, else its GGUF file with all parts.
 
     Args:
-        model: folder, or name of a repository of the hub; it has a config.json.
         stated: files that the user gives instead.
 
     Returns:
@@ -167,9 +162,6 @@ def weight_files(model: str, stated: Sequence[Path] = ()) -> list[Path]:
 
 def pickled_files(model: str) -> list[Path]:
     """The files of a checkpoint's `pytorch_model.bin`; what is on the hub is downloaded.
-
-    Args:
-        model: folder, or name of a repository of the hub; it has a config.json.
 
     Raises:
         InputError: no such file, one that the index names is missing, or the checkpoint has

@@ -55,7 +55,7 @@ _MAX_DIMS: Final = 64
 
 
 def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[str, Tensor]:
-    """Read one or more safetensors files, or one GGUF file.
+    """Reads one or more safetensors files, or one GGUF file.
 
     Safetensors tensors are read-only views of the mapped files: nothing is read before it
     is used. They keep their dtype, except those that numpy lacks: bfloat16 becomes float32,
@@ -63,7 +63,7 @@ def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[s
     and keep llama.cpp's names and row order (`read_gguf` gives the Hugging Face ones).
 
     Args:
-        paths: The files; a sharded checkpoint is given as all of its shards, a split GGUF file
+        paths: the files; a sharded checkpoint is given as all of its shards, a split GGUF file
             as one or all of its parts.
         float8_stays: see `check_weight_files`.
 
@@ -71,7 +71,7 @@ def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[s
         Each tensor of the files under its name, C-contiguous and aligned.
 
     Raises:
-        InputError: If a file is missing, truncated, of another format, holds a
+        InputError: a file is missing, truncated, of another format, holds a
             dtype without a numpy equivalent, or repeats another file's tensor; or the tensors
             do not fit the memory.
     """
@@ -95,15 +95,15 @@ def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[s
 
 
 def check_weight_files(paths: Sequence[Path], *, float8_stays: bool = False) -> None:
-    """Check that files are whole and fit the memory, from their headers; no weight is read.
+    """Checks that files are whole and fit the memory, from their headers; no weight is read.
 
     Args:
-        paths: What `read_tensors` takes.
-        float8_stays: Whether float8 takes as much memory as in the file; else it is dequantised
+        paths: what `read_tensors` takes.
+        float8_stays: whether float8 takes as much memory as in the file; else it is dequantised
             after reading, to float32, as packed int4 always is.
 
     Raises:
-        InputError: As `read_tensors`, except for a tensor that is in two files.
+        InputError: as `read_tensors`, except for a tensor that is in two files.
     """
     if not paths:
         raise InputError("no weight file is given: name at least one safetensors or GGUF file")
@@ -140,7 +140,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, _Entry], npt.NDArray[np.uint8]]:
-    """Map one file: 8 bytes of header length (little-endian), JSON header, data.
+    """Maps one file: 8 bytes of header length (little-endian), JSON header, data.
 
     Format: https://huggingface.co/docs/safetensors/index#format.
     """

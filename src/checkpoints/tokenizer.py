@@ -32,7 +32,6 @@ def read_tokenizer(model: str, model_type: str) -> PreTrainedTokenizerFast:
     `tiktoken.model`.
 
     Args:
-        model: folder, or Hugging Face repository id.
         model_type: of config.json.
 
     Raises:

@@ -18,16 +18,15 @@ _LISTED_NAMES: Final = 5
 
 
 def canonical_names(names: Iterable[str], *, source: str) -> dict[str, str]:
-    """Map each name without its `model.` prefix to the name in the checkpoint.
+    """Maps each name without its `model.` prefix to the name in the checkpoint.
 
     Buffers of the rotary embedding are left out: they are computed.
 
     Args:
-        names: The checkpoint's names.
-        source: The file or folder, for the errors.
+        names: the checkpoint's names.
 
     Raises:
-        InputError: If a tensor is there both with and without the prefix.
+        InputError: a tensor is there both with and without the prefix.
     """
     canonical: dict[str, str] = {}
     for name in names:
@@ -51,21 +50,20 @@ def validated_state_dict(
     model: str,
     use_unquantised: str = USE_PLAIN,
 ) -> dict[str, Tensor]:
-    """Take the expected tensors from a checkpoint, each one once.
+    """Takes the expected tensors from a checkpoint, each one once.
 
     Args:
-        tensors: The checkpoint, under its own names; may be lazy.
-        names: Canonical names to the checkpoint's, see `canonical_names`.
-        expected: Canonical names to shapes.
-        source: The file or folder, for the errors.
-        model: What the tensors should be ("a Llama"), for the errors.
-        use_unquantised: What to use instead of quantised tensors, for the errors.
+        tensors: the checkpoint, under its own names; may be lazy.
+        names: canonical names to the checkpoint's, see `canonical_names`.
+        expected: canonical names to shapes.
+        model: what the tensors should be ("a Llama"), for the errors.
+        use_unquantised: what to use instead of quantised tensors, for the errors.
 
     Returns:
         The tensors under their canonical names, in the order of `expected`.
 
     Raises:
-        InputError: If a tensor is missing, unexpected, of another shape, not of
+        InputError: a tensor is missing, unexpected, of another shape, not of
             floating point (bytes are taken for float8 where they have scales), or has NaN or
             infinite values.
     """

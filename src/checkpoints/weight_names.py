@@ -53,7 +53,6 @@ class WeightForm:
         Args:
             names: of all files that the checkpoint has.
             get: gives one of them by its name.
-            model: the folder or repository, for the errors.
 
         Returns:
             Sorted; empty if the checkpoint has no weights in this form.
