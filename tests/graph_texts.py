@@ -102,7 +102,7 @@ def _engine(folder: Path, name: str, *, alone: bool = False) -> None:
             **({} if alone else speculative),
         )
     )
-    engine.pipeline  # noqa: B018 - loads
+    engine.load()
 
 
 def _modulev3(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from reference.target import TargetReference, assert_same_greedy
-from runs import greedy_requests, proposing
+from runs import greedy_requests, observing, proposing
 
 from unispec.engine import Engine, Request, Result
 from unispec.errors import InputError
@@ -40,23 +41,12 @@ def ask(engine: Engine, tokens: Sequence[int], **options: Any) -> Result:
     return engine.generate([request]).results[0]
 
 
-def runs(
-    engine: Engine, tokens: Sequence[int], monkeypatch: pytest.MonkeyPatch
-) -> tuple[list[int], list[int]]:
+def runs(engine: Engine, tokens: Sequence[int]) -> tuple[list[int], list[int]]:
     """An answer, and how many tokens each step added to it."""
-    model = engine.pipeline.model
-    execute = model.execute
-    accepted: list[int] = []
-
-    def recording(inputs: Any) -> Any:
-        outputs = execute(inputs)
-        accepted.append(int(outputs.num_accepted_draft_tokens.to_numpy()[0]))
-        return outputs
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "execute", recording)
+    accepted = [0]
+    with observing(engine, lambda step: accepted.append(step.rows[0].row.acceptance.accepted)):
         answer = ask(engine, tokens).token_ids
-    return answer, [count + 1 for count in accepted]
+    return answer, [after - before + 1 for before, after in pairwise(accepted)]
 
 
 def test_a_prompt_that_leaves_no_room(engine: Engine) -> None:
@@ -99,11 +89,11 @@ def test_eos_as_the_first_token(engine: Engine) -> None:
     assert (stopped.token_ids, stopped.finish_reason) == ([first], "stop")
 
 
-def test_eos_within_an_accepted_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eos_within_an_accepted_run(engine: Engine) -> None:
     """Nothing that the step accepted after it is part of the answer."""
     places = set()
     for seed in range(8):
-        answer, steps = runs(engine, prompt(9, seed), monkeypatch)
+        answer, steps = runs(engine, prompt(9, seed))
         starts = np.cumsum([0, *steps[:-1]])
         for start, size in zip(starts, steps, strict=True):
             for at in range(start, min(start + size, LENGTH)):

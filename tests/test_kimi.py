@@ -138,7 +138,7 @@ def test_features_of_an_image(kimi_model: Kimi, media: Any) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_text_needs_no_vision(kimi_model: Kimi) -> None:
-    kimi_model.engine.pipeline  # noqa: B018 - compiles
+    kimi_model.engine.load()
     before = kimi_model.encoder.encoded
     kimi_model.assert_right([prompt(length, seed=length) for length in (1, 5, 63, 64, 65, 130)])
     assert kimi_model.encoder.encoded == before
@@ -241,7 +241,7 @@ def test_images_that_are_refused(
     [((1, 3, 4), "pairs"), ((5, 2, 2), "more than 4 frames"), ((1, 2, 4), "needs 8 patches, 12")],
 )
 def test_grids_that_do_not_fit(kimi_model: Kimi, grid: tuple[int, int, int], message: str) -> None:
-    kimi_model.engine.pipeline  # noqa: B018 - compiles
+    kimi_model.engine.load()
     with pytest.raises(InputError, match=message):
         kimi_model.encoder.encode(np.zeros((12, 3, 14, 14), np.float32), grid)
 

@@ -163,7 +163,7 @@ def test_a_request_that_comes_while_others_run(kimi: Engine, bad: str) -> None:
 def test_a_request_that_comes_with_others(kimi: Engine, bad: str) -> None:
     """The call is refused before any of it begins, by the number of the prompt."""
     make, message = BAD[bad]
-    kimi.pipeline  # noqa: B018 - loads
+    kimi.load()
     graph: Any = kimi.pipeline.model.model
     with pytest.raises(InputError, match=message) as error:
         kimi.generate([*good(), make()])

@@ -37,20 +37,20 @@ def check_checkpoints(
     for model, _ in models:
         read_config_object(model)
     read_generation_config(target)
-    found = [
-        weight_files(model, stated)
-        for model, stated in models
-        if stated or isinstance(resolve_model(model), Path)
+    weights = [
+        weight_files(model, named)
+        for model, named in models
+        if named or isinstance(resolve_model(model), Path)
     ]
     # Imports numpy, so after what is told at once.
     from unispec.checkpoints import check_weight_files
 
-    for paths in found:
+    for paths in weights:
         check_weight_files(paths)
     if draft is None or method is None:
         return
     from unispec.checkpoints.draft_kinds import check_draft_files, check_draft_kind
 
     if isinstance(resolve_model(draft), Path):
-        check_draft_files(method, found[-1], source=draft)
+        check_draft_files(method, weights[-1], source=draft)
     check_draft_kind(method, read_config_object(draft), source=draft)

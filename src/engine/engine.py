@@ -46,7 +46,7 @@ class Engine:
     """A target and its draft, ready to answer prompts.
 
     Building one reads configurations and the tokenizer only; the weights are read and
-    the graph is compiled on first use, after the first requests were checked.
+    the graph is compiled by `load`, or on first use, after the first requests were checked.
 
     Any number of threads may use an engine: all requests take part in one batch, and join it
     between two steps. `generate` answers some requests and returns. `add`, `step` and `abort`
@@ -102,14 +102,22 @@ class Engine:
         self._options = StepOptions(self.max_speculative_tokens)
         self.num_pages = self._count_pages()
 
+    def load(self) -> None:
+        """Reads the weights and compiles the graph now, if no request made it do so before.
+
+        Raises:
+            InputError: a checkpoint that does not fit.
+        """
+        self._batch()
+
     @property
     def pipeline(self) -> SpeculativePipeline:
-        """The pipeline; reads the weights and compiles the graph when first asked for."""
+        """The pipeline; loads when first asked for."""
         return self._batch().pipeline
 
     @property
     def scheduler(self) -> Scheduler:
-        """Which requests run next; loads as `pipeline` does."""
+        """Which requests run next; loads when first asked for."""
         return self._batch().scheduler
 
     @property

@@ -42,7 +42,7 @@ class _Waiter(NamedTuple):
 
     outbox: Outbox
     step: int
-    """The first that began after it waiter."""
+    """The number of the first that begins after it asks."""
     done: SimpleQueue[None]
 
 

@@ -291,10 +291,10 @@ def _engine_tokenizer(
     try:
         definition = _definition(backend.to_str(), vocab_size)
         engine = LLTokenizer(definition, vocab_size, list(eos_token_ids))
-        known = engine.decode_str(engine.tokenize_str(_PROBE)) == _PROBE
+        round_trips = engine.decode_str(engine.tokenize_str(_PROBE)) == _PROBE
     except ValueError:
-        known = False
-    if not known:
+        round_trips = False
+    if not round_trips:
         raise InputError(
             f"The bytes of the tokens of {type(tokenizer).__name__} cannot be told from its "
             "decoder; a grammar needs a byte-level or byte-fallback tokenizer."
