@@ -23,7 +23,7 @@ def encode_message(tokenizer: PreTrainedTokenizerBase, content: str | list[Any])
         Token ids.
 
     Raises:
-        InputError: The chat template refuses a conversation of one user message.
+        InputError: the chat template refuses a conversation of one user message.
     """
     message: dict[str, Any] = {"role": "user", "content": content}
     try:

@@ -52,7 +52,7 @@ class ConstraintOptions:
         """Returns the grammar, or None if anything may be generated.
 
         Raises:
-            InputError: The grammar cannot be compiled.
+            InputError: the grammar cannot be compiled.
         """
         text = self.json_schema or self.regex
         if text is None:

@@ -20,13 +20,12 @@ def check_checkpoints(
     """Checks that checkpoints are there and their files whole, as far as that takes no time.
 
     Args:
-        target: Folder or Hugging Face repository id; weights of a repository are left alone.
-        weight_path: Weight files of the target instead of its own.
-        draft: Likewise, if there is one.
-        method: What the draft is for; None: it is not looked at what kind of draft it is.
+        weight_path: weight files of the target instead of its own.
+        draft: likewise, if there is one.
+        method: what the draft is for; None: it is not looked at what kind of draft it is.
 
     Raises:
-        InputError: There is no such model, a file is missing, damaged or of another format, or
+        InputError: there is no such model, a file is missing, damaged or of another format, or
             the draft is of another kind.
     """
     from unispec.checkpoints.generation_config import read_generation_config

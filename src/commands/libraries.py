@@ -15,9 +15,6 @@ __all__ = ["check_installed", "quieten_libraries"]
 def check_installed(*names: str) -> None:
     """Refuses to go on without packages of the `train` extra.
 
-    Args:
-        *names: the packages.
-
     Raises:
         InputError: some are not installed.
     """

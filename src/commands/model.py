@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.options import option_group
-from unispec.methods import DRAFT_METHODS, METHODS, Method, check_num_speculative_tokens
+from unispec.methods import (
+    DEFAULT_DRAFT_TOKENS,
+    DRAFT_METHODS,
+    METHODS,
+    Method,
+    check_num_speculative_tokens,
+)
 
 if TYPE_CHECKING:
     from unispec.engine import EngineConfig
@@ -131,7 +137,9 @@ model_options = option_group(
     click.option(
         "--num-speculative-tokens",
         type=click.IntRange(min=1),
-        help="Tokens the draft proposes in a step.  [default: 3; MTP: 1; DFlash: its whole block]",
+        help="Tokens the draft proposes in a step.  "
+        f"[default: {DEFAULT_DRAFT_TOKENS['eagle']}; MTP: {DEFAULT_DRAFT_TOKENS['mtp']}; "
+        "DFlash: its whole block]",
     ),
     click.option(
         "--no-speculation",

@@ -32,11 +32,11 @@ def option_group(argument: str, group: type[Any], *options: Decorator) -> Decora
     """Adds options to a command, which receives them as one dataclass.
 
     Args:
-        argument: Name of the command's parameter.
-        group: Dataclass whose fields are named as the options' parameters. What it raises
+        argument: name of the command's parameter.
+        group: dataclass whose fields are named as the options' parameters. What it raises
             when it is made (`click.UsageError` for options that contradict each other)
             ends the command.
-        options: What `click.option` returns, in the order of `--help`.
+        options: what `click.option` returns, in the order of `--help`.
 
     Returns:
         The decorator of the command's function.
@@ -160,5 +160,5 @@ class TextFile(click.ParamType[Any], ABC):
         """Makes the option's value.
 
         Raises:
-            ValueError: The text cannot be used; the message continues "'file' ...".
+            ValueError: the text cannot be used; the message continues "'file' ...".
         """

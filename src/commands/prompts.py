@@ -95,7 +95,7 @@ class PromptOptions:
         """Reads the heads of the images' files.
 
         Raises:
-            InputError: One is no image that models read, or is too large.
+            InputError: one is no image that models read, or is too large.
         """
         if not self.image:
             return
@@ -108,8 +108,7 @@ class PromptOptions:
         """Encodes one prompt.
 
         Args:
-            text: The prompt.
-            tokenizer: The target's tokenizer. If it has a chat template, the prompt becomes
+            tokenizer: the target's tokenizer. If it has a chat template, the prompt becomes
                 one user message, its images before its text, and the answer is opened, unless
                 `chat_template` is false; then, or without a template, the tokenizer adds its
                 own special tokens, and placeholders of images are the text's own.
@@ -118,7 +117,7 @@ class PromptOptions:
             Token ids.
 
         Raises:
-            InputError: The chat template refuses a conversation of one user message.
+            InputError: the chat template refuses a conversation of one user message.
         """
         if not (self.chat_template and tokenizer.chat_template):
             return list(tokenizer.encode(text))

@@ -17,8 +17,7 @@ def to_json(prompts: Sequence[str], report: Report) -> str:
     """Returns one JSON object, in ASCII and on one line.
 
     Args:
-        prompts: What was asked, in the order of `report.results`.
-        report: What the engine measured; seconds for times. A value that was not measured
+        report: what the engine measured; seconds for times. A value that was not measured
             (NaN) becomes null.
     """
     results = [

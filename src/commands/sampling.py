@@ -48,10 +48,10 @@ class SamplingOptions:
         top-p and min-p gets exactly that: of these four, what such a checkpoint states is void.
 
         Args:
-            generation_config: The checkpoint's generation_config.json.
+            generation_config: the checkpoint's generation_config.json.
 
         Raises:
-            InputError: A value of the checkpoint is of the wrong type, or out of range.
+            InputError: a value of the checkpoint is of the wrong type, or out of range.
         """
         from max.pipelines.context import SamplingParams, SamplingParamsInput
         from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults

@@ -24,9 +24,9 @@ def read_standard_input() -> str:
     """Returns all of it, read as UTF-8 whatever the terminal's encoding is.
 
     Raises:
-        OSError: It cannot be read.
-        UnicodeDecodeError: It is not UTF-8.
-        ValueError: Another option of the command has read it; the message continues
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+        ValueError: another option of the command has read it; the message continues
             "standard input ...".
     """
     meta = click.get_current_context().meta

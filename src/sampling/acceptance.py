@@ -61,12 +61,7 @@ class AcceptanceRule(Protocol):
     """Decides which draft tokens stand."""
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step.
-
-        Args:
-            step: logits and drafts of K + 1 and K positions.
-            sampling: the parameters of each row.
-        """
+        """Returns the verdict of one step."""
         ...
 
 
@@ -79,12 +74,7 @@ class Matching:
     """
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step.
-
-        Args:
-            step: logits and drafts of K + 1 and K positions.
-            sampling: the parameters of each row.
-        """
+        """Returns the verdict of one step."""
         tokens = target_tokens(step, sampling)
         return accept_run(step.draft_tokens == tokens[:, :-1], step.draft_tokens, tokens)
 
@@ -97,10 +87,6 @@ class Rejection:
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
         """Returns the verdict of one step.
-
-        Args:
-            step: logits and drafts of K + 1 and K positions, with `draft_probs`.
-            sampling: the parameters of each row.
 
         Raises:
             ValueError: `draft_probs` is missing.
@@ -151,10 +137,6 @@ class Relaxed:
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
         """Returns the verdict of one step.
 
-        Args:
-            step: logits and drafts of K + 1 and K positions, with `in_thinking_phase`.
-            sampling: the parameters of each row.
-
         Raises:
             ValueError: `in_thinking_phase` is missing.
         """
@@ -181,12 +163,7 @@ class Synthetic:
     """Probability, 0 to 1, with which each draft is accepted."""
 
     def __call__(self, step: Verification, sampling: SamplingInputs) -> Accepted:
-        """Returns the verdict of one step.
-
-        Args:
-            step: logits and drafts of K + 1 and K positions.
-            sampling: the parameters of each row.
-        """
+        """Returns the verdict of one step."""
         draft = step.draft_tokens
         tokens = target_tokens(step, sampling)
         where = positions(step.first_position, tokens)[:, :-1]

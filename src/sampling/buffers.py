@@ -32,7 +32,6 @@ class SamplingBuffers:
 
     Args:
         max_batch_size: most rows in one step.
-        vocab_size: V.
         max_positions: most positions of a row in one step, K + 1.
         device: where the graph reads them.
     """
@@ -59,10 +58,6 @@ class SamplingBuffers:
         """The grammar masks of the next step, all allowed: int32 `[B, positions, V / 32]`.
 
         The caller clears bits in it before `fill`.
-
-        Args:
-            batch_size: B.
-            positions: of each row, K + 1.
         """
         size = batch_size * positions * self._words
         self._host[BITMASK][: self._dirty_words] = -1

@@ -31,7 +31,6 @@ def shape_logits(
     Args:
         logits: float32 `[B, J, V]`, position j follows the first j draft tokens.
         draft_tokens: int64 `[B, J - 1]`; they count as generated at later positions.
-        sampling: per-row parameters.
 
     Returns:
         float32 `[B, J, V]`; masked tokens are at -1e38, the others between -1e30 and 1e30.
@@ -79,7 +78,6 @@ def target_distribution(logits: TensorValue, sampling: SamplingInputs) -> Tensor
 
     Args:
         logits: float32 `[B, J, V]` from `shape_logits`.
-        sampling: per-row parameters.
 
     Returns:
         float32 `[B, J, V]`, weights that are not normalised; the largest of a position is 1.

@@ -1,6 +1,6 @@
 """Which tokens a grammar allows: JSON schemas and regexes as bitmasks.
 
-The engine is ``llguidance``; this module gives it the tokenizer's true bytes
+The engine is `llguidance`; this module gives it the tokenizer's true bytes
 and turns its matcher into the rows of masks that verifying a draft needs.
 """
 
@@ -58,14 +58,14 @@ class Grammar:
     """What a request's whole output has to match.
 
     Attributes:
-        kind: How ``text`` is read.
-        text: A JSON schema (a JSON object) or a regex in the syntax of Rust's
-            ``regex`` crate, which the whole output matches from end to end. What a
+        kind: how `text` is read.
+        text: a JSON schema (a JSON object) or a regex in the syntax of Rust's
+            `regex` crate, which the whole output matches from end to end. What a
             schema decides on the order of keys says the section "Grammars" of
             docs/getting-started.md.
 
     Raises:
-        InputError: Another kind, or a text that is no string, such as a schema as a dict.
+        InputError: another kind, or a text that is no string, such as a schema as a dict.
     """
 
     kind: _Kind
@@ -85,13 +85,13 @@ class GrammarCompiler:
     """Compiles grammars for one tokenizer and one width of logits.
 
     Args:
-        tokenizer: The model's fast tokenizer.
-        vocab_size: Width V of the model's logits. Ids that no token has, and tokens
+        tokenizer: the model's fast tokenizer.
+        vocab_size: width V of the model's logits. Ids that no token has, and tokens
             from V on, are never allowed.
-        eos_token_ids: The ids that end a text, at least one.
+        eos_token_ids: the ids that end a text, at least one.
 
     Raises:
-        InputError: The tokenizer is not a fast one, or has tokens whose bytes are unknown.
+        InputError: the tokenizer is not a fast one, or has tokens whose bytes are unknown.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class GrammarCompiler:
         """Compiles a grammar, or returns the one compiled before.
 
         Raises:
-            InputError: The schema or regex is malformed, uses a feature that
+            InputError: the schema or regex is malformed, uses a feature that
                 cannot be enforced, or matches no text of this tokenizer.
         """
         compiled = self._compiled.get(grammar)
@@ -185,17 +185,17 @@ class GrammarState:
     def fill_bitmask(self, bitmask: npt.NDArray[np.int32], draft_tokens: Sequence[int]) -> None:
         """Writes the tokens allowed at each verified position; changes no state.
 
-        Row j is the mask after the accepted tokens and ``draft_tokens[:j]``. Bit
+        Row j is the mask after the accepted tokens and `draft_tokens[:j]`. Bit
         i of word w is token 32 * w + i, set where allowed; bits from V on are
         zero. Rows behind a draft that is not allowed are all ones, since nothing
         emitted can depend on them.
 
         Args:
-            bitmask: int32 [K+1, ceil(V/32)], overwritten.
-            draft_tokens: The K proposed tokens; -1 is a void draft, never allowed.
+            bitmask: int32 `[K + 1, ceil(V / 32)]`, overwritten.
+            draft_tokens: the K proposed tokens; -1 is a void draft, never allowed.
 
         Raises:
-            ValueError: ``bitmask`` has another shape or dtype.
+            ValueError: `bitmask` has another shape or dtype.
         """
         shape = (len(draft_tokens) + 1, self._vocabulary.words)
         if bitmask.shape != shape or bitmask.dtype != np.int32:
@@ -213,7 +213,7 @@ class GrammarState:
         """Advances by one emitted token.
 
         Raises:
-            ValueError: The mask does not allow ``token``; the state is unchanged.
+            ValueError: the mask does not allow `token`; the state is unchanged.
         """
         if not self._allows(token):
             raise ValueError(f"token {token} is not allowed by the grammar here")
@@ -340,7 +340,7 @@ def _engine_grammars(grammar: Grammar) -> list[str]:
     """Translates to the engine's own format; the first that it can compile is to be taken.
 
     Raises:
-        ValueError: It cannot be enforced; the text says why.
+        ValueError: it cannot be enforced; the text says why.
     """
     if grammar.kind == "regex":
         return [LLMatcher.grammar_from_regex(grammar.text)]

@@ -168,12 +168,7 @@ PER_ROW: Final = tuple(
 
 
 def sampling_types(device: DeviceRef, vocab_size: int) -> dict[str, TensorType]:
-    """Graph input types by name, in order.
-
-    Args:
-        device: where the graph runs.
-        vocab_size: V.
-    """
+    """Graph input types by name, in order."""
     sizes = {"vocab": vocab_size, "words": -(-vocab_size // 32)}
     return {
         name: TensorType(

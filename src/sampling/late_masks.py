@@ -40,7 +40,6 @@ def late_mask_types(device: DeviceRef, vocab_size: int) -> dict[str, list[Tensor
 
     Args:
         device: the GPU that the masks are for.
-        vocab_size: V.
     """
     cpu, mask = DeviceRef.CPU(), sampling_types(device, vocab_size)[BITMASK]
     types: tuple[TensorType | BufferType, ...] = (
@@ -64,7 +63,6 @@ class AfterMasks:
         """Returns the verdict of one step; the GPU's stream waits here until the flag is up.
 
         Args:
-            step: logits and drafts of K + 1 and K positions.
             sampling: the parameters of each row; its `token_bitmask` is replaced.
         """
         (pinned,), (payload,), (scratch,) = (self.inputs[name] for name in LATE_MASKS)

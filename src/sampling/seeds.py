@@ -49,7 +49,6 @@ def uniform(seed: TensorValue, position: TensorValue, stream: Stream) -> TensorV
     Args:
         seed: uint64 `[B]`, the request's seed.
         position: int64 `[B, J]`, absolute position of the token that the draw decides.
-        stream: which family of draws.
 
     Returns:
         float64 `[B, J]` in `[0, 1)`, in steps of 2**-48. Philox keyed by seed and position.

@@ -23,8 +23,8 @@ def joined_with_others(schema: dict[str, Any], nodes: Iterable[dict[str, Any]]) 
     `anyOf` alone do not. All that lies in one counts as well, as the other may speak of it too.
 
     Args:
-        schema: Where references lead.
-        nodes: The schemas to look at.
+        schema: where references lead.
+        nodes: the schemas to look at.
 
     Returns:
         Their `id`s.

@@ -31,8 +31,8 @@ def free_orders(schema: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> dict
     the last ones move together, and where there is not even room for that, all or none.
 
     Args:
-        schema: The schema as a whole.
-        nodes: All schemas in it, the outer before the inner ones.
+        schema: the schema as a whole.
+        nodes: all schemas in it, the outer before the inner ones.
 
     Returns:
         Definitions that the objects now refer to, for `$defs` of the schema.

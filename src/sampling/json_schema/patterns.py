@@ -19,7 +19,7 @@ def leave_out_nul(node: dict[str, Any]) -> None:
     that has quotes and backslashes.
 
     Raises:
-        ValueError: A pattern has the flag x, which gives blanks and `#` another meaning.
+        ValueError: a pattern has the flag x, which gives blanks and `#` another meaning.
     """
     if isinstance(node.get("pattern"), str):
         node["pattern"] = _without_nul(node["pattern"])

@@ -23,7 +23,7 @@ def reachable(schema: dict[str, Any]) -> list[dict[str, Any]] | None:
         None if a reference is no path from the top, so that only the engine knows what it names.
 
     Raises:
-        ValueError: References lead to one another too often.
+        ValueError: references lead to one another too often.
     """
     found: dict[int, dict[str, Any]] = {}
     # Depth first and in the text's order, as the engine meets them.

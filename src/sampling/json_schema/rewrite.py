@@ -30,10 +30,10 @@ def rewrite_schema(text: str) -> Iterator[str]:
     the schema's own order allowed; the last is in the schema's order throughout.
 
     Args:
-        text: The schema, a JSON object.
+        text: the schema, a JSON object.
 
     Raises:
-        ValueError: It is no JSON object, is nested too deep, or has what the engine would not
+        ValueError: it is no JSON object, is nested too deep, or has what the engine would not
             enforce; the text says what.
     """
     schema = parse_schema(text)

@@ -30,7 +30,7 @@ def parse_schema(text: str) -> dict[str, Any]:
     """Reads a schema; numbers that floats do not hold keep their digits for a message.
 
     Raises:
-        ValueError: It is no JSON object, or nested too deep.
+        ValueError: it is no JSON object, or nested too deep.
     """
     try:
         schema = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_no_number)
@@ -76,7 +76,7 @@ def check_values(node: dict[str, Any]) -> None:
     """Refuses numbers that the engine rounds, and strings that it cannot write.
 
     Raises:
-        ValueError: There is one; the text names it.
+        ValueError: there is one; the text names it.
     """
     for keyword in _NUMBERS:
         for value in _scalars(node.get(keyword)):
