@@ -138,7 +138,7 @@ class EagleDraft(Draft):
 
 
 def _visible(rows: int, number: int, like: Tensor) -> Tensor:
-    """What the R rows of pass p see of those before it and of their own, as a mask to add.
+    """What the T - 1 rows of pass p see of those before it and of their own, as a mask to add.
 
     Row j of pass p continues what row j - p of pass 0 began: it sees pass 0 up to there, and of
     each later one the one row on the way; a void row sees itself.
@@ -148,7 +148,7 @@ def _visible(rows: int, number: int, like: Tensor) -> Tensor:
         like: has the dtype and the device.
 
     Returns:
-        `[1, 1, R, (p + 1) * R]`, 0 or minus infinity.
+        `[1, 1, T - 1, (p + 1) * (T - 1)]`, 0 or minus infinity.
     """
     position = torch.arange(rows, device=like.device)
     distance = position[:, None] - position  # [T - 1, T - 1]
