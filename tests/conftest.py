@@ -27,6 +27,22 @@ EXACT = "exact"
 """A property of tests: which answers of a model are identical to the target's."""
 
 
+COMPILED = frozenset(
+    {
+        "llama_eagle_agreeing",
+        "llama_dflash_agreeing",
+        "deepseek_mtp_agreeing",
+        "kimi_model",
+        "graph",
+        "random_graph",
+    }
+)
+"""What `make test` compiles: each draft method, each family of targets, and all acceptance rules.
+
+Tests of other models have the mark `rest`.
+"""
+
+
 @pytest.hookimpl(wrapper=True)  # ahead of the hook with which xdist reads the groups
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
@@ -34,32 +50,36 @@ def pytest_collection_modifyitems(
     """Tests of one compiled model go to one worker; those come first, compiling takes longest."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: not _compiles(item))
+        if not _models(item) <= COMPILED:
+            item.add_marker(pytest.mark.rest)
+    items.sort(key=lambda item: not _models(item))
     yield
     if getattr(config.option, "loadgroup", False):
         ungrouped = [item.nodeid for item in items if "@" not in item.nodeid]
         assert not ungrouped, "this pytest-xdist does not see the groups"
 
 
-def _compiles(item: pytest.Item) -> bool:
-    names = getattr(item, "fixturenames", ())
-    return any(name.endswith(("model", "engine", "engines", "graph")) for name in names)
+def _models(item: pytest.Item) -> set[str]:
+    """The models that a test compiles, by preset or fixture: none for most tests."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    fixtures = set(getattr(item, "fixturenames", ()))
+    models = {name for name in fixtures - {"demo_model"} if name.endswith("_model")}
+    models |= fixtures & {"target_only_engine", "graph", "random_graph"}
+    if fixtures & {"eagle_engine", "other_config"}:
+        models.add("llama_eagle_agreeing")
+    elif "tiny_engine" in fixtures:
+        models.add(str(params["engine" if "engine" in params else "name"]))
+    if "demo_engines" in fixtures:
+        models.add(f"SmolLM2 {params.get('method', 'eagle')}")
+    return models
 
 
 def _group(item: pytest.Item) -> str:
-    """The model that a test runs, or else its file."""
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    fixtures = set(getattr(item, "fixturenames", ()))
-    if "engine" in params:
-        return str(params["engine"])
-    if fixtures & {"eagle_engine", "target_only_engine"}:
+    """The model that a test compiles, or else its file; a target alone is compared with a pair."""
+    models = _models(item)
+    if "target_only_engine" in models:
         return "llama_eagle_agreeing"
-    if "tiny_engine" in fixtures:
-        return str(params["name"])
-    if "demo_engines" in fixtures:
-        return f"SmolLM2 {params.get('method', 'eagle')}"
-    own = sorted(name for name in fixtures - {"demo_model"} if name.endswith("_model"))
-    return own[0] if own else item.path.stem
+    return min(models, default=item.path.stem)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

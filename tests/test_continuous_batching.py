@@ -67,7 +67,7 @@ def test_every_answer_equals_its_solo_answer(engine: Engine, requests: list[Requ
 
 
 def test_threads_get_the_answers_they_get_alone(eagle_engine: Engine) -> None:
-    """Six threads call one engine at the same time; see test_callers.py for all else."""
+    """Six threads call one engine at the same time; see tests/callers for all else."""
     random = np.random.default_rng(4)
     calls = [
         [

@@ -165,7 +165,7 @@ def test_nearly_every_answer_of_a_tiny_llama_is_exact(
 
 
 @pytest.fixture(scope="module", params=["a tied head that differs", "Mistral"])
-def other_config_model(
+def other_config(
     request: pytest.FixtureRequest,
     tiny_pair: Callable[[str], TinyPair],
     tmp_path_factory: pytest.TempPathFactory,
@@ -187,10 +187,10 @@ def other_config_model(
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_llama_of_another_config_answers_as_it_does_alone(
-    other_config_model: tuple[Engine, TargetReference],
+    other_config: tuple[Engine, TargetReference],
     exact: Callable[[str, Iterable[bool]], None],
 ) -> None:
-    engine, target = other_config_model
+    engine, target = other_config
     prompts = [random_prompt(len(target.embedding), length, seed=length) for length in LENGTHS[::3]]
     expected = Expected(target, prompts, eos={2})
     report = engine.generate(greedy_requests(prompts, NEW_TOKENS))
