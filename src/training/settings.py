@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from math import inf, isfinite
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from unispec.errors import InputError
 from unispec.methods import Method
@@ -181,7 +181,7 @@ class FitSettings(_Limited):
     """How a draft is fitted.
 
     Raises:
-        InputError: a number is beyond its limits.
+        InputError: a number is beyond its limits, or the number format is unknown.
     """
 
     epochs: int = _limited(10, 1)
@@ -197,6 +197,13 @@ class FitSettings(_Limited):
     CPU."""
     seed: int = _seed()
     """For the draft's first weights, the order of sequences and what the draft draws."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype is not None and self.dtype not in get_args(Dtype):
+            raise InputError(
+                f"dtype {self.dtype!r} is unknown: choose {' or '.join(get_args(Dtype))}"
+            )
 
     def dtype_on(self, device: str) -> Dtype:
         """The number format on a device, `"cpu"` or `"cuda"`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -54,10 +54,15 @@ class TorchTarget:
         eos: ids of the tokens that end an answer, ascending.
 
     Raises:
-        InputError: another architecture, weights that are missing or cannot be read, or no GPU.
+        InputError: another architecture, weights that are missing or cannot be read, or no
+            such device.
     """
 
     def __init__(self, model: str, device: Device = "cpu", dtype: Dtype = "float32") -> None:
+        if device not in get_args(Device):
+            raise InputError(
+                f"device {device!r} is unknown: choose {' or '.join(get_args(Device))}"
+            )
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda was asked for, but torch finds no GPU: use cpu")
         self.name, self.device = model, torch.device(device)

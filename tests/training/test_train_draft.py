@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from safetensors.torch import load_file
@@ -83,6 +83,8 @@ def test_a_training_by_time(model: str, tmp_path: Path) -> None:
             {"shape": DraftShape(method="eagle", vocab_size=257)}, "beyond the target's 256", id="V"
         ),
         pytest.param({"initial_draft": Path("nowhere")}, "nowhere", id="initial-draft"),
+        pytest.param({"device": "tpu"}, "'tpu' is unknown: choose cpu or cuda", id="device"),
+        pytest.param({"seconds": 0.0}, "seconds is 0.0: choose more than 0", id="seconds"),
     ],
 )
 def test_nothing_is_made_of_what_is_refused(
@@ -125,5 +127,7 @@ def test_numbers_beyond_their_limits(group: type, name: str, limits: Any) -> Non
 def test_settings_without_sense() -> None:
     with pytest.raises(InputError, match="give tokens or seconds"):
         CollectSettings(tokens=None)
+    with pytest.raises(InputError, match=r"dtype 'float16' is unknown: choose float32 or bfloat16"):
+        FitSettings(dtype=cast(Any, "float16"))
     with pytest.raises(InputError, match=r"'mtp' cannot be trained: choose eagle or dflash"):
         DraftShape(method="mtp")
