@@ -18,19 +18,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from unispec.errors import InputError
 
 __all__ = [
-    "GGUF_NAMES",
-    "HEADS",
-    "HEAD_DIM",
     "HIDDEN",
-    "KEY_HEADS",
-    "FloatTensor",
     "byte_characters",
     "gguf_name",
     "interleaved",
     "refused",
     "rope_divisors",
     "tiny_llama",
-    "tokens_and_types",
     "write_gguf",
 ]
 

@@ -13,7 +13,6 @@ from tiny import TinyPair
 from unispec.cli import unispec
 
 __all__ = [
-    "PROGRESS",
     "SOUND",
     "WEIGHTS",
     "CompileReachedError",

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from unispec import engine as engine_package
 from unispec.cli import unispec
 
-__all__ = ["CHAT_TEMPLATE", "VOCABULARY", "FakeEngine", "assert_refused", "run", "save_checkpoint"]
+__all__ = ["CHAT_TEMPLATE", "FakeEngine", "assert_refused", "run", "save_checkpoint"]
 
 VOCABULARY = {"<unk>": 0, "<bos>": 1, "<user>": 2, "<bot>": 3, "hello": 4, "world": 5, "<image>": 6}
 CHAT_TEMPLATE = (

@@ -15,8 +15,6 @@ from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
 __all__ = [
     "EOS",
     "REGEXES",
-    "SENTENCES",
-    "TOKENS",
     "VOCAB",
     "WORDS",
     "allowed",
