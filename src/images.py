@@ -1,4 +1,4 @@
-"""Images of prompts, opened as strangers' files: three formats, and no more pixels than fit."""
+"""Images of prompts, opened as untrusted files: three formats, and a limit of pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST_IMAGE: Final = 40_000_000
 # Pillow reads some forty, one of them by running another program.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 # What Pillow calls a JPEG file that has further pictures behind the first, as phones write them.
-_JPEG_WITH_MORE: Final = "MPO"
+_MULTI_PICTURE_JPEG: Final = "MPO"
 
 
 def check_image(source: str | Path | bytes) -> None:
@@ -87,7 +87,10 @@ def _opened(source: str | Path | bytes | Image.Image) -> Iterator[Image.Image]:
 
 
 def _check(name: str, image: Image.Image) -> None:
-    if isinstance(image, ImageFile.ImageFile) and image.format not in (*_FORMATS, _JPEG_WITH_MORE):
+    if isinstance(image, ImageFile.ImageFile) and image.format not in (
+        *_FORMATS,
+        _MULTI_PICTURE_JPEG,
+    ):
         raise InputError(
             f"{name} was opened as {image.format}; give a PNG, JPEG or WebP, or decode it yourself"
             " with image.convert('RGB')"

@@ -19,7 +19,7 @@ from unispec.cli import unispec
 from unispec.errors import InputError
 from unispec.training import Collection, CollectSettings, TorchTarget, collect
 from unispec.training.collecting import num_own_prompts
-from unispec.training.own_prompts import MessageMarks, message_marks, write_prompts
+from unispec.training.own_prompts import MessageDelimiters, message_delimiters, write_prompts
 from unispec.training.seeds import seed_of
 
 SETTINGS: dict[str, Any] = {"max_new_tokens": 12, "own_prompts": True}
@@ -48,23 +48,23 @@ def test_the_best_message_is_what_the_model_would_write_there(
     written = demo_target.greedy(ids, 64, target.eos).token_ids
     monkeypatch.setattr("unispec.training.own_prompts.TEMPERATURE", 0.0)
     expected = target.tokenizer.decode(written).split("<|im_end|>")[0]
-    assert write_prompts(target, message_marks(target), 2, seed=0) == [expected]
+    assert write_prompts(target, message_delimiters(target), 2, seed=0) == [expected]
 
 
-def test_messages_differ_end_and_have_no_marks(
+def test_messages_differ_end_and_have_no_delimiters(
     demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unispec.training.own_prompts.LONGEST", 30)
     target = TorchTarget(str(demo_model))
-    marks = message_marks(target)
-    texts = write_prompts(target, marks, 6, seed=1)
+    delimiters = message_delimiters(target)
+    texts = write_prompts(target, delimiters, 6, seed=1)
     assert 2 <= len(texts) == len(set(texts)) <= 6
     for text in texts:
         assert text == text.strip()
         assert "<|" not in text
         assert len(target.tokenizer.encode(text)) < 30
-    assert write_prompts(target, marks, 6, seed=1) == texts
-    assert not set(write_prompts(target, marks, 6, seed=2)) & set(texts)
+    assert write_prompts(target, delimiters, 6, seed=1) == texts
+    assert not set(write_prompts(target, delimiters, 6, seed=2)) & set(texts)
 
 
 def test_half_of_a_collection(
@@ -76,7 +76,9 @@ def test_half_of_a_collection(
     """The others are those given. Of its own each is posed once, a tenth of them to measure."""
     own = [f"{number} plus {number}" for number in range(40)]
 
-    def write(target: TorchTarget, marks: MessageMarks, count: int, seed: int) -> list[str]:
+    def write(
+        target: TorchTarget, delimiters: MessageDelimiters, count: int, seed: int
+    ) -> list[str]:
         assert count == 32
         return [GIVEN[0], GIVEN[1], *own[: 20 + written.pop()]]
 
@@ -179,19 +181,19 @@ def test_a_killed_collection_goes_on_with_the_same_messages(
 def test_a_message_ends_where_the_template_goes_on(
     target: TorchTarget, monkeypatch: pytest.MonkeyPatch, template: str, before: str, after: str
 ) -> None:
-    """Or where the target ends it; one that does not end or has marks in it is left out."""
+    """Or where the target ends it; one that does not end or has delimiters in it is left out."""
     tokenizer = target.tokenizer
     tokenizer.chat_template = template
-    marks = message_marks(target)
-    assert tokenizer.decode(marks.before) == before
-    assert (marks.after, marks.ends) == (after, frozenset())
+    delimiters = message_delimiters(target)
+    assert tokenizer.decode(delimiters.before) == before
+    assert (delimiters.after, delimiters.ends) == (after, frozenset())
     eos = target.eos[0]
     texts = [f" a question{after} an answer", " it goes on", f"{after} an answer"]
     written = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     special = tokenizer.all_special_ids[0]
     written += [[*written[1], eos], [*written[1], special, *written[0]], [eos]]
     monkeypatch.setattr(target, "write", lambda *_: written)
-    assert write_prompts(target, marks, len(written), seed=0) == ["a question", "it goes on"]
+    assert write_prompts(target, delimiters, len(written), seed=0) == ["a question", "it goes on"]
 
 
 def test_a_message_with_a_control_token_is_left_out(
@@ -205,19 +207,19 @@ def test_a_message_with_a_control_token_is_left_out(
     word = tokenizer.encode("Hello")
     written = [[*word, control, *word, end] for control in controls]
     monkeypatch.setattr(target, "write", lambda *_: [*written, [*word, end]])
-    assert write_prompts(target, message_marks(target), 3, seed=0) == ["Hello"]
+    assert write_prompts(target, message_delimiters(target), 3, seed=0) == ["Hello"]
 
 
 def test_the_token_that_ends_a_message(demo_model: Path) -> None:
     target = TorchTarget(str(demo_model))
-    assert message_marks(target).ends == {target.tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert message_delimiters(target).ends == {target.tokenizer.convert_tokens_to_ids("<|im_end|>")}
     # As of DeepSeek's distilled Llamas: only the answer's beginning is behind a message.
     target.tokenizer.chat_template = (
         "<|im_start|>{{ messages[0]['content'] }}"
         "{% if add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}"
     )
-    marks = message_marks(target)
-    assert marks.ends == {target.tokenizer.convert_tokens_to_ids("<|endoftext|>")}
+    delimiters = message_delimiters(target)
+    assert delimiters.ends == {target.tokenizer.convert_tokens_to_ids("<|endoftext|>")}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_templates_in_which_no_message_can_be_begun(
     """Nothing is made before that is known."""
     target.tokenizer.chat_template = template
     with pytest.raises(InputError, match=r"cannot write prompts.*: use --no-own-prompts") as error:
-        message_marks(target)
+        message_delimiters(target)
     assert ("(no)" in str(error.value)) == (template == "{{ raise_exception('no') }}")
     if template and "raise" not in template:
         with pytest.raises(InputError, match=r"cannot write prompts"):
@@ -285,7 +287,9 @@ def test_the_command_asks_for_own_prompts_where_it_can(
     template.write_text("<{{ messages[0]['content'] }}")
     refused = run("refused", "--own-prompts")
     assert refused.exit_code == 2
-    assert "its chat template has no mark before and behind" in " ".join(refused.stderr.split())
+    assert "its chat template has no delimiter before and behind" in " ".join(
+        refused.stderr.split()
+    )
     assert not (tmp_path / "refused").exists()
     for output, more in (("fallen back", []), ("without", ["--no-own-prompts"])):
         caplog.clear()

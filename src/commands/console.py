@@ -75,7 +75,7 @@ class Answers:
         self._advance()
 
     def finish(self, index: int) -> None:
-        """Takes note that an answer is complete."""
+        """Marks an answer as complete."""
         self._finished.add(index)
         self._advance()
 

@@ -17,7 +17,7 @@ def check_checkpoints(
     draft: str | None = None,
     method: Method | None = None,
 ) -> None:
-    """Checks that checkpoints are there and their files whole, as far as that takes no time.
+    """Checks that checkpoints exist and their files are complete, as far as that takes no time.
 
     Args:
         weight_path: weight files of the target instead of its own.

@@ -179,7 +179,7 @@ model_options = option_group(
         "--enable-prefix-caching/--no-enable-prefix-caching",
         default=True,
         show_default=True,
-        help="Whether prompts that begin alike share what was computed for the beginning.",
+        help="Whether prompts with a common prefix share what was computed for it.",
     ),
 )
 """Adds the options of `ModelOptions` to a command."""

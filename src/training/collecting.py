@@ -15,7 +15,7 @@ from unispec.chat import encode_message
 from unispec.errors import InputError
 
 from .collection import Collection
-from .own_prompts import MessageMarks, message_marks, write_prompts
+from .own_prompts import MessageDelimiters, message_delimiters, write_prompts
 from .prompts import built_in_prompts
 from .seeds import seed_of
 from .settings import CollectSettings
@@ -25,12 +25,13 @@ __all__ = ["collect", "num_own_prompts"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-SHARD = 64
+SHARD_SIZE = 64
 """Sequences of a shard at most; they are answered as one batch."""
 
 TEMPERATURES = (0.0, 0.7, 1.0)
+"""Of a prompt's first answer in turn; a prompt that comes again takes one of the last two."""
 
-HELD_OUT = 10
+HELD_OUT_EVERY = 10
 """Every tenth prompt is held out from the fit, from the first on; the target's own likewise."""
 
 
@@ -71,7 +72,7 @@ def collect(
     listed = built_in_prompts() if prompts is None else list(prompts)
     texts = list(dict.fromkeys(listed))
     token_ids = _encode(target, texts, settings.chat_template)
-    marks = _marks(target, settings, are_built_in=prompts is None)
+    delimiters = _delimiters(target, settings, are_built_in=prompts is None)
     template = target.tokenizer.chat_template if settings.chat_template else None
     # Not of the tokens: some templates tell the date.
     digest = hashlib.sha256(json.dumps([listed, template]).encode()).hexdigest()[:16]
@@ -79,24 +80,24 @@ def collect(
         "model": str(Path(target.name).resolve()) if Path(target.name).is_dir() else target.name,
         "layers": list(settings.layers),
         "dtype": str(target.model.dtype).removeprefix("torch."),
-        "sequences of a shard": SHARD,
+        "sequences of a shard": SHARD_SIZE,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "prompts": digest,
-        "own prompts": marks is not None,
+        "own prompts": delimiters is not None,
     }
     collection = Collection(folder, identity, shards)
     on_shard(collection)
     if shards is not None:
         return collection
-    own = SHARD // 2 if marks else 0
+    own = SHARD_SIZE // 2 if delimiters else 0
     posed = {*texts, *collection.prompts()}
     while not _enough(collection, settings, start):
         number = collection.num_shards
-        questions = _listed(texts, token_ids, number, SHARD - own)
-        if marks:
+        questions = _listed(texts, token_ids, number, SHARD_SIZE - own)
+        if delimiters:
             seed = seed_of("prompts", settings.seed, number)
-            written = write_prompts(target, marks, own, seed)
+            written = write_prompts(target, delimiters, own, seed)
             new = [text for text in written if text not in posed]
             questions += _own(target, new, len(posed) - len(texts))
             posed.update(new)
@@ -126,15 +127,15 @@ def num_own_prompts(collection: Collection, prompts: Sequence[str] | None) -> in
     return len({*collection.prompts()} - {*listed})
 
 
-def _marks(
+def _delimiters(
     target: TorchTarget, settings: CollectSettings, *, are_built_in: bool
-) -> MessageMarks | None:
+) -> MessageDelimiters | None:
     """What the target needs to write prompts; None if it does not write any."""
     if settings.own_prompts:
-        return message_marks(target)
+        return message_delimiters(target)
     if settings.own_prompts is None and settings.chat_template and are_built_in:
         try:
-            return message_marks(target)
+            return message_delimiters(target)
         except InputError as error:
             _LOGGER.warning("Only the built-in prompts are posed. %s", error)
     return None
@@ -174,7 +175,7 @@ def _listed(
     """What a shard asks of the listed prompts."""
     plan = islice(_plan(len(texts)), number * count, (number + 1) * count)
     return [
-        _Question(texts[index], token_ids[index], temperature, index % HELD_OUT == 0)
+        _Question(texts[index], token_ids[index], temperature, index % HELD_OUT_EVERY == 0)
         for index, temperature in plan
     ]
 
@@ -183,7 +184,9 @@ def _own(target: TorchTarget, texts: Sequence[str], asked: int) -> list[_Questio
     """What a shard asks of the target's own prompts, each once; `asked` came before."""
     plan = islice(_plan(asked + len(texts)), asked, asked + len(texts))
     return [
-        _Question(text, encode_message(target.tokenizer, text), temperature, index % HELD_OUT == 0)
+        _Question(
+            text, encode_message(target.tokenizer, text), temperature, index % HELD_OUT_EVERY == 0
+        )
         for text, (index, temperature) in zip(texts, plan, strict=True)
     ]
 
@@ -191,12 +194,12 @@ def _own(target: TorchTarget, texts: Sequence[str], asked: int) -> list[_Questio
 def _plan(num_prompts: int) -> Iterator[tuple[int, float]]:
     """Prompt and temperature of each answer, without end; a greedy answer comes once."""
     for prompt in range(num_prompts):
-        held_out = prompt % HELD_OUT == 0
+        held_out = prompt % HELD_OUT_EVERY == 0
         yield prompt, 0.0 if held_out else TEMPERATURES[prompt % len(TEMPERATURES)]
     sampled = TEMPERATURES[1:]
     turn = 0
     while True:
         for prompt in range(num_prompts):
-            if prompt % HELD_OUT:
+            if prompt % HELD_OUT_EVERY:
                 yield prompt, sampled[(prompt + turn) % len(sampled)]
         turn += 1

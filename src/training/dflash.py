@@ -32,7 +32,7 @@ ANCHORS = 24
 DECAY = 4.0
 """Slots over which the loss's weight falls to 1 / e: an early miss voids all that follow."""
 
-EVERY = 3
+ANCHOR_DISTANCE = 3
 """Distance of two blocks that are measured, in tokens of an answer."""
 
 
@@ -189,7 +189,7 @@ class DFlashDraft(Draft):
         k = self.num_proposals
         tokens, features = padded([example], self.head.device)
         anchors = torch.arange(
-            example.prompt_length, tokens.shape[1] - k, EVERY, device=tokens.device
+            example.prompt_length, tokens.shape[1] - k, ANCHOR_DISTANCE, device=tokens.device
         )
         if not len(anchors):
             return torch.zeros(0, k, dtype=torch.bool)

@@ -22,15 +22,20 @@ from .settings import FitSettings
 
 __all__ = ["History", "Measure", "acceptance", "fit"]
 
-MEASURED = 24
+MEASURED_ANSWERS = 24
 """How many held-out answers acceptance is measured on, at most."""
 
-MEASURES = 10
+NUM_MEASURES = 10
 """How many measures a fit has, besides the one before its first step."""
 
 SAVE_SECONDS = 60.0
+"""Time between two states that a fit can be resumed from."""
+
 WARM_UP = 0.05
+"""Share of a fit in which the learning rate rises."""
+
 CLIP = 1.0
+"""Largest norm of a gradient."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def fit(
         history.step += 1
         history.elapsed = before + time.monotonic() - started
         finished = progress() >= 1
-        if finished or int(MEASURES * progress()) > int(MEASURES * done):
+        if finished or int(NUM_MEASURES * progress()) > int(NUM_MEASURES * done):
             since = history.losses[history.measures[-1].step :]
             mean = sum(since) / len(since)
             found = acceptance(draft, collection)
@@ -143,7 +148,7 @@ def acceptance(draft: Draft, collection: Collection) -> list[float]:
     which no step would begin.
     """
     draft.eval()
-    measured = map(collection.read, collection.held_out[:MEASURED])
+    measured = map(collection.read, collection.held_out[:MEASURED_ANSWERS])
     right = torch.cat([draft.matches(example) for example in measured])  # [A, K]
     draft.train()
     if not len(right):

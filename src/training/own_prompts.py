@@ -12,7 +12,7 @@ from unispec.errors import InputError
 
 from .target import TorchTarget
 
-__all__ = ["MessageMarks", "message_marks", "write_prompts"]
+__all__ = ["MessageDelimiters", "message_delimiters", "write_prompts"]
 
 TEMPERATURE = 0.8
 """Above it, small models write words that do not exist."""
@@ -24,7 +24,7 @@ _CONTENT = "\x02the message\x03"
 
 
 @dataclass(frozen=True)
-class MessageMarks:
+class MessageDelimiters:
     """What a chat template puts around a user's message."""
 
     before: list[int]
@@ -35,7 +35,7 @@ class MessageMarks:
     """Tokens that end a message; empty if `after` begins with no token of its own."""
 
 
-def message_marks(target: TorchTarget) -> MessageMarks:
+def message_delimiters(target: TorchTarget) -> MessageDelimiters:
     """Reads the target's chat template.
 
     Raises:
@@ -58,15 +58,19 @@ def message_marks(target: TorchTarget) -> MessageMarks:
     before, after = before.rstrip(" "), after.strip()
     if not (before and after):
         raise InputError(
-            f"{target.name} cannot write prompts, its chat template has no mark before and behind a"
-            " message: use --no-own-prompts"
+            f"{target.name} cannot write prompts, its chat template has no delimiter before and behind"
+            " a message: use --no-own-prompts"
         )
     end, *_ = tokenizer.encode(after, add_special_tokens=False)
     ends = {end} & set(tokenizer.get_added_vocab().values())
-    return MessageMarks(tokenizer.encode(before, add_special_tokens=False), after, frozenset(ends))
+    return MessageDelimiters(
+        tokenizer.encode(before, add_special_tokens=False), after, frozenset(ends)
+    )
 
 
-def write_prompts(target: TorchTarget, marks: MessageMarks, count: int, seed: int) -> list[str]:
+def write_prompts(
+    target: TorchTarget, delimiters: MessageDelimiters, count: int, seed: int
+) -> list[str]:
     """Users' messages, at most `count`; those that do not end, are empty or repeat are left out.
 
     Args:
@@ -75,16 +79,16 @@ def write_prompts(target: TorchTarget, marks: MessageMarks, count: int, seed: in
     Raises:
         InputError: the target computes NaN.
     """
-    tokenizer, ends = target.tokenizer, marks.ends | set(target.eos)
+    tokenizer, ends = target.tokenizer, delimiters.ends | set(target.eos)
     written = target.write(
-        [marks.before] * count, [TEMPERATURE] * count, LONGEST, sorted(ends), seed
+        [delimiters.before] * count, [TEMPERATURE] * count, LONGEST, sorted(ends), seed
     )
     control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     texts = []
     for ids in written:
         has_ended = ids[-1] in ends
         ids = ids[:-1] if has_ended else ids
-        text, mark, _ = tokenizer.decode(ids).partition(marks.after)
-        if (has_ended or mark) and not control & set(ids):
+        text, delimiter, _ = tokenizer.decode(ids).partition(delimiters.after)
+        if (has_ended or delimiter) and not control & set(ids):
             texts.append(text.strip())
     return list(dict.fromkeys(filter(None, texts)))

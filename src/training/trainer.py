@@ -79,8 +79,9 @@ def train_draft(
             `data` in `output`.
         initial_draft: folder of a draft of the same shape for the same target, whose weights the
             fit starts from; None: random weights.
-        collecting: None takes the defaults; `layers` is set to what the draft reads.
-        fitting: None takes the defaults.
+        collecting: what to collect; None takes the defaults. Its `layers` are replaced by those
+            that the draft reads.
+        fitting: how to fit; None takes the defaults.
         seconds: time for both stages together, which then end neither by tokens nor by epochs.
         resume: whether `output` may hold a training that was stopped, which then goes on.
         on_progress: called after each batch of answers and after each step of the fit.
