@@ -148,9 +148,9 @@ class Engine:
     def on_step(self) -> Callable[[Step], None] | None:
         """Gets each step of the batch when it has run, before its outputs are handed out.
 
-        It is called in the thread that runs the steps, so it may not call `generate`, `add`,
-        `step` or `abort`, which wait for that thread. What it raises fails the requests of the
-        step. It may be set at any time, from any thread; None, as at first, calls nothing.
+        It is called in the thread that runs the steps, so it may not call what waits for a step:
+        `generate`, `step`, `abort` and `reset_prefix_cache`. What it raises fails the requests of
+        the step. It may be set at any time, from any thread; None, as at first, calls nothing.
         """
         return self._options.on_step
 
