@@ -58,8 +58,8 @@ def message_delimiters(target: TorchTarget) -> MessageDelimiters:
     before, after = before.rstrip(" "), after.strip()
     if not (before and after):
         raise InputError(
-            f"{target.name} cannot write prompts, its chat template has no delimiter before and behind"
-            " a message: use --no-own-prompts"
+            f"{target.name} cannot write prompts, its chat template has no delimiter before and"
+            " behind a message: use --no-own-prompts"
         )
     end, *_ = tokenizer.encode(after, add_special_tokens=False)
     ends = {end} & set(tokenizer.get_added_vocab().values())

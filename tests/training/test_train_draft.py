@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +17,16 @@ from tiny import TinyPair
 
 from unispec.engine import Engine, EngineConfig
 from unispec.errors import InputError
-from unispec.training import CollectSettings, DraftShape, FitSettings, Progress, train_draft
+from unispec.training import (
+    CollectSettings,
+    DraftShape,
+    FitSettings,
+    History,
+    Measure,
+    Progress,
+    TrainedDraft,
+    train_draft,
+)
 from unispec.training.settings import LIMITS
 
 SHAPE = DraftShape(method="eagle", vocab_size=100)
@@ -59,6 +70,28 @@ def test_a_draft_is_trained_and_fits_its_target(model: str, tmp_path: Path) -> N
         assert shares == sorted(shares)
         assert shares[-1] == 1
     assert all((progress.history is None) == (progress.stage == "collecting") for progress in seen)
+
+
+def test_the_example_of_the_documentation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its settings are made and its call has the right arguments; it trains nothing."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    history = History(measures=[Measure(0, 1.0, [0.5, 0.25])])
+    calls: list[inspect.BoundArguments] = []
+    signature = inspect.signature(train_draft)
+
+    def recorded(*arguments: Any, **named: Any) -> TrainedDraft:
+        calls.append(signature.bind(*arguments, **named))
+        progress = Progress(stage="fitting", done=0.5, collection=cast(Any, None), history=history)
+        calls[0].arguments["on_progress"](progress)
+        return TrainedDraft(folder=calls[0].arguments["output"], history=history)
+
+    monkeypatch.setattr("unispec.training.trainer.train_draft", recorded)
+    exec(block, {})
+    assert calls[0].arguments["shape"].method == "eagle"
+    assert capsys.readouterr().out == "fitting 50%\nmy-draft 1.75\n"
 
 
 def test_a_training_by_time(model: str, tmp_path: Path) -> None:
