@@ -36,11 +36,11 @@ from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.stack import DeepseekV3
 from unispec.pipelines.targets.deepseek.weights import (
-    cast_stack,
     dequantised,
     layer_shapes,
     target_state_dict,
 )
+from unispec.pipelines.unified.weights import load_weights
 
 PAIRS = ("deepseek_mtp_agreeing", "deepseek_mtp_sampled", "deepseek_mtp")
 LENGTHS = (5, 40, 17, 1)
@@ -93,7 +93,7 @@ def deepseek_model(tiny_pair: Callable[[str], TinyPair]) -> Compiled:
         for prefix, (_, tensors) in zip(("first", "second", "third"), stacks, strict=True)
         for name, tensor in tensors.items()
     }
-    module.load_state_dict(cast_stack(state, DType.float32), weight_alignment=1)
+    load_weights(module, state)
     cpu = DeviceRef.CPU()
     types = [
         TensorType(DType.int64, ["num_tokens"], device=cpu),

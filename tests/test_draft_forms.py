@@ -23,7 +23,7 @@ from unispec.pipelines.architectures.unified_dflash_llama3 import UnifiedDflashL
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Config
 from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
 from unispec.pipelines.drafts.eagle.weights import eagle_state_dict
-from unispec.pipelines.drafts.weights import DraftWeights
+from unispec.pipelines.drafts.weights import DraftTensors
 from unispec.pipelines.runtime.weights import read_weights
 
 Tensors = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ def engine_config(target: Path, draft: Path, method: Method) -> EngineConfig:
     )
 
 
-def understood(target: Path, draft: Path, method: Method) -> tuple[Any, DraftWeights]:
+def understood(target: Path, draft: Path, method: Method) -> tuple[Any, DraftTensors]:
     """What a draft's files are read as: the configuration of the graph, and the weights."""
     config = make_pipeline_config(engine_config(target, draft, method))
     assert config.draft_model is not None

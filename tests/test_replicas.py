@@ -62,9 +62,9 @@ def replicas_model(session: InferenceSession, params: KVCacheParams) -> Model:
         x, merged_offsets, row_offsets, splits, drafts, *caches = graph.inputs
         copies = take_copies(params, iter(caches))[0]
         cache = as_one_batch(copies)
-        more = {"data_parallel_splits": [splits], "host_input_row_offsets": [row_offsets]}
+        extra = {"data_parallel_splits": [splits], "host_input_row_offsets": [row_offsets]}
         step: Any = SimpleNamespace(
-            more={**more, "ep_inputs": []}, draft_tokens=drafts.tensor, copies=[copies]
+            extra={**extra, "ep_inputs": []}, draft_tokens=drafts.tensor, copies=[copies]
         )
         mesh = Replicas.of(step, cache, {"signal_buffers": (), "copies": copies})
         parts = mesh.parts([x.tensor], merged_offsets.tensor, cache)

@@ -56,8 +56,9 @@ def changed(source: Path, folder: Path, **fields: Any) -> str:
         ("mllama", None),
         ("of tomorrow", None),
         ("phi3", None),
-        ("qwen2", "eagle"),
-        ("qwen3", "dflash"),
+        ("qwen2_moe", "eagle"),
+        ("qwen3", "mtp"),
+        ("qwen3_moe", "dflash"),
         (None, None),
         (["llama"], None),
     ],
@@ -76,9 +77,10 @@ def test_a_pair_that_nothing_runs_is_refused_with_those_that_run(
         make_pipeline_config(config)
     assert str(refused.value) == (
         f"{tmp_path}/model: model_type {model_type} with {method or 'no draft'} is not supported;"
-        " supported: deepseek_v3 with mtp, deepseek_v3 with no draft, kimi_k25 with dflash,"
-        " kimi_k25 with no draft, llama with dflash, llama with eagle, llama with no draft,"
-        " mistral with dflash, mistral with eagle, mistral with no draft"
+        " supported: deepseek_v3 with mtp or no draft, granite with eagle, dflash or no draft,"
+        " kimi_k25 with dflash or no draft, llama with eagle, dflash or no draft, mistral with"
+        " eagle, dflash or no draft, qwen2 with eagle, dflash or no draft, qwen3 with eagle, dflash"
+        " or no draft"
     )
 
 
@@ -97,11 +99,11 @@ def test_a_llama_that_writes_no_text_is_no_target(
 @pytest.mark.parametrize(
     ("method", "preset", "draft_fields", "expected"),
     [
-        (None, "llama_eagle_agreeing", {}, "Llama3TargetModel"),
-        ("eagle", "llama_eagle_agreeing", {}, "UnifiedEagleLlama3Model"),
-        ("eagle", "llama_eagle_agreeing", MISTRAL, "UnifiedEagleLlama3Model"),
-        ("dflash", "llama_dflash_agreeing", {}, "UnifiedDflashLlama3Model"),
-        ("dflash", "llama_dflash_agreeing", {"model_type": "mistral"}, "UnifiedDflashLlama3Model"),
+        (None, "llama_eagle_agreeing", {}, "MistralModel"),
+        ("eagle", "llama_eagle_agreeing", {}, "MistralEagleModel"),
+        ("eagle", "llama_eagle_agreeing", MISTRAL, "MistralEagleModel"),
+        ("dflash", "llama_dflash_agreeing", {}, "MistralDflashModel"),
+        ("dflash", "llama_dflash_agreeing", {"model_type": "mistral"}, "MistralDflashModel"),
     ],
 )
 def test_a_mistral_is_a_llama_by_another_name(

@@ -23,27 +23,22 @@ from max.driver import (
     set_virtual_device_count,
     set_virtual_device_target_arch,
 )
-from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import Graph, TensorValue, Type, Weight
 from max.pipelines.lib import PipelineConfig
 
-from unispec.checkpoints import read_tensors
 from unispec.checkpoints.tied_head import HEAD
 from unispec.engine import EngineConfig
 from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.pipelines.architectures.unified_mtp_deepseekV3 import (
     UnifiedMTPDeepseekV3Config,
-    graph,
+    UnifiedMTPDeepseekV3Inputs,
 )
-from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
-from unispec.pipelines.targets.deepseek import graph as target_graph
+from unispec.pipelines.drafts.mtp.method import MTP
+from unispec.pipelines.targets.deepseek import DEEPSEEK_V3
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
-from unispec.pipelines.targets.deepseek.weights import (
-    cast_stack,
-    dequantised,
-    target_state_dict,
-)
+from unispec.pipelines.unified.graph import UnifiedStep, build_graph
+from unispec.pipelines.unified.weights import load_weights
 
 MASK_STEP = re.compile(
     r"(%\w+(?:, %\w+)*)(?::\d+)? = "
@@ -71,31 +66,25 @@ def main(
         EngineConfig(model=str(folder), max_length=64, speculative_method="mtp", devices="gpu")
     )
     gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
-    engine = with_devices(engine, gpus, count if parallelism == "expert" else 1)
+    replicas = count if parallelism == "expert" else 1
+    engine = with_devices(engine, gpus, replicas)
     config = replace(UnifiedMTPDeepseekV3Config.initialize(engine), late_masks=late_masks)
-    stored = read_tensors([folder / "model.safetensors"])
-    tensors = dequantised(stored, config.target, source="tiny")
-    target = target_state_dict(tensors, config.target, source="tiny")
+    checkpoint = DEEPSEEK_V3.read(engine.model, config.target)
+    target = DEEPSEEK_V3.state(checkpoint.tensors, config.target, source="tiny")
     config.target.tie_word_embeddings = HEAD not in target
-    draft = mtp_state_dict(tensors, config.target, source="tiny")
+    draft = MTP.state(checkpoint, config, target)
     state = {f"target.{name}": tensor for name, tensor in target.items()}
-    alone = target_graph.DeepseekV3Alone(config.target)
-    alone.load_state_dict(cast_stack(state, DType.bfloat16), weight_alignment=1)
-    state |= {f"draft.{name}": tensor for name, tensor in draft.items()}
-    unified = graph.UnifiedMTPDeepseekV3(config)
-    unified.load_state_dict(cast_stack(state, DType.bfloat16), weight_alignment=1)
-    alone_engine = make_pipeline_config(
-        EngineConfig(model=str(folder), max_length=64, devices="gpu")
-    )
-    plain = DeepseekV3Config.initialize(
-        with_devices(alone_engine, gpus, count if parallelism == "expert" else 1)
-    )
-    built = graph.build_graph(config, unified)
+    alone = UnifiedStep(plain_config(folder, gpus, replicas), DEEPSEEK_V3, None)
+    alone.config.tie_word_embeddings = config.target.tie_word_embeddings
+    load_weights(alone, state)
+    unified = UnifiedStep(config, DEEPSEEK_V3, MTP, UnifiedMTPDeepseekV3Inputs)
+    load_weights(unified, state | {f"draft.{n}": tensor for n, tensor in draft.state.items()})
+    built = build_graph(unified)
     if compiles:
         began = time.monotonic()
         InferenceSession(devices=load_devices(gpus)).compile(built)
         print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr)
-    built_alone = target_graph.build_graph(plain, alone)
+    built_alone = build_graph(alone)
     if texts is not None:
         for name, one, module in (("unified", built, unified), ("alone", built_alone, alone)):
             (texts / f"{name}.txt").write_text(str(one.module.mlir_module))
@@ -120,6 +109,12 @@ def main(
             }
         )
     )
+
+
+def plain_config(folder: Path, gpus: list[DeviceSpec], replicas: int) -> DeepseekV3Config:
+    """Of the target alone."""
+    engine = make_pipeline_config(EngineConfig(model=str(folder), max_length=64, devices="gpu"))
+    return DeepseekV3Config.initialize(with_devices(engine, gpus, replicas))
 
 
 def with_devices(

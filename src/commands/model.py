@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.options import option_group
+from unispec.encodings import ENCODINGS
 from unispec.methods import (
     DEFAULT_DRAFT_TOKENS,
     DRAFT_METHODS,
@@ -123,8 +124,9 @@ model_options = option_group(
     ),
     click.option(
         "--quantization-encoding",
-        type=click.Choice(["float32", "bfloat16"]),
-        help="Number format to compute in.  [default: float32 on a CPU, bfloat16 on a GPU]",
+        type=click.Choice(ENCODINGS),
+        help="Number format to compute in, of those that the target supports.  [default: float32 "
+        "on a CPU, bfloat16 on a GPU; for FP8 blocks float8_e4m3fn where the GPU has it]",
     ),
     click.option(
         "--draft-model-path",

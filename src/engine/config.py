@@ -51,7 +51,8 @@ class EngineConfig:
     max_batch_size: int = 1
     """Most requests in one step."""
     quantization_encoding: str | None = None
-    """`"float32"` or `"bfloat16"`; None: float32 on a CPU, bfloat16 on a GPU."""
+    """One of `unispec.encodings.ENCODINGS` that the target supports; None: it chooses, float32 on a
+    CPU, bfloat16 on a GPU, or float8_e4m3fn for FP8 blocks where the GPU computes in them."""
     enable_prefix_caching: bool = True
     """Whether requests that begin alike share the cache pages of the beginning."""
     max_batch_input_tokens: int = 512

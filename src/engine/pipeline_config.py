@@ -13,7 +13,6 @@ from max.pipelines.lib import (
     PipelineConfig,
     PipelineRuntimeConfig,
 )
-from max.pipelines.modeling.config_enums import supported_encoding_supported_on
 from max.pipelines.speculative import SpeculativeConfig
 from pydantic import ValidationError
 from transformers import PretrainedConfig
@@ -21,14 +20,16 @@ from transformers import PretrainedConfig
 from unispec.checkpoints.draft_config import adopt, read_draft_config
 from unispec.checkpoints.model_config import model_config, read_config_object
 from unispec.checkpoints.repository import resolve_model
+from unispec.encodings import BFLOAT16, FP8
 from unispec.errors import InputError
 from unispec.methods import DEFAULT_DRAFT_TOKENS
 from unispec.pipelines.architectures.registry import (
     ENGINE_ARCHITECTURES,
-    check_pair,
+    METHODS,
     check_target,
-    complete_draft_config,
+    find,
 )
+from unispec.pipelines.unified.target import TargetFamily
 
 from .config import EngineConfig
 from .model_files import add_weights, draft_files, location
@@ -51,16 +52,15 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
         InputError: a model, encoding, device or length that MAX or unispec refuses.
     """
     device = _device_spec(config.devices)
-    encoding = _encoding(config, device)
     model = str(resolve_model(config.model))
     keys = read_config_object(model)
-    check_pair(keys.get("model_type"), config.speculative_method, source=model)
+    pair = find(keys.get("model_type"), config.speculative_method, source=model)
     hf_config = model_config(keys, model)
-    check_target(hf_config, source=model)
+    check_target(pair.family, hf_config, source=model)
     _check_length(config, hf_config)
     shared: dict[str, Any] = {
         "device_specs": [device],
-        "quantization_encoding": encoding,
+        "quantization_encoding": _encoding(config, pair.family, device),
         "kv_cache": KVCacheConfig(enable_prefix_caching=config.enable_prefix_caching),
     }
     draft: MAXModelConfig | None = None
@@ -98,21 +98,13 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     return made
 
 
-def _encoding(config: EngineConfig, device: DeviceSpec) -> str:
-    """The number format to compute in."""
-    encoding = config.quantization_encoding or (
-        "float32" if device.device_type == "cpu" else "bfloat16"
+def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) -> str:
+    """The number format to compute in, which the target's own configuration decides."""
+    asked: dict[str, Any] = {"quantization_encoding": config.quantization_encoding}
+    chosen: str = family.config.choose_encoding(
+        MAXModelConfig(**location(config.model), device_specs=[device], **asked)
     )
-    if encoding not in ("float32", "bfloat16"):
-        raise InputError(
-            f"quantization encoding {encoding!r} is not supported; use 'float32' or 'bfloat16'"
-        )
-    if encoding == "bfloat16" and not supported_encoding_supported_on("bfloat16", device):
-        raise InputError(
-            f"quantization encoding 'bfloat16' does not run on devices {config.devices!r}; use"
-            " 'float32' or a GPU"
-        )
-    return encoding
+    return chosen
 
 
 def _check_length(config: EngineConfig, hf_config: PretrainedConfig) -> None:
@@ -150,15 +142,15 @@ def _draft(config: EngineConfig, shared: dict[str, Any]) -> tuple[MAXModelConfig
     resolved = resolve_model(config.draft_model)
     source = str(resolved)
     hf_config = read_draft_config(source, config.speculative_method)
+    if shared["quantization_encoding"] == FP8:
+        # A draft is not quantised with its target.
+        shared = {**shared, "quantization_encoding": BFLOAT16}
     draft = MAXModelConfig(**location(config.draft_model), **shared)
     adopt(draft.huggingface_config, hf_config)
     # What the files hold says better what the draft is than what config.json lacks.
     files = draft_files(draft, config) if isinstance(resolved, Path) else []
-    complete_draft_config(
-        config.speculative_method,
-        draft.huggingface_config,
-        config.num_speculative_tokens,
-        source=source,
+    METHODS[config.speculative_method].prepare(
+        draft.huggingface_config, config.num_speculative_tokens, source=source
     )
     return draft, files
 

@@ -42,8 +42,8 @@ CONFIG_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         ["{target}", "gpt2 with eagle", "supported: deepseek_v3 with mtp", "llama with eagle"],
     ),
     "an architecture that only MAX knows": (
-        config("target", model_type="qwen2", architectures=["Qwen2ForCausalLM"]),
-        ["qwen2 with eagle", "supported: deepseek_v3 with mtp", "llama with eagle"],
+        config("target", model_type="gemma2", architectures=["Gemma2ForCausalLM"]),
+        ["gemma2 with eagle", "supported: deepseek_v3 with mtp", "llama with eagle"],
     ),
     "an architecture that nobody knows": (
         config("target", model_type="fancy", auto_map={"AutoConfig": "code.Config"}),

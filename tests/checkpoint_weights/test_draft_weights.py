@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from max.dtype import DType
 from states import SOURCE, Shape, change, hugging_face_state, refused
 
 from unispec.checkpoints import Tensor, read_tensors
@@ -17,7 +16,7 @@ from unispec.checkpoints.demo import demo_draft_folder
 from unispec.pipelines.drafts.copies import check_copies
 from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
 from unispec.pipelines.drafts.eagle.weights import eagle_state_dict
-from unispec.pipelines.drafts.weights import unified_state_dict
+from unispec.pipelines.drafts.weights import draft_weights
 
 
 def eagle_state(shape: Shape, *, fc_bias: bool = False) -> dict[str, Tensor]:
@@ -136,9 +135,10 @@ def test_a_draft_that_knows_fewer_tokens_proposes_those() -> None:
     assert weights.d2t is not None
     np.testing.assert_array_equal(weights.d2t, np.zeros(40))
     head = np.arange(50 * 12, dtype=np.float32).reshape(50, 12)
-    state = unified_state_dict({"lm_head.weight": head}, weights, DType.float32)
-    np.testing.assert_array_equal(state["draft.lm_head.weight"], head[:40])
-    np.testing.assert_array_equal(state["draft.t2d"], [*range(40), *[40] * 10])
+    joined = draft_weights(weights, {"lm_head.weight": head})
+    assert joined.num_proposed == 40
+    np.testing.assert_array_equal(joined.state["lm_head.weight"], head[:40])
+    np.testing.assert_array_equal(joined.state["t2d"], [*range(40), *[40] * 10])
 
 
 def test_a_draft_that_knows_more_tokens_proposes_the_targets() -> None:
@@ -220,7 +220,7 @@ def test_dflash_state_holds_the_checkpoints_tensors() -> None:
     weights = dflash_state_dict(tensors | copies, Shape(), Shape(), num_taps=3, source=SOURCE)
     assert weights.state.keys() == tensors.keys()
     assert all(weights.state[name] is tensors[name] for name in tensors)
-    assert (weights.d2t, weights.num_proposed(50)) == (None, 50)
+    assert weights.d2t is None
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_tensor_in_two_files(tmp_path: Path) -> None:
 
 def test_torch_is_not_imported() -> None:
     code = (
-        "import sys, unispec.checkpoints.demo, unispec.pipelines.drafts.eagle.weights;"
+        "import sys, unispec.checkpoints.demo, unispec.sampling.distribution;"
         "sys.exit('torch' in sys.modules)"
     )
     # The environment is named, because importing max changes it behind Python's back.

@@ -225,7 +225,7 @@ def test_a_prefill_expands_whole_pages_of_every_row(
         signal_buffers=["s", "t"],
         _ep_inputs=("e",),
     )
-    fields = DeepseekV3Model.more_fields(model, batches, 2)
+    fields = DeepseekV3Model.extra_fields(model, batches, 2)
     lengths = [buffer.to_numpy().tolist() for buffer in fields["batch_context_lengths"]]
     assert lengths == [[tokens] for tokens in expanded]
     assert fields["signal_buffers"] == ["s", "t"]

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deepseek_gpus import BLOCKS, CPU, GPUS, LAYERS, SHAPE, build, on_gpus
+from deepseek_gpus import BLOCKS, CPU, LAYERS, SHAPE, build, on_gpus
+from max.driver import DeviceSpec
 from max.dtype import DType
-from max.graph import DeviceRef
-from max.graph.weights import WeightData
+from max.graph import Weight
+from max.nn import Module
 from max.nn.quant_config import QuantConfig
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -21,12 +22,12 @@ from tiny import in_fp8_blocks, tiny_deepseek
 from unispec.checkpoints import read_tensors
 from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.errors import InputError
-from unispec.pipelines.architectures.unified_mtp_deepseekV3.arch import ARCHITECTURE as SPECULATOR
+from unispec.pipelines.architectures.max_entries import for_engines
 from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
 from unispec.pipelines.targets.deepseek import fp8
-from unispec.pipelines.targets.deepseek.arch import ARCHITECTURE
-from unispec.pipelines.targets.deepseek.fp8 import block_scaled
-from unispec.pipelines.targets.deepseek.weights import cast_stack, dequantised, target_state_dict
+from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
+from unispec.pipelines.targets.deepseek.weights import dequantised, target_state_dict
+from unispec.pipelines.unified.weights import load_weights
 
 
 def test_weights_for_gpus_are_the_checkpoint_s(folder: Path) -> None:
@@ -106,14 +107,25 @@ def test_a_damaged_fp8_matrix_is_refused(fp8_folder: Path, change: Any, message:
         target_state_dict(dequantised(tensors, config, source="tiny"), config, source="tiny")
 
 
+class Matrix(Module):
+    """One matrix of float8."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = Weight("weight", DType.float8_e4m3fn, shape, CPU)
+
+    def __call__(self) -> None: ...
+
+
 def test_float8_is_what_torch_reads(fp8_folder: Path) -> None:
     name = "model.layers.0.self_attn.o_proj.weight"
     codes = read_tensors([fp8_folder / "model.safetensors"])[name]
     expected = load_torch(fp8_folder / "model.safetensors")[name]
-    loaded = cast_stack({name: codes}, DType.bfloat16)[name]
-    assert isinstance(loaded, WeightData)
+    module = Matrix(codes.shape)
+    load_weights(module, {"weight": codes})
+    loaded: Any = module.state_dict()["weight"]
     assert loaded.dtype == DType.float8_e4m3fn
-    read = loaded.to_buffer().view(DType.uint8, codes.shape).to_numpy()
+    read = loaded.view(DType.uint8, codes.shape).to_numpy()
     values = torch.from_numpy(read.copy()).view(torch.float8_e4m3fn)
     assert torch.equal(values.float(), expected.float())
 
@@ -147,6 +159,7 @@ def test_when_gpus_compute_in_fp8(
         **{
             "hidden_size": 128,
             "q_lora_rank": 128,
+            "kv_lora_rank": 512,
             "num_attention_heads": 8,
             "qk_nope_head_dim": 128,
             "qk_rope_head_dim": 64,
@@ -154,34 +167,51 @@ def test_when_gpus_compute_in_fp8(
             "intermediate_size": 256,
             "moe_intermediate_size": 256,
             "num_hidden_layers": 3,
+            "first_k_dense_replace": 1,
+            "n_group": 2,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "topk_group": 1,
             **changes,
-        }
+        },
+        quantization_config=block and {"quant_method": "fp8", "weight_block_size": list(block)},
     )
+    hf.get_text_config = lambda: hf
     architecture = "sm_90a"
     monkeypatch.setattr(fp8, "accelerator_api", lambda: "cuda")
     monkeypatch.setattr(fp8, "accelerator_architecture_name", lambda: architecture)
 
-    def found(asked: str | None, devices: list[DeviceRef]) -> QuantConfig | None:
-        return block_scaled(hf, block, devices, asked, "tiny", spread=spread)
+    def found(asked: str | None, devices: list[DeviceSpec]) -> str:
+        model: Any = SimpleNamespace(
+            huggingface_config=hf,
+            model_name="tiny",
+            quantization_encoding=asked,
+            device_specs=devices,
+        )
+        return DeepseekV3Config.choose_encoding(model, spread=spread)
 
-    gpus = GPUS[:count]
-    assert (found(None, gpus) is None) is (obstacle is not None)
-    assert found("bfloat16", gpus) is None
-    assert found(None, [CPU]) is None
+    cpu = [DeviceSpec.cpu()]
+    gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
+    assert found(None, gpus) == ("float8_e4m3fn" if obstacle is None else "bfloat16")
+    assert found("bfloat16", gpus) == "bfloat16"
+    assert found(None, cpu) == "float32"
     if obstacle is not None:
         with pytest.raises(InputError, match=f"'float8_e4m3fn' of tiny .*{obstacle}.* 'bfloat16'"):
             found("float8_e4m3fn", gpus)
     with pytest.raises(InputError, match="the device has no kernels"):
-        found("float8_e4m3fn", [CPU])
+        found("float8_e4m3fn", cpu)
     architecture = "sm_80"
-    assert found(None, gpus) is None
+    assert found(None, gpus) == "bfloat16"
     with pytest.raises(InputError, match="the device has no kernels"):
         found("float8_e4m3fn", gpus)
 
 
 def test_max_may_choose_fp8() -> None:
-    assert "float8_e4m3fn" in ARCHITECTURE.supported_encodings
-    assert SPECULATOR.base is ARCHITECTURE
+    entries = {entry.name: entry for entry in for_engines()}
+    target = entries["DeepseekV3ForCausalLM"]
+    assert "float8_e4m3fn" in target.supported_encodings
+    assert entries["UnifiedMTPDeepseekV3ForCausalLM"].base is target
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,10 @@
-"""What an engine registers with MAX: the targets of which MAX's own entries take no CPU."""
+"""What an engine lets MAX import, see `max_entries.for_engines`."""
 
 from __future__ import annotations
 
-from unispec.pipelines.targets.deepseek import arch as deepseek
-from unispec.pipelines.targets.kimi import arch as kimi
-from unispec.pipelines.targets.llama import arch as llama
-
-from .unified_dflash_kimi_k25 import arch as kimi_dflash
-from .unified_mtp_deepseekV3 import arch as deepseek_mtp
+from .max_entries import for_engines
 
 __all__ = ["ARCHITECTURES"]
 
-ARCHITECTURES = [
-    deepseek.ARCHITECTURE,
-    deepseek_mtp.ARCHITECTURE,
-    kimi.ARCHITECTURE,
-    kimi_dflash.ARCHITECTURE,
-    llama.MISTRAL,
-]
+ARCHITECTURES = for_engines()
 """The entries of MAX's registry."""

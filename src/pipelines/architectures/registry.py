@@ -1,152 +1,142 @@
-"""Which architectures there are, which one runs a configuration, what its draft's needs."""
+"""Which targets and draft methods there are, and which of them run together."""
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from unispec.errors import InputError
-from unispec.methods import Method
+from unispec.pipelines.drafts.dflash.method import DFLASH
+from unispec.pipelines.drafts.eagle.method import EAGLE
+from unispec.pipelines.drafts.mtp.method import MTP
+from unispec.pipelines.targets.deepseek import DEEPSEEK_V3
+from unispec.pipelines.targets.kimi import KIMI_K25
+from unispec.pipelines.targets.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3
+from unispec.pipelines.unified.compose import compose
+from unispec.pipelines.unified.method import DraftMethod
+from unispec.pipelines.unified.model import UnifiedModel
+from unispec.pipelines.unified.target import TargetFamily
+
+from .unified_dflash_kimi_k25 import UnifiedDflashKimiK25Model
+from .unified_dflash_llama3 import UnifiedDflashLlama3Model
+from .unified_eagle_llama3 import UnifiedEagleLlama3Model
+from .unified_mtp_deepseekV3 import UnifiedMTPDeepseekV3Model
 
 if TYPE_CHECKING:
-    from max.pipelines.lib import PipelineConfig, SupportedArchitecture
-
-    from unispec.pipelines.runtime.model import UnifiedModel
+    from max.pipelines.lib import PipelineConfig
 
 __all__ = [
+    "DOCUMENTED",
     "ENGINE_ARCHITECTURES",
-    "architectures",
-    "check_pair",
+    "METHODS",
+    "Pair",
     "check_target",
-    "complete_draft_config",
+    "find",
+    "pairs",
     "pipeline_model",
     "register",
+    "targets",
 ]
 
-# Packages with an `arch.py`.
-_REGISTERED: Final = (
-    "llama3_modulev3",
-    "unified_dflash_kimi_k25",
-    "unified_dflash_llama3",
-    "unified_eagle_llama3",
-    "unified_mtp_deepseekV3",
+
+class Pair(NamedTuple):
+    """A target, and how its drafts are proposed."""
+
+    family: TargetFamily
+    """The target."""
+    method: DraftMethod | None
+    """The draft method; None: the target alone."""
+
+    @property
+    def model(self) -> type[UnifiedModel]:
+        """The pipeline model: the documented class, or one that is composed."""
+        found = (m for m in DOCUMENTED if m.family is self.family and m.method is self.method)
+        return next(found, None) or compose(self.family, self.method)
+
+    @property
+    def name(self) -> str:
+        """What to call it in errors."""
+        return f"{self.family.model_type} with {_name(self.method)}"
+
+
+DOCUMENTED: Final[tuple[type[UnifiedModel], ...]] = (
+    UnifiedDflashKimiK25Model,
+    UnifiedDflashLlama3Model,
+    UnifiedEagleLlama3Model,
+    UnifiedMTPDeepseekV3Model,
 )
+"""The classes of pairs that have a package of their own; others are composed."""
 
 ENGINE_ARCHITECTURES: Final = [f"{__package__}.engine_entries"]
 """Modules whose `ARCHITECTURES` an engine lets MAX import: MAX's own entries refuse a CPU."""
 
-# Model type, and the class of a checkpoint that writes text; others of the type rank or classify.
-_CLASSES: Final = {
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "kimi_k25": "KimiK25ForConditionalGeneration",
-    "llama": "LlamaForCausalLM",
-    # Llama's layers under another name.
-    "mistral": "MistralForCausalLM",
+METHODS: Final = {method.name: method for method in (DFLASH, EAGLE, MTP)}
+"""Every draft method by its name."""
+
+_RUN: Final[dict[TargetFamily, tuple[DraftMethod, ...]]] = {
+    DEEPSEEK_V3: (MTP,),
+    GRANITE: (EAGLE, DFLASH),
+    KIMI_K25: (DFLASH,),
+    LLAMA: (EAGLE, DFLASH),
+    MISTRAL: (EAGLE, DFLASH),
+    QWEN2: (EAGLE, DFLASH),
+    QWEN3: (EAGLE, DFLASH),
 }
-
-# Model type and method, then module and class: an architecture imports the runtime that
-# asks here, so it is imported only when it is wanted.
-_MODELS: dict[tuple[str, str | None], tuple[str, str]] = {
-    ("deepseek_v3", None): ("unispec.pipelines.targets.deepseek.model", "DeepseekV3Model"),
-    ("deepseek_v3", "mtp"): (
-        f"{__package__}.unified_mtp_deepseekV3.model",
-        "UnifiedMTPDeepseekV3Model",
-    ),
-    ("kimi_k25", None): ("unispec.pipelines.targets.kimi.model", "KimiK2_5Model"),
-    ("kimi_k25", "dflash"): (
-        f"{__package__}.unified_dflash_kimi_k25.model",
-        "UnifiedDflashKimiK25Model",
-    ),
-    ("llama", None): ("unispec.pipelines.targets.llama.target_only", "Llama3TargetModel"),
-    ("llama", "dflash"): (
-        f"{__package__}.unified_dflash_llama3.model",
-        "UnifiedDflashLlama3Model",
-    ),
-    ("llama", "eagle"): (
-        f"{__package__}.unified_eagle_llama3.model",
-        "UnifiedEagleLlama3Model",
-    ),
-    ("mistral", None): ("unispec.pipelines.targets.llama.target_only", "Llama3TargetModel"),
-    ("mistral", "dflash"): (
-        f"{__package__}.unified_dflash_llama3.model",
-        "UnifiedDflashLlama3Model",
-    ),
-    ("mistral", "eagle"): (
-        f"{__package__}.unified_eagle_llama3.model",
-        "UnifiedEagleLlama3Model",
-    ),
-}
-
-# What other packages brought, by the same pairs.
-_ADDED: dict[tuple[str, str | None], type[UnifiedModel]] = {}
-
-# Method, then module and function; the other methods' drafts need nothing.
-_DRAFT_CONFIGS: dict[str, tuple[str, str]] = {
-    "dflash": ("unispec.pipelines.drafts.dflash.config", "complete_draft_config"),
-}
+"""Every target, which also runs alone, and the methods that draft for it."""
 
 
-@cache
-def architectures() -> list[SupportedArchitecture]:
-    """The entries for MAX's registry, always the same list."""
-    return [import_module(f"{__package__}.{name}.arch").ARCHITECTURE for name in _REGISTERED]
+def targets() -> list[TargetFamily]:
+    """Every target."""
+    return list(_RUN)
 
 
-def check_pair(model_type: Any, method: str | None, *, source: str) -> None:
-    """Refuses a pair that nothing here runs; needs no more of a model than its type.
+def pairs() -> list[Pair]:
+    """All that run, targets alone first."""
+    alone = [Pair(family, None) for family in _RUN]
+    return alone + [Pair(family, m) for family, methods in _RUN.items() for m in methods]
+
+
+def find(model_type: Any, method: str | None, *, source: str) -> Pair:
+    """The pair of a target's `model_type` and a speculative method.
 
     Args:
-        model_type: `model_type` of the target's config.json, whatever stands there.
+        model_type: of the target's config.json, whatever stands there.
         method: the speculative method; None: the target alone.
         source: the target's file or folder, for the error.
 
     Raises:
         InputError: nothing here runs this pair.
     """
-    pairs = [*_MODELS, *_ADDED]
-    if (model_type, method) in pairs:
-        return
-    known = sorted(f"{name} with {way or 'no draft'}" for name, way in pairs)
+    for pair in pairs():
+        name = None if pair.method is None else pair.method.name
+        if (pair.family.model_type, name) == (model_type, method):
+            return pair
+    known = [
+        f"{family.model_type} with {', '.join(m.name for m in methods)} or no draft"
+        for family, methods in _RUN.items()
+    ]
     raise InputError(
         f"{source}: model_type {model_type} with {method or 'no draft'} is not supported;"
         f" supported: {', '.join(known)}"
     )
 
 
-def check_target(hf: Any, *, source: str) -> None:
+def check_target(family: TargetFamily, hf: Any, *, source: str) -> None:
     """Refuses a checkpoint of a supported type that does not write text, or is a draft.
 
     Args:
-        hf: the target's Hugging Face config.
+        family: the target.
+        hf: its Hugging Face config.
         source: the file or folder, for the error.
 
     Raises:
         InputError: `architectures` names another class than this type's language model.
     """
-    stated, needed = hf.architectures[0], _CLASSES.get(hf.model_type)
-    if needed not in (None, stated):
+    stated, needed = hf.architectures[0], family.architecture
+    if needed != stated:
         raise InputError(
             f"{source} is a {stated}, and a target of model_type {hf.model_type} is a {needed}; use"
             " a model that writes text, and give a draft by --draft-model-path"
         )
-
-
-def complete_draft_config(method: str, draft: Any, asked: int | None, *, source: str) -> None:
-    """Brings a draft's Hugging Face config into the form that MAX reads.
-
-    Args:
-        method: the speculative method.
-        draft: the config, changed in place.
-        asked: K that was asked for, if any.
-        source: the file or folder, for the errors.
-
-    Raises:
-        InputError: a field of this method is missing or wrong.
-    """
-    if method in _DRAFT_CONFIGS:
-        module, name = _DRAFT_CONFIGS[method]
-        getattr(import_module(module), name)(draft, asked, source=source)
 
 
 def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
@@ -155,33 +145,31 @@ def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
     Raises:
         InputError: nothing here runs this pair.
     """
-    hf = config.model.huggingface_config
     # MAX renames `architectures` when a draft is configured, the model type stays.
-    model_type = getattr(hf, "model_type", "unknown")
+    model_type = getattr(config.model.huggingface_config, "model_type", None)
     method = config.speculative.speculative_method if config.speculative else None
-    check_pair(model_type, method, source=config.model.model_name)
-    if (model_type, method) in _ADDED:
-        return _ADDED[model_type, method]
-    module, name = _MODELS[model_type, method]
-    found: type[UnifiedModel] = getattr(import_module(module), name)
-    return found
+    return find(model_type, method, source=config.model.model_name).model
 
 
-def register(model_type: str, method: Method | None, model: type[UnifiedModel]) -> None:
-    """Lets the engines of this process run one more pair of target and method.
+def register(family: TargetFamily, *methods: DraftMethod) -> None:
+    """Lets the engines of this process run one more target, or draft for one by more methods.
 
     Args:
-        model_type: `model_type` of the target's config.json.
-        method: the speculative method; None: the target alone.
-        model: the pipeline model.
+        family: the target.
+        methods: that draft for it; without any it runs alone.
 
     Raises:
-        InputError: another class runs this pair already.
+        InputError: another target has this `model_type`, or another method this name.
     """
-    pair = (model_type, method)
-    if pair in _MODELS or _ADDED.get(pair, model) is not model:
-        raise InputError(
-            f"{model_type} with {method or 'no draft'} has an architecture already; choose another"
-            " model type or method"
-        )
-    _ADDED[pair] = model
+    for pair in pairs():
+        if pair.family is not family and pair.family.model_type == family.model_type:
+            raise InputError(f"model_type {family.model_type} has a target already; choose another")
+        names = [method.name for method in methods if method is not pair.method]
+        if pair.family is family and pair.method is not None and pair.method.name in names:
+            raise InputError(f"{pair.name} is there already; choose another method name")
+    known = _RUN.get(family, ())
+    _RUN[family] = (*known, *(method for method in methods if method not in known))
+
+
+def _name(method: DraftMethod | None) -> str:
+    return "no draft" if method is None else method.name

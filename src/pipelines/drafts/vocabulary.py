@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from max.dtype import DType
 from max.graph import TensorValue, Weight, ops
 from max.nn import Embedding, Linear, Module
+from typing_extensions import Self
 
-from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.speculative.step import StepInputs
+from unispec.pipelines.targets.llama.stack_config import StackConfig
 
-__all__ = ["TargetVocabularyDraft", "draft_head"]
+__all__ = ["TargetVocabularyDraft"]
 
 
 class TargetVocabularyDraft(Module):
@@ -16,31 +20,31 @@ class TargetVocabularyDraft(Module):
 
     Args:
         config: the draft's own stack; its `vocab_size` N counts the tokens it can propose.
-        embed_tokens: the target's embedding.
-        lm_head: the target's head; with a reduced vocabulary, a head of those rows only.
+        target: the target's stack, which lends its embedding and head; with a reduced
+            vocabulary the draft has a head of those rows only.
         target_vocab_size: V, the target's vocabulary.
     """
 
-    def __init__(
-        self,
-        config: Llama3Config,
-        *,
-        embed_tokens: Embedding,
-        lm_head: Linear,
-        target_vocab_size: int,
-    ) -> None:
+    def __init__(self, config: StackConfig, target: Any, target_vocab_size: int) -> None:
         super().__init__()
         device = config.devices[0]
-        self.embed_tokens = embed_tokens
-        self.lm_head = lm_head
+        self.embed_tokens: Embedding = target.embed_tokens
+        self.lm_head: Linear = target.lm_head
+        self.logits_scaling = config.logits_scaling
         self.reduced = config.vocab_size < target_vocab_size
         if self.reduced:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, config.dtype, device)
             self.d2t = Weight("d2t", DType.int64, [config.vocab_size], device)
             self.t2d = Weight("t2d", DType.int64, [target_vocab_size], device)
 
+    def at(self, step: StepInputs) -> Self:
+        """The draft in one step: on one device the module itself."""
+        return self
+
     def logits(self, features: TensorValue) -> TensorValue:
         """float32 `[..., N]` over the draft's vocabulary for features `[..., H]`."""
-        return self.lm_head(features).cast(DType.float32)
+        logits = self.lm_head(features).cast(DType.float32)
+        return logits if self.logits_scaling == 1 else logits / self.logits_scaling
 
     def target_ids(self, draft_ids: TensorValue) -> TensorValue:
         """Target ids of draft ids, any shape: id + d2t[id] (EAGLE-3's convention)."""
@@ -55,16 +59,3 @@ class TargetVocabularyDraft(Module):
         nothing = ops.constant(0.0, DType.float32, device=probs.device)
         padding = ops.broadcast_to(nothing, [*probs.shape[:-1], 1])
         return ops.gather(ops.concat([probs, padding], axis=-1), self.t2d, axis=-1)
-
-
-def draft_head(config: Llama3Config, target_head: Linear, target_vocab_size: int) -> Linear:
-    """The target's own head, or for a reduced vocabulary one of `config.vocab_size` rows.
-
-    Args:
-        config: the draft's stack.
-        target_head: the target's head.
-        target_vocab_size: V.
-    """
-    if config.vocab_size == target_vocab_size:
-        return target_head
-    return Linear(config.hidden_size, config.vocab_size, config.dtype, config.devices[0])

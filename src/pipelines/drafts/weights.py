@@ -9,17 +9,15 @@ from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from max.dtype import DType
-from max.graph.weights import WeightData
 
 from unispec.checkpoints import Tensor
-from unispec.checkpoints.cast import cast_weights
 from unispec.checkpoints.tied_head import EMBEDDING, HEAD
 from unispec.checkpoints.validation import canonical_names
 from unispec.errors import InputError
 from unispec.pipelines.targets.llama.weights import LlamaShape
+from unispec.pipelines.unified.method import DraftWeights
 
-__all__ = ["DraftNames", "DraftWeights", "TargetShape", "read_draft_names", "unified_state_dict"]
+__all__ = ["DraftNames", "DraftTensors", "TargetShape", "draft_weights", "read_draft_names"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _ID_OFFSETS: Final = "d2t"
@@ -54,17 +52,13 @@ class DraftNames:
 
 
 @dataclass(frozen=True)
-class DraftWeights:
+class DraftTensors:
     """A draft's checkpoint under our names."""
 
     state: dict[str, Tensor]
     """Without embedding and head, which are the target's."""
     d2t: npt.NDArray[np.int64] | None
     """See `DraftNames`."""
-
-    def num_proposed(self, vocab_size: int) -> int:
-        """N, tokens that the draft can propose, of a target's vocabulary."""
-        return vocab_size if self.d2t is None else len(self.d2t)
 
 
 def read_draft_names(
@@ -116,31 +110,25 @@ def read_draft_names(
     return DraftNames(names, d2t)
 
 
-def unified_state_dict(
-    target: Mapping[str, Tensor], draft: DraftWeights, dtype: DType
-) -> dict[str, Tensor | WeightData]:
-    """Joins target and draft under the names `target.` and `draft.`.
+def draft_weights(draft: DraftTensors, target: Mapping[str, Tensor]) -> DraftWeights:
+    """The weights of a draft that shares its target's embedding and head.
 
     A draft with a reduced vocabulary gets those rows of the target's head as a head
     of its own: on a small target the head is most of what a draft step reads.
 
     Args:
-        target: the target's weights by name, see `llama3_state_dict`.
-        draft: the draft's weights.
-        dtype: of all float weights in the graph.
+        draft: its own tensors.
+        target: the target's weights by name.
     """
-    state = {f"target.{name}": value for name, value in target.items()}
-    state |= {f"draft.{name}": value for name, value in draft.state.items()}
-    d2t = draft.d2t
-    if d2t is None:
-        return cast_weights(state, dtype)
+    if draft.d2t is None:
+        return DraftWeights(draft.state)
     head = target[HEAD if HEAD in target else EMBEDDING]
-    size = len(d2t)  # N
-    target_ids = np.arange(size, dtype=np.int64) + d2t  # [N]
+    size = len(draft.d2t)  # N
+    target_ids = np.arange(size, dtype=np.int64) + draft.d2t  # [N]
     draft_ids = np.full(len(head), size, dtype=np.int64)  # [V]; N stands for "none"
     draft_ids[target_ids] = np.arange(size, dtype=np.int64)
-    state["draft.lm_head.weight"] = head[target_ids]
-    return {**cast_weights(state, dtype), "draft.d2t": d2t, "draft.t2d": draft_ids}
+    own = {"lm_head.weight": head[target_ids], "d2t": draft.d2t, "t2d": draft_ids}
+    return DraftWeights(draft.state | own, num_proposed=size)
 
 
 def _published_names(names: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,19 @@ from max.nn.rotary_embedding import (
 )
 
 from unispec.errors import InputError
-from unispec.pipelines.targets.llama.checks import positive
+from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 
-if TYPE_CHECKING:
-    from unispec.pipelines.targets.llama.config import Llama3Config
+from .fields import positive
 
-__all__ = ["LongRotaryEmbedding", "Rope", "RopeType", "read_rope", "read_yarn", "rotary_embedding"]
+__all__ = [
+    "LongRotaryEmbedding",
+    "Rope",
+    "RopeType",
+    "num_positions",
+    "read_rope",
+    "read_yarn",
+    "rotary_embedding",
+]
 
 RopeType = Literal["default", "llama3", "longrope", "yarn"]
 """What config.json may call the way in which rotary frequencies are scaled."""
@@ -83,33 +90,41 @@ def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType])
     return Rope(theta, yarn=read_yarn(parameters, source))
 
 
-def rotary_embedding(config: Llama3Config) -> RotaryEmbedding:
-    """The rotary table for every position that a row at its limit can touch.
+def num_positions(max_seq_len: int) -> int:
+    """Rows of a rotary table: every position that drafts of a sequence at its limit can touch.
+
+    A power of two, so that another `max_seq_len` or K seldom is another graph to compile.
+    """
+    touched = max_seq_len + 2 * MAX_BLOCK_SIZE
+    return max(8192, 1 << (touched - 1).bit_length())
+
+
+def rotary_embedding(
+    rope: Rope, *, head_dim: int, max_seq_len: int, interleaved: bool
+) -> RotaryEmbedding:
+    """The rotary table, of `num_positions` rows.
 
     Args:
-        config: the stack; its `rope_positions` are the rows of the table.
+        rope: base and scaling of the frequencies.
+        head_dim: columns that are rotated in a head.
+        max_seq_len: longest sequence in tokens.
+        interleaved: whether the two columns that rotate together are neighbours; else they are
+            half a head apart.
     """
-    if config.longrope_scaling_params is not None:
-        return LongRotaryEmbedding(config, config.longrope_scaling_params)
-    if config.yarn_scaling_params is not None:
-        return DeepseekYarnRotaryEmbedding(
-            dim=config.head_dim,
-            n_heads=1,
-            theta=config.rope_theta,
-            max_seq_len=config.rope_positions,
-            interleaved=config.interleaved_rope_weights,
-            scaling_params=config.yarn_scaling_params,
-        )
-    return Llama3RotaryEmbedding(
-        dim=config.hidden_size,
-        n_heads=config.num_attention_heads,
-        theta=config.rope_theta,
-        # MAX's table has two rows for each position of this length.
-        max_seq_len=config.rope_positions // 2,
-        head_dim=config.head_dim,
-        interleaved=config.interleaved_rope_weights,
-        scaling_params=config.rope_scaling_params,
-    )
+    positions = num_positions(max_seq_len)
+    shape: dict[str, Any] = {
+        "dim": head_dim,
+        "n_heads": 1,
+        "theta": rope.theta,
+        "interleaved": interleaved,
+    }
+    if rope.long is not None:
+        is_long = max_seq_len > rope.long.original_max_position
+        return LongRotaryEmbedding(rope.long, is_long=is_long, max_seq_len=positions, **shape)
+    if rope.yarn is not None:
+        return DeepseekYarnRotaryEmbedding(max_seq_len=positions, scaling_params=rope.yarn, **shape)
+    # MAX's table has two rows for each position of this length.
+    return Llama3RotaryEmbedding(max_seq_len=positions // 2, scaling_params=rope.llama3, **shape)
 
 
 def read_yarn(parameters: Mapping[str, Any], source: str) -> DeepseekYarnRopeScalingParams:
@@ -154,29 +169,23 @@ class LongRotaryEmbedding(RotaryEmbedding):
 
     Phi-3 has one set of divisors for sequences within its first context and one for longer
     ones, and rotates all tokens of a sequence alike. A cached key cannot be rotated anew when
-    its sequence grows, so `max_seq_len` decides for all sequences: with the divisors for long
+    its sequence grows, so the longest sequence decides for all: with the divisors for long
     ones, if a sequence may become long.
 
     Args:
-        config: the stack.
-        params: its LongRoPE parameters.
+        params: the divisors, and the lengths of both contexts in tokens.
+        is_long: whether a sequence may outgrow the first context.
+        shape: what `RotaryEmbedding` takes.
 
     Attributes:
-        params: The divisors, and the lengths of both contexts in tokens.
-        is_long: Whether a sequence may outgrow the first context.
+        params: As above.
+        is_long: As above.
     """
 
-    def __init__(self, config: Llama3Config, params: LongRoPEScalingParams) -> None:
-        super().__init__(
-            dim=config.hidden_size,
-            n_heads=config.num_attention_heads,
-            theta=config.rope_theta,
-            max_seq_len=config.rope_positions,
-            head_dim=config.head_dim,
-            interleaved=config.interleaved_rope_weights,
-        )
+    def __init__(self, params: LongRoPEScalingParams, *, is_long: bool, **shape: Any) -> None:
+        super().__init__(**shape)
         self.params = params
-        self.is_long = config.max_seq_len > params.original_max_position
+        self.is_long = is_long
 
     def frequencies(self) -> npt.NDArray[np.float32]:
         """Radians a position turns each pair by, float32 `[head_dim / 2]`."""

@@ -1,4 +1,4 @@
-"""What the pipeline models of all unified graphs share."""
+"""A compiled graph, and what a step of it needs on the host."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copie
 from .plan import default_memory_plan
 from .prompts import Prompt
 
-__all__ = ["UnifiedModel"]
+__all__ = ["StepModel"]
 
 
-class UnifiedModel(PipelineModelWithKVCache[TextContext]):
-    """A target, and a draft if there is one, in one compiled graph.
+class StepModel(PipelineModelWithKVCache[TextContext]):
+    """Runs the compiled graph of a target, and of a draft if there is one, step by step.
 
     A subclass names its inputs and builds its graph in `load_model`.
 
@@ -64,8 +64,6 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
 
     inputs_cls: ClassVar[type[StepModelInputs]] = StepModelInputs
     """The class of a step's inputs."""
-    draft_reads_next_token: ClassVar[bool] = False
-    """Whether the draft's cache entry of a position depends on the token after it."""
     reads_images: ClassVar[bool] = False
     """Whether requests may have images; see `read_prompt`."""
     several_devices: ClassVar[bool] = False
@@ -250,10 +248,10 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
             )
         fields: dict[str, Any] = {**self.batch.fields(list(chain(*replica_batches)))}
         num_drafts = int(fields["draft_tokens"].shape[1])
-        more = self.more_fields(replica_batches, num_drafts)
+        more = self.extra_fields(replica_batches, num_drafts)
         return self.inputs_cls(**fields, **more, kv_cache_inputs=kv_cache_inputs)
 
-    def more_fields(
+    def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
     ) -> dict[str, Any]:
         """Fields that only this model's inputs have, by name; none here.
@@ -297,7 +295,7 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
             known_next_tokens=Buffer.from_numpy(np.full(count, VOID_TOKEN)).to(device),
         )
 
-    def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Model:
+    def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:
         """Compiles the graph and keeps its weights alive as long as this model.
 
         Args:
@@ -308,6 +306,11 @@ class UnifiedModel(PipelineModelWithKVCache[TextContext]):
         # On a CPU the compiled graph reads the weights where they lie and does not own them.
         self.weights_registry = weights
         return session.load(graph, weights_registry=weights)
+
+    @property
+    def draft_reads_next_token(self) -> bool:
+        """Whether the draft's cache entry of a position depends on the token after it."""
+        return False
 
     @property
     def device_ref(self) -> DeviceRef:

@@ -15,7 +15,7 @@ from max.pipelines.request import RequestID
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
 from .metrics import StepTimes
-from .model import UnifiedModel
+from .model import StepModel
 from .rows import Row
 from .thinking import ThinkingTokens
 
@@ -42,7 +42,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
 
     def __init__(
         self,
-        model: UnifiedModel,
+        model: StepModel,
         kv_manager: PagedKVCacheManager,
         tokenizer: PipelineTokenizer[Any, Any, Any] | None = None,
         thinking: ThinkingTokens | None = None,
@@ -55,7 +55,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self.last_step: StepTimes | None = None
 
     @property
-    def model(self) -> UnifiedModel:
+    def model(self) -> StepModel:
         """The compiled unified graph."""
         return self._model
 

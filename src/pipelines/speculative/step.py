@@ -10,7 +10,7 @@ from typing import Any
 from max import tree
 from max.dtype import DType
 from max.graph import BufferType, DeviceRef, DimLike, TensorType, TensorValue, Value
-from max.nn.kv_cache import KVCacheParamInterface, PagedCacheValues
+from max.nn.kv_cache import KVCacheParamInterface, MultiKVCacheParams, PagedCacheValues
 
 from unispec.kv_cache.views import as_one_batch, take_copies
 from unispec.methods import LARGEST_DRAFT_TOKENS
@@ -65,11 +65,11 @@ class StepInputs:
     """float32 `[B, K, V]`: what `draft_tokens` were sampled from, for sampled drafts."""
     in_thinking_phase: TensorValue | None
     """bool `[B]`: rows inside a thinking block, for relaxed acceptance."""
-    more: Mapping[str, Sequence[Value[Any]]] = field(default_factory=dict)
+    extra: Mapping[str, Sequence[Value[Any]]] = field(default_factory=dict)
     """The inputs that only some architectures have, see `StepSignature`."""
     copies: Sequence[Sequence[PagedCacheValues]] = ()
     """Each of `caches` as every device has it, the first device's first; replicas of data-parallel
-    attention have the rows of `more["data_parallel_splits"]` only."""
+    attention have the rows of `extra["data_parallel_splits"]` only."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,9 @@ INPUT_ORDER = (
 )
 """The inputs of a graph on one device in order, before those that only some graphs take."""
 
+# Names under which the caches may stand: together, or the target's and the draft's.
+_CACHES = ("kv_cache_inputs", "target_kv_cache", "draft_kv_cache")
+
 
 @dataclass(frozen=True)
 class StepSignature:
@@ -120,9 +123,7 @@ class StepSignature:
     """Whether the graph takes which rows are inside a thinking block."""
     order: Sequence[str] = INPUT_ORDER
     """Names of the inputs in the graph's order."""
-    caches: Sequence[str] = ("kv_cache_inputs",)
-    """Names in `order` under which the caches' inputs stand, the target's first."""
-    more: Mapping[str, Sequence[TensorType | BufferType]] = field(default_factory=dict)
+    extra: Mapping[str, Sequence[TensorType | BufferType]] = field(default_factory=dict)
     """Types of inputs in `order` that only some architectures have."""
 
     def types(self) -> list[TensorType | BufferType]:
@@ -146,9 +147,8 @@ class StepSignature:
             (value,) = taken[name]
             return value.tensor
 
-        copies = take_copies(
-            self.kv_params, chain.from_iterable(taken[name] for name in self.caches)
-        )
+        caches = chain.from_iterable(taken[name] for name in _CACHES if name in taken)
+        copies = take_copies(self.kv_params, caches)
         return StepInputs(
             tokens=one("tokens"),
             row_offsets=one("input_row_offsets"),
@@ -160,7 +160,7 @@ class StepSignature:
             sampling=SamplingInputs(**{name: one(name) for name in SAMPLING_PARAMETERS}),
             draft_probs=one("draft_probs_full") if self.sampled_drafts else None,
             in_thinking_phase=one("in_thinking_phase") if self.thinking_phase else None,
-            more={name: taken[name] for name in self.more},
+            extra={name: taken[name] for name in self.extra},
             copies=copies,
         )
 
@@ -174,6 +174,12 @@ class StepSignature:
     def _named(self) -> dict[str, Sequence[TensorType | BufferType]]:
         cpu, device = DeviceRef.CPU(), self.device
         probs: list[DimLike] = ["batch", "num_draft_tokens", self.vocab_size]
+        caches: Any = self.kv_params.get_symbolic_inputs()
+        branches = {}
+        if isinstance(self.kv_params, MultiKVCacheParams):
+            branches = {
+                f"{name}_kv_cache": tree.leaves(caches[name]) for name in ("target", "draft")
+            }
         return {
             "tokens": [TensorType(DType.int64, ["num_tokens"], device=device)],
             "input_row_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=device)],
@@ -181,9 +187,10 @@ class StepSignature:
             "draft_tokens": [TensorType(DType.int64, ["batch", "num_draft_tokens"], device=device)],
             "known_next_tokens": [TensorType(DType.int64, ["batch"], device=device)],
             "num_speculative_tokens": [TensorType(DType.int64, [], device=cpu)],
-            "kv_cache_inputs": tree.leaves(self.kv_params.get_symbolic_inputs()),
+            "kv_cache_inputs": tree.leaves(caches),
+            **branches,
             **{name: [t] for name, t in sampling_types(device, self.vocab_size).items()},
             "draft_probs_full": [TensorType(DType.float32, probs, device=device)],
             "in_thinking_phase": [TensorType(DType.bool, ["batch"], device=device)],
-            **self.more,
+            **self.extra,
         }

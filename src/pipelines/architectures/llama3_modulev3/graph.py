@@ -10,8 +10,8 @@ from max.graph import TensorValue, ops
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import ModuleV3Outputs
 
-from unispec.pipelines.layers.rope import rotary_embedding
 from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.targets.llama.stack import llama_rope
 
 from .layers import DecoderLayer, layer_index, norm
 
@@ -76,7 +76,7 @@ class Llama3(Module[..., ModuleV3Outputs]):
     def _decode(self, tokens: Tensor, row_offsets: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
         """Embedding and layers, `[T, H]`."""
         x = self.embed_tokens(tokens) * self.config.embedding_multiplier
-        freqs_cis = rotary_embedding(self.config).freqs_cis.cast(self.config.dtype)
+        freqs_cis = llama_rope(self.config).freqs_cis.cast(self.config.dtype)
         table = Tensor.from_graph_value(freqs_cis).to(x.device)
         for index, layer in enumerate(self.layers):
             # One subgraph for all layers: the compiler sees a layer once, not thirty times.

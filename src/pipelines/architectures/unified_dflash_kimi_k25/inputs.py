@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from max.driver import Buffer
 
+from unispec.pipelines.runtime.inputs import PersistentInputBuffers
 from unispec.pipelines.targets.kimi.inputs import KIMI_ORDER, KimiK2_5ModelInputs
 
-__all__ = ["UNIFIED_ORDER", "UnifiedDflashKimiK25Inputs"]
+__all__ = ["UNIFIED_ORDER", "PersistentInputBuffers", "UnifiedDflashKimiK25Inputs"]
 
 _RENAMED = {
     "kv_cache_inputs": ("target_kv_cache",),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .config import UnifiedMTPDeepseekV3Config
-from .inputs import UnifiedMTPDeepseekV3Inputs
+from .inputs import PersistentInputBuffers, UnifiedMTPDeepseekV3Inputs
 from .model import UnifiedMTPDeepseekV3Model
 
 __all__ = [
+    "PersistentInputBuffers",
     "UnifiedMTPDeepseekV3Config",
     "UnifiedMTPDeepseekV3Inputs",
     "UnifiedMTPDeepseekV3Model",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from max.driver import Buffer
 
+from unispec.pipelines.runtime.inputs import PersistentInputBuffers
 from unispec.pipelines.targets.deepseek.inputs import DeepseekV3Inputs
 from unispec.sampling.late_masks import with_late_masks
 
-__all__ = ["UnifiedMTPDeepseekV3Inputs"]
+__all__ = ["PersistentInputBuffers", "UnifiedMTPDeepseekV3Inputs"]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The pipeline model: loads target and MTP layer and compiles the unified graph."""
+"""The pipeline model: DeepSeek-V3 target and its MTP layer in one compiled graph."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 from max.driver import Buffer
-from max.engine import InferenceSession, Model
+from max.engine import InferenceSession
 from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
-from unispec.checkpoints.tied_head import HEAD
 from unispec.errors import InputError
-from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
+from unispec.pipelines.drafts.mtp.method import MTP
 from unispec.pipelines.runtime.inputs import StepModelInputs, needed_input, refuse_inputs
+from unispec.pipelines.targets.deepseek import DEEPSEEK_V3
 from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
-from unispec.pipelines.targets.deepseek.weights import cast_stack, target_state_dict
+from unispec.pipelines.unified.method import DraftMethod
+from unispec.pipelines.unified.target import TargetFamily
 from unispec.sampling.late_masks import LATE_MASKS
 
 from .config import UnifiedMTPDeepseekV3Config
-from .graph import UnifiedMTPDeepseekV3, build_graph
 from .inputs import UnifiedMTPDeepseekV3Inputs
 
 __all__ = ["UnifiedMTPDeepseekV3Model"]
@@ -39,16 +39,17 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
             does not fit.
     """
 
+    family: ClassVar[TargetFamily] = DEEPSEEK_V3
+    method: ClassVar[DraftMethod | None] = MTP
     model_config_cls: ClassVar[type[Any]] = UnifiedMTPDeepseekV3Config
     """The class that reads `PipelineConfig`."""
     inputs_cls: ClassVar[type[StepModelInputs]] = UnifiedMTPDeepseekV3Inputs
-    draft_reads_next_token = True
 
     def __init__(self, *args: Any, late_masks: bool = False, **kwargs: Any) -> None:
         self._late_masks = late_masks
         super().__init__(*args, **kwargs)
 
-    def load_model(self, session: InferenceSession) -> Model:
+    def load_model(self, session: InferenceSession) -> Any:
         """Reads the checkpoint, builds the graph and compiles it with the session.
 
         Args:
@@ -58,17 +59,8 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
             InputError: a tensor is missing, unknown, of another shape or not finite, of the
                 MTP layer too.
         """
-        config: UnifiedMTPDeepseekV3Config = replace(self.arch_config, late_masks=self._late_masks)
-        tensors, source = self.read_tensors(config.target)
-        target = target_state_dict(tensors, config.target, source=source)
-        config.target.tie_word_embeddings = HEAD not in target
-        draft = mtp_state_dict(tensors, config.target, source=source)
-        module = UnifiedMTPDeepseekV3(config)
-        state = {f"target.{name}": value for name, value in target.items()}
-        state |= {f"draft.{name}": value for name, value in draft.items()}
-        module.load_state_dict(cast_stack(state, config.target.dtype), weight_alignment=1)
-        self.connect_experts(session, config.target.ep)
-        return self.compile(session, build_graph(config, module), module.state_dict())
+        self.arch_config = replace(self.arch_config, late_masks=self._late_masks)
+        return super().load_model(session)
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step; a `pinned_bitmask` that is set decides which tokens are allowed.

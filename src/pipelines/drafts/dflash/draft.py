@@ -9,17 +9,18 @@ at the positions after them; slot i proposes the token at its own position, slot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from max.dtype import DType
 from max.graph import TensorValue, ops
-from max.nn import Embedding, LayerList, Linear, RMSNorm
+from max.nn import LayerList, Linear, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
 from unispec.pipelines.layers.linear import fused_linear
-from unispec.pipelines.layers.rope import rotary_embedding
-from unispec.pipelines.targets.llama.config import Llama3Config
-from unispec.pipelines.targets.llama.stack import layer_index
+from unispec.pipelines.layers.stack import layer_index
+from unispec.pipelines.targets.llama.stack import llama_rope
+from unispec.pipelines.targets.llama.stack_config import StackConfig
 
 from .gathered import is_gathered
 from .layers import DflashLayer
@@ -40,26 +41,20 @@ class DflashDraft(TargetVocabularyDraft):
 
     def __init__(
         self,
-        config: Llama3Config,
-        *,
-        embed_tokens: Embedding,
-        lm_head: Linear,
+        config: StackConfig,
+        target: Any,
         target_vocab_size: int,
+        *,
         num_taps: int,
         windows: Sequence[int | None],
         causal: Sequence[bool],
         block_size: int,
         mask_token_id: int,
     ) -> None:
-        super().__init__(
-            config,
-            embed_tokens=embed_tokens,
-            lm_head=lm_head,
-            target_vocab_size=target_vocab_size,
-        )
+        super().__init__(config, target, target_vocab_size)
         self.block_size = block_size
         self.mask_token_id = mask_token_id
-        self.rope = rotary_embedding(config)
+        self.rope = llama_rope(config)
         hidden = config.hidden_size
         self.fc = Linear(num_taps * hidden, hidden, config.dtype, config.devices[0])
         self.hidden_norm = RMSNorm(hidden, config.dtype, config.norm_eps)

@@ -11,7 +11,7 @@ from max.nn.kernels import flash_attention_ragged, kv_cache_store_paged_ragged, 
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.layers.linear import GatedMLP, fused_linear
-from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.targets.llama.stack_config import StackConfig
 
 from .gathered import gathered_attention
 
@@ -37,7 +37,7 @@ class DflashAttention(Module):
     """
 
     def __init__(
-        self, config: Llama3Config, *, window: int | None, causal: bool, gathered: bool
+        self, config: StackConfig, *, window: int | None, causal: bool, gathered: bool
     ) -> None:
         super().__init__()
         self.kv_params = config.kv_params
@@ -151,7 +151,7 @@ class DflashLayer(Module):
     """
 
     def __init__(
-        self, config: Llama3Config, *, window: int | None, causal: bool, gathered: bool
+        self, config: StackConfig, *, window: int | None, causal: bool, gathered: bool
     ) -> None:
         super().__init__()
         self.self_attn = DflashAttention(config, window=window, causal=causal, gathered=gathered)
@@ -175,7 +175,7 @@ class DflashLayer(Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def _linear(config: Llama3Config, width_in: int, width_out: int) -> Linear:
+def _linear(config: StackConfig, width_in: int, width_out: int) -> Linear:
     return Linear(
         width_in, width_out, config.dtype, config.devices[0], has_bias=config.attention_bias
     )

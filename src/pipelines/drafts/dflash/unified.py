@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, ClassVar
 
-from max.nn.kv_cache import KVCacheParamInterface
+from max.nn.kv_cache import KVCacheParams
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
-from unispec.pipelines.drafts.config import UnifiedDraftConfig, both_caches
+from unispec.methods import Method
+from unispec.pipelines.drafts.config import UnifiedDraftConfig
 from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
+from unispec.pipelines.unified.method import trained_width
 
 from .config import DflashDraftHFConfig, layer_causality, layer_windows
 from .gathered import is_gathered, wide_head
 
-__all__ = ["UnifiedDflashConfig", "draft_width"]
-
-_LOGGER: Final = logging.getLogger(__name__)
+__all__ = ["UnifiedDflashConfig"]
 
 
 @dataclass(kw_only=True)
 class UnifiedDflashConfig(UnifiedDraftConfig):
     """Target and draft stacks and how they work together."""
+
+    draft_method: ClassVar[Method] = "dflash"
 
     target_layer_ids: list[int] = field(default_factory=list)
     """Target layers, from 0, whose outputs the draft reads, in this order."""
@@ -95,12 +97,16 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
                     " in causal layers only; use a draft with a larger window"
                 )
 
-    def get_kv_params(self) -> KVCacheParamInterface:
-        """Parameters of both caches, as a tree with the children `target` and `draft`."""
-        draft = self.draft.kv_params
-        if is_gathered(self.windows, self.draft.devices[0]):
-            draft = wide_head(draft)
-        return both_caches(self.target.kv_params, draft)
+    @property
+    def draft_kv_params(self) -> KVCacheParams:
+        """Parameters of the draft's cache; where windows are gathered, of one wide head."""
+        params = self.draft.kv_params
+        return wide_head(params) if is_gathered(self.windows, self.draft.devices[0]) else params
+
+    @property
+    def tapped_layers(self) -> Sequence[int]:
+        """Target layers whose outputs the draft reads."""
+        return self.target_layer_ids
 
     @classmethod
     def initialize(
@@ -150,7 +156,7 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
 
     def _with_block(self, block_size: int) -> Self:
         """Makes K and the room for drafts in both caches follow the block."""
-        width = draft_width(block_size, self.speculative_config.num_speculative_tokens)
+        width = trained_width(block_size - 1, self.speculative_config.num_speculative_tokens)
 
         def roomy(stack: Any) -> Any:
             return replace(stack, kv_params=replace(stack.kv_params, num_draft_tokens=width))
@@ -164,21 +170,3 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
             ),
             block_size=block_size,
         )
-
-
-def draft_width(block_size: int, asked: int | None) -> int:
-    """K of a draft: one less than its block; another K that was asked for gets a warning.
-
-    Args:
-        block_size: slots of a block.
-        asked: K that was asked for, if any.
-    """
-    width = block_size - 1
-    if asked not in (None, width):
-        _LOGGER.warning(
-            "num_speculative_tokens %d is replaced by %d: the draft fills blocks of %d tokens",
-            asked,
-            width,
-            block_size,
-        )
-    return width

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from unispec.checkpoints.tensors import Tensor
 from unispec.checkpoints.validation import validated_state_dict
-from unispec.pipelines.drafts.weights import DraftWeights, TargetShape, read_draft_names
+from unispec.pipelines.drafts.weights import DraftTensors, TargetShape, read_draft_names
 from unispec.pipelines.targets.llama.weights import LlamaShape, decoder_layer_shapes
 
 __all__ = ["dflash_state_dict"]
@@ -19,7 +19,7 @@ def dflash_state_dict(
     *,
     num_taps: int,
     source: str,
-) -> DraftWeights:
+) -> DraftTensors:
     """Checks a DFlash checkpoint and renames its tensors.
 
     Args:
@@ -38,17 +38,15 @@ def dflash_state_dict(
             of another shape or not finite, or `d2t` is no one-to-one map into its vocabulary.
     """
     shared = read_draft_names(tensors, draft_config, target_config, source=source)
-    hidden, head_dim = draft_config.hidden_size, draft_config.head_dim
+    hidden = draft_config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "fc.weight": (hidden, num_taps * hidden),
         "hidden_norm.weight": (hidden,),
         "norm.weight": (hidden,),
     }
     for layer in range(draft_config.num_hidden_layers):
-        shapes |= decoder_layer_shapes(draft_config, layer)
-        shapes[f"layers.{layer}.self_attn.q_norm.weight"] = (head_dim,)
-        shapes[f"layers.{layer}.self_attn.k_norm.weight"] = (head_dim,)
+        shapes |= decoder_layer_shapes(draft_config, layer, qk_norm=True)
     state = validated_state_dict(
         tensors, shared.names, shapes, source=source, model="a DFlash draft"
     )
-    return DraftWeights(state, shared.d2t)
+    return DraftTensors(state, shared.d2t)

@@ -8,43 +8,34 @@ the stack has no final norm, embedding and head are the target's.
 
 from __future__ import annotations
 
+from typing import Any
+
 from max.graph import TensorValue, ops
-from max.nn import Embedding, LayerList, Linear
+from max.nn import LayerList, Linear
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
-from unispec.pipelines.layers.rope import rotary_embedding
-from unispec.pipelines.targets.llama.config import Llama3Config
+from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.layers import DecoderLayer
-from unispec.pipelines.targets.llama.stack import layer_index
+from unispec.pipelines.targets.llama.stack import llama_rope
+from unispec.pipelines.targets.llama.stack_config import StackConfig
 
 __all__ = ["EagleDraft"]
 
 
 class EagleDraft(TargetVocabularyDraft):
-    """An EAGLE draft for a Llama target; see `TargetVocabularyDraft` for the other arguments.
+    """An EAGLE draft; see `TargetVocabularyDraft` for the other arguments.
 
     Args:
         fc_bias: whether the checkpoint has `fc.bias`.
     """
 
     def __init__(
-        self,
-        config: Llama3Config,
-        *,
-        embed_tokens: Embedding,
-        lm_head: Linear,
-        fc_bias: bool,
-        target_vocab_size: int,
+        self, config: StackConfig, target: Any, target_vocab_size: int, *, fc_bias: bool
     ) -> None:
-        super().__init__(
-            config,
-            embed_tokens=embed_tokens,
-            lm_head=lm_head,
-            target_vocab_size=target_vocab_size,
-        )
+        super().__init__(config, target, target_vocab_size)
         device = config.devices[0]
-        self.rope = rotary_embedding(config)
+        self.rope = llama_rope(config)
         self.fc = Linear(
             2 * config.hidden_size, config.hidden_size, config.dtype, device, has_bias=fc_bias
         )

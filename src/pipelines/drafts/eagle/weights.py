@@ -7,7 +7,7 @@ from typing import Final
 
 from unispec.checkpoints.tensors import Tensor
 from unispec.checkpoints.validation import validated_state_dict
-from unispec.pipelines.drafts.weights import DraftWeights, TargetShape, read_draft_names
+from unispec.pipelines.drafts.weights import DraftTensors, TargetShape, read_draft_names
 from unispec.pipelines.targets.llama.weights import LlamaShape, decoder_layer_shapes
 
 __all__ = ["eagle_state_dict"]
@@ -21,7 +21,7 @@ def eagle_state_dict(
     target_config: TargetShape,
     *,
     source: str,
-) -> DraftWeights:
+) -> DraftTensors:
     """Check an EAGLE checkpoint and rename its tensors.
 
     `fc.bias` is used if it is there, whatever the configuration says, because published
@@ -48,7 +48,7 @@ def eagle_state_dict(
     state = validated_state_dict(
         tensors, shared.names, expected, source=source, model="an EAGLE draft"
     )
-    return DraftWeights(state, shared.d2t)
+    return DraftTensors(state, shared.d2t)
 
 
 def _expected_shapes(config: LlamaShape, *, has_fc_bias: bool) -> dict[str, tuple[int, ...]]:

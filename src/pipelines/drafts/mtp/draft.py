@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from max.dtype import DType
 from max.graph import TensorValue, ops
-from max.nn import Embedding, Linear, Module, RMSNorm, VocabParallelEmbedding
+from max.nn import Linear, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 
+from unispec.pipelines.layers.stack import layer_index
+from unispec.pipelines.speculative.sequential import SequentialDraft
 from unispec.pipelines.speculative.step import StepInputs
 from unispec.pipelines.targets.deepseek import kernels
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
@@ -19,9 +21,9 @@ from unispec.pipelines.targets.deepseek.layers import DecoderLayer
 from unispec.pipelines.targets.deepseek.mesh import ALONE, Mesh
 from unispec.pipelines.targets.deepseek.replicas import mesh_of
 from unispec.pipelines.targets.deepseek.rope import rotary_embedding
-from unispec.pipelines.targets.llama.stack import layer_index
+from unispec.pipelines.targets.deepseek.stack import DeepseekV3
 
-__all__ = ["DraftOfStep", "MtpDraft"]
+__all__ = ["MtpDraft"]
 
 
 class MtpDraft(Module):
@@ -32,21 +34,15 @@ class MtpDraft(Module):
 
     Args:
         config: the target's stack.
-        embed_tokens: the target's embedding; the checkpoint's copy is the same.
-        lm_head: the target's head; likewise.
+        target: the target's module, whose embedding and head it has; the checkpoint's copies are
+            the same.
     """
 
-    def __init__(
-        self,
-        config: DeepseekV3Config,
-        *,
-        embed_tokens: Embedding | VocabParallelEmbedding,
-        lm_head: Linear,
-    ) -> None:
+    def __init__(self, config: DeepseekV3Config, target: DeepseekV3) -> None:
         super().__init__()
         hidden, dtype, eps = config.hidden_size, config.dtype, config.rms_norm_eps
-        self.embed_tokens = embed_tokens
-        self.lm_head = lm_head
+        self.embed_tokens = target.embed_tokens
+        self.lm_head = target.lm_head
         self.devices = config.devices
         self.rope = rotary_embedding(config)
         self.enorm = RMSNorm(hidden, dtype, eps)
@@ -56,6 +52,10 @@ class MtpDraft(Module):
         experts = config.has_experts(config.num_hidden_layers)
         self.layer = DecoderLayer(config.one_layer(), experts=experts)
         self.norm = RMSNorm(hidden, dtype, eps)
+
+    def at(self, step: StepInputs) -> SequentialDraft:
+        """The draft on the devices of one step."""
+        return _DraftOfStep(self, mesh_of(step, 1))
 
     def __call__(
         self,
@@ -99,17 +99,12 @@ class MtpDraft(Module):
         return mesh.project(self.lm_head, features).cast(DType.float32)
 
 
-class DraftOfStep:
-    """The MTP layer on the devices of one step.
+class _DraftOfStep:
+    """The MTP layer on the devices of one step; what goes in and out is on the first."""
 
-    Args:
-        draft: the layer.
-        step: the step's inputs.
-    """
-
-    def __init__(self, draft: MtpDraft, step: StepInputs) -> None:
+    def __init__(self, draft: MtpDraft, mesh: Mesh) -> None:
         self._draft = draft
-        self._mesh = mesh_of(step, 1)
+        self._mesh = mesh
 
     def __call__(
         self,
@@ -118,11 +113,9 @@ class DraftOfStep:
         row_offsets: TensorValue,
         cache: PagedCacheValues,
     ) -> TensorValue:
-        """As `MtpDraft`; what goes in and what comes out is on the first device."""
         return self._draft(tokens, features, row_offsets, cache, self._mesh)
 
     def logits(self, features: TensorValue) -> TensorValue:
-        """float32 `[..., V]` for features `[..., H]`."""
         return self._draft.logits(features, self._mesh)
 
     def target_ids(self, draft_ids: TensorValue) -> TensorValue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from unispec.errors import InputError
+from unispec.pipelines.layers.fields import check_only, positive_integer
 
 __all__ = ["check_routing", "check_stack"]
 
@@ -41,22 +42,16 @@ def check_stack(hf: Any, source: str) -> None:
             choice of experts than DeepSeek-V3's.
     """
     for name in _SIZES:
-        _size(name, getattr(hf, name, None), 1, source)
-    _size("first_k_dense_replace", hf.first_k_dense_replace, 0, source)
+        positive_integer(name, getattr(hf, name, None), source)
+    positive_integer("first_k_dense_replace", hf.first_k_dense_replace, source, least=0)
     if hf.q_lora_rank is not None:
-        _size("q_lora_rank", hf.q_lora_rank, 1, source)
+        positive_integer("q_lora_rank", hf.q_lora_rank, source)
     if hf.qk_rope_head_dim % 2:
         raise InputError(
             f"qk_rope_head_dim {hf.qk_rope_head_dim} of {source} is not even, as rotary embeddings"
             " need it; correct its config.json"
         )
-    for name, supported in _ONLY.items():
-        found = getattr(hf, name, supported)
-        if found != supported:
-            raise InputError(
-                f"{name} {found!r} of {source} is not DeepSeek-V3's {supported!r}; use a"
-                " DeepSeek-V3 checkpoint"
-            )
+    check_only(hf, _ONLY, source, model="DeepSeek-V3")
 
 
 def check_routing(hf: Any, source: str) -> None:
@@ -86,12 +81,4 @@ def check_routing(hf: Any, source: str) -> None:
         raise InputError(
             f"num_experts_per_tok {hf.num_experts_per_tok} of {source} is beyond the {reachable}"
             f" experts of topk_group {hf.topk_group} groups; correct its config.json"
-        )
-
-
-def _size(name: str, value: Any, least: int, source: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(
-            f"{name} {value!r} of {source} is no integer of at least {least}; correct its"
-            " config.json"
         )

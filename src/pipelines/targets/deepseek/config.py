@@ -19,13 +19,14 @@ from max.pipelines.lib.interfaces.arch_config import (
 from max.pipelines.modeling.config_enums import SupportedEncoding, supported_encoding_dtype
 from typing_extensions import Self
 
+from unispec.encodings import BFLOAT16, FLOAT32, FP8
 from unispec.errors import InputError
-from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
-from unispec.pipelines.targets.llama.checks import check_cache_format, check_sizes, positive
-from unispec.pipelines.targets.llama.config import encoding_of
+from unispec.pipelines.layers.cache import cache_params
+from unispec.pipelines.layers.encoding import choose_encoding
+from unispec.pipelines.layers.fields import check_cache_format, check_sizes, positive, text_config
 
 from .checks import check_routing, check_stack
-from .fp8 import FP8_ENCODING, block_scaled
+from .fp8 import block_scaled, fp8_obstacle
 from .placement import check_gpus, check_placement, expert_parallelism, spread_over
 from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
@@ -43,10 +44,13 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     The names are those of the checkpoint's config.json.
     """
 
-    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
-    """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
-    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16", FP8_ENCODING}
+    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = BFLOAT16
+    """MAX's fallback where no encoding is asked for; the graph follows `choose_encoding`."""
+    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {FLOAT32, BFLOAT16, FP8}
     """What can be asked for; FP8 on GPUs only, and int4 files are dequantised."""
+
+    logits_scaling: ClassVar[float] = 1.0
+    """What the logits are divided by; this model has no such constant."""
 
     hidden_size: int
     """H, width of the residual stream."""
@@ -132,15 +136,6 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """Width of a query head before it is turned towards the latent."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
-    @property
-    def rope_positions(self) -> int:
-        """Rows of the rotary table: every position that drafts at the limit can touch.
-
-        A power of two, so that another `max_seq_len` or K seldom is another graph to compile.
-        """
-        touched = self.max_seq_len + 2 * MAX_BLOCK_SIZE
-        return max(8192, 1 << (touched - 1).bit_length())
-
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has experts in place of one MLP.
 
@@ -167,6 +162,39 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         return super().calculate_max_seq_len(huggingface_config.get_text_config(), model_config)
 
     @classmethod
+    def choose_encoding(
+        cls, model_config: MAXModelConfig, *, spread: bool = False
+    ) -> SupportedEncoding:
+        """The number format that the layers compute in.
+
+        The one asked for; else FP8 where a checkpoint in FP8 blocks and the GPUs allow it, else
+        the device's.
+
+        Args:
+            spread: whether GPUs have some of the experts each, and attention whole.
+
+        Raises:
+            InputError: an encoding that the stack or the device does not support.
+        """
+        asked, specs = model_config.quantization_encoding, model_config.device_specs
+        if asked not in (None, FP8):
+            return choose_encoding(asked, specs, cls.SUPPORTED_ENCODINGS)
+        hf, source = text_config(model_config), model_config.model_name
+        stated: Any = model_config.huggingface_config
+        check_stack(hf, source)
+        block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
+        devices = [DeviceRef(spec.device_type, spec.id) for spec in specs]
+        obstacle = fp8_obstacle(hf, block, devices, spread=spread)
+        if obstacle is None:
+            return FP8
+        if asked is not None:
+            raise InputError(
+                f"quantization encoding {asked!r} of {source} is not possible: {obstacle}; use"
+                " 'bfloat16' on GPUs or 'float32' on a CPU, for which FP8 is dequantised"
+            )
+        return choose_encoding(None, specs, cls.SUPPORTED_ENCODINGS)
+
+    @classmethod
     def construct_kv_params(  # type: ignore[override]
         cls,
         huggingface_config: Any,
@@ -188,9 +216,9 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             kv_cache_config: page size and prefix caching.
             cache_dtype: of the rows.
         """
-        speculative = pipeline_config.speculative
-        method = speculative.speculative_method if speculative else None
-        return kv_cache_config.to_params(
+        return cache_params(
+            kv_cache_config,
+            pipeline_config,
             dtype=cache_dtype,
             n_kv_heads=1,
             head_dim=huggingface_config.kv_lora_rank + huggingface_config.qk_rope_head_dim,
@@ -199,10 +227,6 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             data_parallel_degree=pipeline_config.model.data_parallel_degree,
             is_mla=not devices[0].is_cpu(),
             num_q_heads=huggingface_config.num_attention_heads,
-            speculative_method=method,
-            num_draft_tokens=(speculative.num_speculative_tokens or 0)
-            if speculative and method
-            else 0,
         )
 
     @classmethod
@@ -226,11 +250,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
                 run on.
         """
         model_config = model_config or pipeline_config.model
+        hf, source = text_config(model_config), model_config.model_name
         stated: Any = model_config.huggingface_config
-        source = model_config.model_name
-        if stated is None:
-            raise InputError(f"{source} has no config.json; give a Hugging Face model folder")
-        hf = stated.get_text_config()
         check_sizes(hf, source)
         check_stack(hf, source)
         check_routing(hf, source)
@@ -241,11 +262,10 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         fp8_block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
         group_size = read_int4_group_size(hf, source) or read_int4_group_size(stated, source)
         predicted = getattr(hf, "num_nextn_predict_layers", None)
-        asked = model_config.quantization_encoding
-        in_fp8 = asked == FP8_ENCODING
-        dtype = DType.bfloat16 if in_fp8 else supported_encoding_dtype(encoding_of(model_config))
         spread = spread_over(pipeline_config, model_config, hf, devices)
-        fp8 = block_scaled(hf, fp8_block, devices, asked, source, spread=spread)
+        encoding = cls.choose_encoding(model_config, spread=spread)
+        fp8 = block_scaled(hf) if encoding == FP8 else None
+        dtype = DType.bfloat16 if fp8 else supported_encoding_dtype(encoding)
         check_gpus(hf, dtype, devices, source, spread=spread)
         rope = read_deepseek_rope(hf, source)
         return cls(

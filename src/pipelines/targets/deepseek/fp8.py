@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-from max.driver import Buffer, accelerator_api, accelerator_architecture_name
-from max.dtype import DType
-from max.graph import DeviceRef, Shape
-from max.graph.weights import WeightData
+from max.driver import accelerator_api, accelerator_architecture_name
+from max.graph import DeviceRef
 from max.nn.quant_config import QuantConfig
 
 from unispec.checkpoints import Tensor
 from unispec.errors import InputError
 
-__all__ = ["FP8_ENCODING", "as_float8", "as_stored", "block_scaled", "with_scales"]
+__all__ = ["as_stored", "block_scaled", "fp8_obstacle", "with_scales"]
 
-FP8_ENCODING: Final = "float8_e4m3fn"
-"""MAX's name of the encoding."""
 _SCALE: Final = "_scale_inv"
 _PLAIN: Final = (".gate.weight", "eh_proj.weight", "embed_tokens.weight", "head.weight")
 """Matrices among the layers that are not in FP8."""
@@ -28,37 +23,12 @@ _FIRST_WITH_FP8: Final = 90
 """Hopper, the first architecture for which max 26.7 has grouped products in FP8."""
 
 
-def block_scaled(
-    hf: Any,
-    block: tuple[int, int] | None,
-    devices: Sequence[DeviceRef],
-    asked: str | None,
-    source: str,
-    *,
-    spread: bool,
-) -> QuantConfig | None:
-    """How the layers compute in FP8, activations too; None where weights are dequantised.
+def block_scaled(hf: Any) -> QuantConfig:
+    """How the layers compute in FP8, activations too.
 
     Args:
-        hf: a Hugging Face config that `check_stack` has passed.
-        block: rows and columns of the checkpoint's blocks; None: it is not in FP8.
-        devices: where it is to run.
-        asked: the quantization encoding asked for; None: FP8 where it is possible.
-        source: the file or folder, for the errors.
-        spread: whether they have some of the experts each, and attention whole.
-
-    Raises:
-        InputError: FP8 is asked for and not possible.
+        hf: a Hugging Face config with nothing that `fp8_obstacle` names.
     """
-    if asked not in (None, FP8_ENCODING):
-        return None
-    if obstacle := _obstacle(hf, block, devices, spread=spread):
-        if asked is None:
-            return None
-        raise InputError(
-            f"quantization encoding {asked!r} of {source} is not possible: {obstacle}; use"
-            " 'bfloat16' on GPUs or 'float32' on a CPU, for which FP8 is dequantised"
-        )
     # The layer of multi-token prediction comes after the last one.
     layers = range(hf.num_hidden_layers + 1)
     return QuantConfig.blockscaled_fp8(mlp_quantized_layers=layers, attn_quantized_layers=layers)
@@ -98,21 +68,17 @@ def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, .
     return scaled
 
 
-def as_float8(tensor: Tensor, name: str) -> WeightData:
-    """A matrix of float8 e4m3 for the graph.
-
-    Args:
-        tensor: its bytes, uint8.
-        name: the weight's.
-    """
-    data = Buffer.from_numpy(np.ascontiguousarray(tensor)).view(DType.float8_e4m3fn, tensor.shape)
-    return WeightData(data, name, DType.float8_e4m3fn, Shape(tensor.shape))
-
-
-def _obstacle(
+def fp8_obstacle(
     hf: Any, block: tuple[int, int] | None, devices: Sequence[DeviceRef], *, spread: bool
 ) -> str | None:
-    """Why the layers cannot compute in FP8; None if they can."""
+    """Why the layers cannot compute in FP8; None if they can.
+
+    Args:
+        hf: a Hugging Face config that `check_stack` has passed.
+        block: rows and columns of the checkpoint's blocks; None: it is not in FP8.
+        devices: where it is to run.
+        spread: whether they have some of the experts each, and attention whole.
+    """
     if devices[0].is_cpu() or not _have_fp8():
         return "the device has no kernels for it"
     if block != (_BLOCK, _BLOCK):

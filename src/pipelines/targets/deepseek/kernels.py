@@ -34,7 +34,7 @@ from .attention import AbsorbedLatentAttention
 from .config import DeepseekV3Config
 from .experts import TiledExperts
 from .gate import GroupLimitedGate
-from .rope import unscaled_embedding
+from .rope import rotary_embedding
 
 __all__ = [
     "embedding",
@@ -63,7 +63,7 @@ def latent_attention(config: DeepseekV3Config) -> Module:
         return AbsorbedLatentAttention(config)
     shared: dict[str, Any] = {
         # Asked for nothing but to scale the scores, which `softmax_scale` has done.
-        "rope": unscaled_embedding(config),
+        "rope": rotary_embedding(config, scaled=False),
         "scale": config.softmax_scale,
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": 1,

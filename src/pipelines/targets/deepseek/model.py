@@ -1,4 +1,4 @@
-"""The pipeline model of a DeepSeek-V3 target, alone or with its MTP layer."""
+"""What a DeepSeek-V3 target brings to a step on the host."""
 
 from __future__ import annotations
 
@@ -8,98 +8,41 @@ from typing import Any, ClassVar
 
 import numpy as np
 from max.driver import Buffer
-from max.dtype import DType
-from max.engine import InferenceSession, Model
-from max.graph import DeviceRef
+from max.engine import InferenceSession
+from max.graph import Graph
 from max.nn.comm.ep import EPCommInitializer, EPConfig
-from max.nn.kv_cache import KVCacheInputs, KVCacheParams
+from max.nn.kv_cache import KVCacheInputs
 from max.pipelines.context import TextContext
-from max.pipelines.lib import KVCacheConfig, ModelInputs, PipelineConfig
+from max.pipelines.lib import ModelInputs
 
-from unispec.checkpoints import Tensor
-from unispec.checkpoints.tied_head import HEAD
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
-from unispec.pipelines.runtime.model import UnifiedModel
-from unispec.pipelines.runtime.weights import read_weights
+from unispec.pipelines.unified.model import UnifiedModel
 
-from .config import DeepseekV3Config
-from .graph import DeepseekV3Alone, build_graph
 from .inputs import DeepseekV3Inputs
-from .weights import cast_stack, dequantised, target_state_dict
 
 __all__ = ["DeepseekV3Model"]
 
 
 class DeepseekV3Model(UnifiedModel):
-    """A DeepSeek-V3 target that decodes one token a step; see `UnifiedModel`."""
+    """A DeepSeek-V3 target on one device or several; see `UnifiedModel`."""
 
-    model_config_cls: ClassVar[type[Any]] = DeepseekV3Config
-    """The class that reads `PipelineConfig`."""
     several_devices: ClassVar[bool] = True
     inputs_cls: ClassVar[type[StepModelInputs]] = DeepseekV3Inputs
     _connected: EPCommInitializer | None = None
     _ep_inputs: tuple[Buffer, ...] = ()
 
-    @classmethod
-    def get_kv_params(
-        cls,
-        huggingface_config: Any,
-        pipeline_config: PipelineConfig,
-        devices: list[DeviceRef],
-        kv_cache_config: KVCacheConfig,
-        cache_dtype: DType,
-    ) -> KVCacheParams:
-        """Parameters of the target's cache, with room for drafts; the instance has the draft's too.
-
-        Args:
-            huggingface_config: the target's.
-            pipeline_config: for the method and K, which is the room that drafts need.
-            devices: where the cache lies.
-            kv_cache_config: page size and prefix caching.
-            cache_dtype: of the cached rows.
-        """
-        return DeepseekV3Config.construct_kv_params(
-            huggingface_config.get_text_config(),
-            pipeline_config,
-            devices,
-            kv_cache_config,
-            cache_dtype,
-        )
-
-    def load_model(self, session: InferenceSession) -> Model:
-        """Reads the checkpoint, builds the graph and compiles it with the session.
+    def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:
+        """As `StepModel.compile`, after GPUs were connected that have some of the experts each.
 
         Args:
             session: compiles and runs the graph.
-
-        Raises:
-            InputError: a tensor is missing, unknown, of another shape or not finite.
+            graph: the graph of one step.
+            weights: all of its weights by name.
         """
-        config: DeepseekV3Config = self.arch_config
-        tensors, source = self.read_tensors(config)
-        state = target_state_dict(tensors, config, source=source)
-        config.tie_word_embeddings = HEAD not in state
-        module = DeepseekV3Alone(config)
-        module.load_state_dict(
-            cast_stack({f"target.{name}": value for name, value in state.items()}, config.dtype),
-            weight_alignment=1,
-        )
-        self.connect_experts(session, config.ep)
-        return self.compile(session, build_graph(config, module), module.state_dict())
-
-    def read_tensors(self, config: DeepseekV3Config) -> tuple[Mapping[str, Tensor], str]:
-        """The target's checkpoint as the stack takes it, and what to call it in errors.
-
-        Args:
-            config: the stack.
-
-        Raises:
-            InputError: a file is missing or damaged, or scales do not fit.
-        """
-        model = self.pipeline_config.model
-        tensors, source = read_weights(model, float8_stays=config.fp8 is not None)
-        return dequantised(tensors, config, source=source), source
+        config: Any = self.arch_config
+        self.connect_experts(session, config.ep if self.method is None else config.target.ep)
+        return super().compile(session, graph, weights)
 
     def prepare_initial_token_inputs(
         self,
@@ -163,7 +106,7 @@ class DeepseekV3Model(UnifiedModel):
                     f" is room for {room}: give it fewer, or raise max_batch_input_tokens"
                 )
 
-    def more_fields(
+    def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
     ) -> dict[str, Any]:
         """The fields of `DistributedInputs`.

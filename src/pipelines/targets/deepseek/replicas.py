@@ -28,11 +28,11 @@ def mesh_of(step: StepInputs, cache: int) -> Mesh:
     """
     copies = step.copies[cache]
     shared: dict[str, Any] = {
-        "signal_buffers": [value.buffer for value in step.more["signal_buffers"]],
+        "signal_buffers": [value.buffer for value in step.extra["signal_buffers"]],
         "copies": copies if len(copies) > 1 else (),
-        "context_lengths": [value.tensor for value in step.more["batch_context_lengths"]],
+        "context_lengths": [value.tensor for value in step.extra["batch_context_lengths"]],
     }
-    if not step.more["ep_inputs"]:
+    if not step.extra["ep_inputs"]:
         return Mesh(**shared)
     return Replicas.of(step, step.caches[cache], shared)
 
@@ -63,15 +63,15 @@ class Replicas(Mesh):
             cache: one of its caches.
             shared: the fields of `Mesh`.
         """
-        (row_splits,) = step.more["data_parallel_splits"]
-        (row_offsets,) = step.more["host_input_row_offsets"]
+        (row_splits,) = step.extra["data_parallel_splits"]
+        (row_offsets,) = step.extra["host_input_row_offsets"]
         splits = row_splits.tensor
         # The host knows where tokens start, and that every row has as many drafts.
         drafts = ops.shape_to_tensor([step.draft_tokens.shape[1]])
         tokens = ops.gather(row_offsets.tensor.cast(DType.int64), splits, axis=0)
         return cls(
             **shared,
-            ep_inputs=step.more["ep_inputs"],
+            ep_inputs=step.extra["ep_inputs"],
             cache=cache,
             row_splits=splits,
             token_splits=tokens + splits * drafts,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from max.nn.rotary_embedding import DeepseekYarnRotaryEmbedding, RotaryEmbedding
+from max.nn.rotary_embedding import RotaryEmbedding
 
 from unispec.pipelines.layers.rope import Rope, read_rope
+from unispec.pipelines.layers.rope import rotary_embedding as table
 
 if TYPE_CHECKING:
     from .config import DeepseekV3Config
 
-__all__ = ["read_deepseek_rope", "rotary_embedding", "softmax_scale", "unscaled_embedding"]
+__all__ = ["read_deepseek_rope", "rotary_embedding", "softmax_scale"]
 
 
 def read_deepseek_rope(hf: Any, source: str) -> Rope:
@@ -43,36 +44,18 @@ def softmax_scale(head_dim: int, rope: Rope) -> float:
     return scale * _growth(rope.yarn.scaling_factor, rope.yarn.mscale_all_dim) ** 2
 
 
-def rotary_embedding(config: DeepseekV3Config) -> RotaryEmbedding:
+def rotary_embedding(config: DeepseekV3Config, *, scaled: bool = True) -> RotaryEmbedding:
     """The rotary table for every position that a row at its limit can touch.
 
     Args:
-        config: the stack; its `rope_positions` are the rows of the table.
+        config: the stack.
+        scaled: whether as YaRN says, where the stack has it.
     """
-    if config.rope_scaling is None:
-        return unscaled_embedding(config)
-    return DeepseekYarnRotaryEmbedding(
-        dim=config.qk_rope_head_dim,
-        n_heads=1,
-        theta=config.rope_theta,
-        max_seq_len=config.rope_positions,
-        interleaved=config.rope_interleave,
-        scaling_params=config.rope_scaling,
-    )
-
-
-def unscaled_embedding(config: DeepseekV3Config) -> RotaryEmbedding:
-    """The rotary table before YaRN.
-
-    Args:
-        config: the stack; its `rope_positions` are the rows of the table.
-    """
-    return RotaryEmbedding(
-        dim=config.qk_rope_head_dim,
-        n_heads=1,
-        theta=config.rope_theta,
-        # MAX's table has two rows for each position of this length.
-        max_seq_len=config.rope_positions // 2,
+    rope = Rope(config.rope_theta, yarn=config.rope_scaling if scaled else None)
+    return table(
+        rope,
+        head_dim=config.qk_rope_head_dim,
+        max_seq_len=config.max_seq_len,
         interleaved=config.rope_interleave,
     )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from max.dtype import DType
-from max.graph import TensorValue, ops
+from max.graph import TensorValue
 from max.nn import LayerList, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
-from max.nn.transformer.transformer import forward_sequential_layers
 
+from unispec.pipelines.layers.stack import LayerGroup, layer_index, run_layers, with_features
 from unispec.pipelines.speculative.step import StepInputs
-from unispec.pipelines.targets.llama.stack import layer_index
+from unispec.pipelines.speculative.verify import Target
 
 from . import kernels
 from .config import DeepseekV3Config
@@ -20,7 +22,7 @@ from .mesh import ALONE, Mesh
 from .replicas import mesh_of
 from .rope import rotary_embedding
 
-__all__ = ["DeepseekV3", "TargetOfStep"]
+__all__ = ["DeepseekV3"]
 
 
 class DeepseekV3(Module):
@@ -40,12 +42,16 @@ class DeepseekV3(Module):
         self.embed_tokens = kernels.embedding(config)
         kinds = [config.has_experts(index) for index in range(config.num_hidden_layers)]
         self.layers = LayerList([DecoderLayer(config, experts=kind) for kind in kinds])
-        self.alike = [
+        self.same_kind = [
             [index for index, found in enumerate(kinds) if found is kind]
             for kind in sorted(set(kinds))
         ]
         self.norm = RMSNorm(config.hidden_size, config.dtype, config.rms_norm_eps)
         self.lm_head = kernels.head(config, self.embed_tokens)
+
+    def at(self, step: StepInputs) -> Target:
+        """The target on the devices of one step."""
+        return _StackOfStep(self, mesh_of(step, 0))
 
     def __call__(
         self,
@@ -86,41 +92,32 @@ class DeepseekV3(Module):
             `[T, H]`, what the head reads, and the draft's features: the same, or
             `[T, n * H]` for n tapped layers.
         """
-        outputs: dict[int, TensorValue] = {}
         parts, offsets, caches = mesh.parts(xs, row_offsets, cache)
-
-        def keep(index: int, hidden: list[TensorValue]) -> None:
-            if index in self.tapped_layers:
-                outputs[index] = mesh.whole(hidden, xs[0])
-
         freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
         first = self.layers[0]
         assert isinstance(first, DecoderLayer)
         plans = kernels.prefill_plans(first.attention, offsets, caches, mesh.context_lengths)
         # Read first: layers that share a subgraph lose the beginnings of their names.
         prefixes = [self._prefix(index) for index in range(len(self.layers))]
-        # One subgraph for the dense layers and one for those with experts.
-        hidden = forward_sequential_layers(
+
+        def inputs(index: int, xs: list[TensorValue]) -> list[Any]:
+            layer = layer_index(index)
+            return [layer, xs, caches, freqs_cis, offsets, plans, mesh.layer_inputs]
+
+        hidden, tapped = run_layers(
             list(self.layers),
-            inputs_for_layer=lambda index, xs: [
-                layer_index(index),
-                xs,
-                caches,
-                freqs_cis,
-                offsets,
-                plans,
-                mesh.layer_inputs,
+            parts,
+            inputs,
+            # One subgraph for the dense layers and one for those with experts.
+            groups=[
+                LayerGroup(f"{prefixes[0]}deepseekV3_{index}", layers)
+                for index, layers in enumerate(self.same_kind)
             ],
-            initial_hidden_states=parts,
-            on_layer_output=keep,
-            subgraph_layer_groups=self.alike,
-            name_for_subgraph=lambda group: f"{prefixes[0]}deepseekV3_{group}",
-            weight_prefix_for_layer=prefixes.__getitem__,
+            prefix=prefixes.__getitem__,
+            tapped_layers=self.tapped_layers,
         )
         normed = self.norm(mesh.whole(hidden, xs[0]))
-        if not self.tapped_layers:
-            return normed, normed
-        return normed, ops.concat([outputs[index] for index in self.tapped_layers], axis=-1)
+        return with_features(normed, [mesh.whole(output, xs[0]) for output in tapped])
 
     def logits(self, hidden: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`.
@@ -138,24 +135,17 @@ class DeepseekV3(Module):
         return decoder.input_layernorm.weight.name.removesuffix("input_layernorm.weight")
 
 
-class TargetOfStep:
-    """A stack on the devices of one step.
+@dataclass(frozen=True)
+class _StackOfStep:
+    """A stack on the devices of one step; what goes in and out is on the first."""
 
-    Args:
-        stack: the target.
-        step: the step's inputs.
-    """
-
-    def __init__(self, stack: DeepseekV3, step: StepInputs) -> None:
-        self._stack = stack
-        self._mesh = mesh_of(step, 0)
+    stack: DeepseekV3
+    mesh: Mesh
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
     ) -> tuple[TensorValue, TensorValue]:
-        """As `DeepseekV3`; what goes in and what comes out is on the first device."""
-        return self._stack(tokens, row_offsets, cache, self._mesh)
+        return self.stack(tokens, row_offsets, cache, self.mesh)
 
     def logits(self, hidden: TensorValue) -> TensorValue:
-        """float32 `[R, V]` for hidden states `[R, H]`."""
-        return self._stack.logits(hidden, self._mesh)
+        return self.stack.logits(hidden, self.mesh)

@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
-from max.dtype import DType
-from max.graph.weights import WeightData
-
 from unispec.checkpoints import Tensor
 from unispec.checkpoints.block_fp8 import dequantise_blocks
-from unispec.checkpoints.cast import cast_weights
 from unispec.checkpoints.packed_int4 import dequantise_packed
 from unispec.checkpoints.tied_head import EMBEDDING, HEAD, tied_names
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from .config import DeepseekV3Config
-from .fp8 import as_float8, as_stored, with_scales
+from .fp8 import as_stored, with_scales
 from .layouts import in_layout
 from .quantisation import USE_QUANTISED
 
 __all__ = [
     "Shapes",
-    "cast_stack",
     "dequantised",
     "layer_shapes",
     "target_state_dict",
@@ -33,7 +27,6 @@ Shapes = dict[str, tuple[int, ...]]
 """Names of tensors and their shapes."""
 
 _PROJECTIONS: Final = ("gate_proj", "up_proj", "down_proj")
-_EXACT: Final = (".gate.weight", ".e_score_correction_bias", ".weight_scale")
 
 
 def dequantised(
@@ -139,22 +132,6 @@ def layer_shapes(config: DeepseekV3Config, layer: int) -> Shapes:
     shapes |= {f"{prefix}.self_attn.{name}.weight": shape for name, shape in attention.items()}
     shapes |= _mlp_or_experts(config, layer, f"{prefix}.mlp")
     return shapes if config.fp8 is None else with_scales(shapes)
-
-
-def cast_stack(state: Mapping[str, Tensor], dtype: DType) -> dict[str, Tensor | WeightData]:
-    """Casts weights to the graph's dtype, a router's and scales to float32; FP8 stays.
-
-    Args:
-        state: by the graph's names.
-        dtype: of all others.
-    """
-    codes = {name for name, tensor in state.items() if tensor.dtype == np.uint8}
-    exact = {name for name in state if name.endswith(_EXACT)}
-    return {
-        **{name: as_float8(state[name], name) for name in codes},
-        **cast_weights({name: state[name] for name in exact}, DType.float32),
-        **cast_weights({n: t for n, t in state.items() if n not in codes | exact}, dtype),
-    }
 
 
 def _mlp_or_experts(config: DeepseekV3Config, layer: int, prefix: str) -> Shapes:

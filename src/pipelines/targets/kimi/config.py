@@ -11,6 +11,7 @@ from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
+from unispec.pipelines.layers.fields import check_only, positive_integer
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.placement import check_one_cpu
 
@@ -87,23 +88,11 @@ class VisionConfig:
             InputError: a size is missing or does not fit, or the tower is of another kind.
         """
         vision = hf.vision_config
-        sizes: dict[str, int] = {}
-        for name in _SIZES:
-            value = getattr(vision, name, None)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(
-                    f"vision_config.{name} {value!r} of {source} is no positive integer; correct"
-                    " its config.json"
-                )
-            sizes[name] = value
-        for name, supported in _ONLY.items():
-            found = getattr(vision, name, supported)
-            found = list(found) if isinstance(found, tuple) else found
-            if found != supported:
-                raise InputError(
-                    f"vision_config.{name} {found!r} of {source} is not Kimi K2.5's {supported!r};"
-                    " use a Kimi K2.5 checkpoint"
-                )
+        sizes = {
+            name: positive_integer(f"vision_config.{name}", getattr(vision, name, None), source)
+            for name in _SIZES
+        }
+        check_only(vision, _ONLY, source, model="Kimi K2.5", prefix="vision_config.")
         stated = getattr(vision, "text_hidden_size", text_hidden_size)
         if stated != text_hidden_size:
             raise InputError(

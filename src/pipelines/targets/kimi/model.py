@@ -1,4 +1,4 @@
-"""What the pipeline models of Kimi K2.5 share: the vision graph, and images in a step."""
+"""What a Kimi K2.5 target brings to a step on the host: the vision graph, and images."""
 
 from __future__ import annotations
 
@@ -12,153 +12,77 @@ import numpy.typing as npt
 from max.driver import Buffer
 from max.engine import InferenceSession, Model
 from max.graph import Graph
-from max.graph import Module as CompilationUnit
-from max.nn import Module
 from max.pipelines.context import TextContext
 from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
 
-from unispec.checkpoints import Tensor
-from unispec.checkpoints.cast import cast_weights
-from unispec.checkpoints.tied_head import HEAD
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.runtime.prompts import Prompt
-from unispec.pipelines.runtime.weights import read_weights
-from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
-from unispec.pipelines.speculative.target_only import target_only_step
-from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
-from unispec.pipelines.targets.deepseek.stack import DeepseekV3
-from unispec.pipelines.targets.deepseek.weights import cast_stack, dequantised, target_state_dict
-from unispec.sampling.acceptance import Matching
+from unispec.pipelines.unified.checkpoint import Checkpoint
+from unispec.pipelines.unified.weights import load_weights
 
-from .config import KimiK2_5Config, VisionConfig
 from .context import MediaPrompt, media_items, widen_placeholders
 from .encoder import MediaEncoder
 from .given import given_features
-from .inputs import KIMI_ORDER, KimiK2_5ModelInputs, kimi_types
+from .inputs import KimiK2_5ModelInputs
 from .preprocessing import patches_of
-from .target import SeeingTarget
 from .vision import VisionModel, build_vision_graph
-from .weights import language_tensors, vision_state_dict
+from .weights import vision_state_dict
 
 __all__ = ["KimiK2_5Model"]
 
 
-class _TargetOnly(Module):
-    def __init__(self, config: KimiK2_5Config) -> None:
-        super().__init__()
-        self.target = DeepseekV3(config)
-
-    def __call__(self, step: StepInputs) -> StepOutputs:
-        return target_only_step(SeeingTarget(self.target, step), Matching(), step)
-
-
 class KimiK2_5Model(DeepseekV3Model):
-    """A Kimi K2.5 target that decodes one token a step; see `UnifiedModel`.
+    """A Kimi K2.5 target, and the graph of its vision tower; see `UnifiedModel`.
 
     Attributes:
         encoder: Runs the vision graph; a step without images does not call it.
     """
 
-    model_config_cls: ClassVar[type[Any]] = KimiK2_5Config
-    """The class that reads `PipelineConfig`."""
     inputs_cls: ClassVar[type[StepModelInputs]] = KimiK2_5ModelInputs
     reads_images: ClassVar[bool] = True
     encoder: MediaEncoder
+    _vision: VisionModel
 
-    def load_model(self, session: InferenceSession) -> Any:
-        """Reads the checkpoint, builds both graphs and compiles them with the session.
-
-        Args:
-            session: compiles and runs the graphs.
-
-        Returns:
-            The vision graph, then the language graph.
-
-        Raises:
-            InputError: a tensor is missing, unknown, of another shape or not finite.
-        """
-        config: KimiK2_5Config = self.arch_config
-        tensors, target = self.read_language(config)
-        vision = self.read_vision(tensors, config.vision)
-        module = _TargetOnly(config)
-        state = {f"target.{name}": tensor for name, tensor in target.items()}
-        module.load_state_dict(cast_stack(state, config.dtype), weight_alignment=1)
-        inputs = StepSignature(
-            self.device_ref,
-            config.vocab_size,
-            config.kv_params,
-            order=KIMI_ORDER,
-            more=kimi_types(config.hidden_size, config.dtype, self.device_ref),
-        )
-        unit = CompilationUnit()
-        with Graph("kimi_k25_target", input_types=inputs.types(), module=unit) as graph:
-            graph.output(*module(inputs.take(graph.inputs)).values())
-        return self.compile_with_vision(session, unit, module, vision)
-
-    def read_language(
-        self, config: DeepseekV3Config
-    ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
-        """The whole checkpoint by its own names, and the language model's state dictionary.
+    def read_target(self, stack: Any) -> Checkpoint:
+        """The checkpoint, of which tower and projector are taken at once.
 
         Args:
-            config: the language model's stack; learns whether the head is the embedding.
+            stack: the stack's configuration.
 
         Raises:
-            InputError: a file is missing or damaged, or a tensor of the language model is
-                missing, unknown, of another shape or not finite.
+            InputError: a file is missing or damaged, or a tensor of the vision part is missing,
+                unexpected, of another shape or not finite.
         """
-        model = self.pipeline_config.model
-        tensors, source = read_weights(model, float8_stays=config.fp8 is not None)
-        plain = dequantised(language_tensors(tensors), config, source=source)
-        state = target_state_dict(plain, config, source=source)
-        config.tie_word_embeddings = HEAD not in state
-        return tensors, state
-
-    def read_vision(self, tensors: Mapping[str, Tensor], config: VisionConfig) -> VisionModel:
-        """The tower and the projector with their weights.
-
-        Args:
-            tensors: the whole checkpoint's, by name.
-            config: the tower's shapes.
-
-        Raises:
-            InputError: a tensor is missing, unexpected, of another shape or not finite.
-        """
-        source = self.pipeline_config.model.model_name
-        state = vision_state_dict(tensors, config, source=source)
+        checkpoint = super().read_target(stack)
+        state = vision_state_dict(checkpoint.tensors, stack.vision, source=checkpoint.source)
         self._positions = state.pop("positions")
-        module = VisionModel(config)
-        module.load_state_dict(cast_weights(state, config.dtype), weight_alignment=1)
-        return module
+        self._vision = VisionModel(stack.vision)
+        load_weights(self._vision, state)
+        return checkpoint
 
-    def compile_with_vision(
-        self,
-        session: InferenceSession,
-        unit: CompilationUnit,
-        language: Module,
-        vision: VisionModel,
+    def compile(
+        self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]
     ) -> tuple[Model, Model]:
-        """Adds the vision graph to the language graph's unit and compiles both at once.
+        """Compiles the language graph and the vision graph at once.
 
         Args:
             session: compiles and runs the graphs.
-            unit: has the language graph.
-            language: its weights.
-            vision: tower and projector.
+            graph: the language graph of one step.
+            weights: all of its weights by name.
 
         Returns:
             The vision graph, then the language graph.
         """
-        graph = build_vision_graph(vision, unit)
+        vision = build_vision_graph(self._vision, graph.module)
         # On a CPU the compiled graphs read the weights where they lie and do not own them.
-        self.weights_registry = language.state_dict() | vision.state_dict()
-        models = session.load_all(unit, weights_registry=self.weights_registry)
-        vision_model = models.pop(graph.name)
-        (language_model,) = models.values()
-        self.encoder = MediaEncoder(vision_model, vision.config, self._positions, self.devices[0])
-        return vision_model, language_model
+        self.weights_registry = {**weights, **self._vision.state_dict()}
+        models = session.load_all(graph.module, weights_registry=self.weights_registry)
+        self.encoder = MediaEncoder(
+            models[vision.name], self._vision.config, self._positions, self.devices[0]
+        )
+        return models[vision.name], models[graph.name]
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
         """Runs one step, after encoding the patches that it was given, if any.
@@ -205,7 +129,7 @@ class KimiK2_5Model(DeepseekV3Model):
         widened = widen_placeholders(tokens, items, placeholder, prompt=name)
         return MediaPrompt(widened, items, placeholder)
 
-    def more_fields(
+    def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
     ) -> dict[str, Any]:
         """The fields of `ImageInputs` and `DistributedInputs`.
@@ -226,7 +150,7 @@ class KimiK2_5Model(DeepseekV3Model):
                     features.append(self.encoder(item)[first - start : last - start])
                     places.append(np.arange(first, last) - begin + offset)
             offset += end - begin + num_drafts
-        more = super().more_fields(replica_batches, num_drafts)
+        more = super().extra_fields(replica_batches, num_drafts)
         return {**more, **self._images(features, places)}
 
     def _images(

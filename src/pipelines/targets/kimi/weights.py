@@ -10,7 +10,7 @@ from unispec.checkpoints.validation import validated_state_dict
 
 from .config import VisionConfig
 
-__all__ = ["language_tensors", "vision_state_dict"]
+__all__ = ["language_tensors", "vision_state_dict", "vision_tensors"]
 
 _LANGUAGE: Final = "language_model."
 _VISION: Final = ("vision_tower.", "mm_projector.")
@@ -29,6 +29,15 @@ def language_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def vision_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of tower and projector, under the checkpoint's names.
+
+    Args:
+        tensors: the whole checkpoint's, by name.
+    """
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(_VISION)}
+
+
 def vision_state_dict(
     tensors: Mapping[str, Tensor], config: VisionConfig, *, source: str
 ) -> dict[str, Tensor]:
@@ -45,7 +54,7 @@ def vision_state_dict(
     Raises:
         InputError: a tensor is missing, unexpected, of another shape or not finite.
     """
-    names = {name: name for name in tensors if name.startswith(_VISION)}
+    names = {name: name for name in vision_tensors(tensors)}
     size, patch, inner = config.hidden_size, config.patch_size, config.intermediate_size
     joined = 4 * size
     shapes: dict[str, tuple[int, ...]] = {

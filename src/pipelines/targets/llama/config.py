@@ -25,13 +25,16 @@ from max.pipelines.modeling.config_enums import SupportedEncoding, supported_enc
 from typing_extensions import Self
 
 from unispec.checkpoints.tied_head import HEAD, tied_names
+from unispec.encodings import BFLOAT16, FLOAT32
 from unispec.errors import InputError
-from unispec.pipelines.layers.rope import RopeType, read_rope
-from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
+from unispec.pipelines.layers.cache import cache_params
+from unispec.pipelines.layers.encoding import choose_encoding
+from unispec.pipelines.layers.fields import check_cache_format, check_sizes, positive, text_config
+from unispec.pipelines.layers.rope import Rope, RopeType, read_rope
 
-from .checks import check_cache_format, check_sizes, check_stack, positive
+from .checks import check_stack
 
-__all__ = ["Llama3Config", "NormMethod", "encoding_of"]
+__all__ = ["Llama3Config", "NormMethod"]
 
 NormMethod = Literal["rms_norm", "layer_norm"]
 """The norm of a whole stack."""
@@ -57,9 +60,9 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             graph returns.
     """
 
-    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
-    """MAX's fallback where no encoding is asked for; the graph follows `encoding_of`."""
-    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {"float32", "bfloat16"}
+    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = BFLOAT16
+    """MAX's fallback where no encoding is asked for; the graph follows `choose_encoding`."""
+    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {FLOAT32, BFLOAT16}
     """What weights and activations can be."""
     ROPE_TYPES: ClassVar[Sequence[RopeType]] = ("default", "llama3", "longrope")
     """How the rotary frequencies may be scaled."""
@@ -165,13 +168,14 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         return self.rms_norm_eps
 
     @property
-    def rope_positions(self) -> int:
-        """Rows of the rotary table: every position that drafts at the limit can touch.
-
-        A power of two, so that another `max_seq_len` or K seldom is another graph to compile.
-        """
-        touched = self.max_seq_len + 2 * MAX_BLOCK_SIZE
-        return max(8192, 1 << (touched - 1).bit_length())
+    def rope(self) -> Rope:
+        """Base and scaling of the rotary frequencies."""
+        return Rope(
+            self.rope_theta,
+            llama3=self.rope_scaling_params,
+            long=self.longrope_scaling_params,
+            yarn=self.yarn_scaling_params,
+        )
 
     @staticmethod
     def get_head_dim_from_config(config: Any) -> int:
@@ -192,6 +196,17 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         return float(stated if stated is not None else 1.0 / math.sqrt(head_dim))
 
     @classmethod
+    def choose_encoding(cls, model_config: MAXModelConfig) -> SupportedEncoding:
+        """The number format of weights and activations: the one asked for, or the device's.
+
+        Raises:
+            InputError: an encoding that the stack or the device does not support.
+        """
+        return choose_encoding(
+            model_config.quantization_encoding, model_config.device_specs, cls.SUPPORTED_ENCODINGS
+        )
+
+    @classmethod
     def construct_kv_params(  # type: ignore[override]
         cls,
         huggingface_config: Any,
@@ -209,18 +224,14 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
             kv_cache_config: page size and prefix caching.
             cache_dtype: of keys and values.
         """
-        speculative = pipeline_config.speculative
-        method = speculative.speculative_method if speculative else None
-        return kv_cache_config.to_params(
+        return cache_params(
+            kv_cache_config,
+            pipeline_config,
             dtype=cache_dtype,
             n_kv_heads=huggingface_config.num_key_value_heads,
             head_dim=cls.get_head_dim_from_config(huggingface_config),
             num_layers=cls.get_num_layers(huggingface_config),
             devices=devices,
-            speculative_method=method,
-            num_draft_tokens=(speculative.num_speculative_tokens or 0)
-            if speculative and method
-            else 0,
         )
 
     @classmethod
@@ -245,16 +256,13 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
                 or a dtype, activation or bias that the stack has no code for.
         """
         model_config = model_config or pipeline_config.model
-        hf: Any = model_config.huggingface_config
-        source = model_config.model_name
-        if hf is None:
-            raise InputError(f"{source} has no config.json; give a Hugging Face model folder")
+        hf, source = text_config(model_config), model_config.model_name
         check_sizes(hf, source)
         head_dim = cls.get_head_dim_from_config(hf)
         check_stack(hf, head_dim, source)
         check_cache_format(model_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
-        dtype = supported_encoding_dtype(encoding_of(model_config))
+        dtype = supported_encoding_dtype(cls.choose_encoding(model_config))
         rope = read_rope(hf, head_dim, source, types=cls.ROPE_TYPES)
 
         def constant(name: str) -> float | None:
@@ -329,20 +337,3 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         self.return_logits = return_logits
         self.return_hidden_states = return_hidden_states
         self._check()
-
-
-def encoding_of(model_config: MAXModelConfig) -> SupportedEncoding:
-    """The encoding asked for; by default float32 on a CPU and bfloat16 on a GPU.
-
-    Raises:
-        InputError: an encoding other than float32 and bfloat16.
-    """
-    asked = model_config.quantization_encoding
-    if asked is None:
-        on_cpu = all(spec.device_type == "cpu" for spec in model_config.device_specs)
-        return "float32" if on_cpu else "bfloat16"
-    if asked not in Llama3Config.SUPPORTED_ENCODINGS:
-        raise InputError(
-            f"quantization encoding {asked!r} is not supported; use 'float32' or 'bfloat16'"
-        )
-    return asked

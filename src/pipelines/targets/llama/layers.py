@@ -9,7 +9,7 @@ from max.nn.rotary_embedding import RotaryEmbedding
 
 from unispec.pipelines.layers.linear import GatedMLP
 
-from .config import Llama3Config
+from .stack_config import StackConfig
 
 __all__ = ["DecoderLayer"]
 
@@ -24,7 +24,7 @@ class DecoderLayer(Module):
     """
 
     def __init__(
-        self, config: Llama3Config, rope: RotaryEmbedding, *, input_norm: bool = True
+        self, config: StackConfig, rope: RotaryEmbedding, *, input_norm: bool = True
     ) -> None:
         super().__init__()
         device = config.devices[0]
@@ -34,7 +34,9 @@ class DecoderLayer(Module):
             num_key_value_heads=config.num_key_value_heads,
             rope=rope,
             scale=config.attention_multiplier,
-            has_bias=config.attention_bias,
+            has_bias=config.attention_bias or config.qkv_bias,
+            use_qk_norm=config.qk_norm,
+            rms_norm_eps=config.norm_eps,
             kv_params=config.kv_params,
             dtype=config.dtype,
             devices=config.devices,
@@ -54,6 +56,7 @@ class DecoderLayer(Module):
         if input_norm:
             self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
+        self.residual_multiplier = config.residual_multiplier
 
     def __call__(
         self,
@@ -76,5 +79,9 @@ class DecoderLayer(Module):
             `[T, H]`.
         """
         normed = self.input_layernorm(x) if self.has_input_norm else x
-        x = x + ops.rebind(self.self_attn(layer, normed, cache, freqs_cis, row_offsets), x.shape)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
+        x = x + self._scaled(ops.rebind(attended, x.shape))
+        return x + self._scaled(self.mlp(self.post_attention_layernorm(x)))
+
+    def _scaled(self, branch: TensorValue) -> TensorValue:
+        return branch if self.residual_multiplier == 1 else branch * self.residual_multiplier

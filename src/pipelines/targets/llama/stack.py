@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from max.dtype import DType
-from max.graph import DeviceRef, TensorValue, ops
+from max.graph import TensorValue
 from max.nn import Embedding, LayerList, Linear, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
-from max.nn.transformer.transformer import forward_sequential_layers
+from max.nn.rotary_embedding import RotaryEmbedding
+from typing_extensions import Self
 
 from unispec.pipelines.layers.rope import rotary_embedding
+from unispec.pipelines.layers.stack import LayerGroup, layer_index, run_layers, with_features
+from unispec.pipelines.speculative.step import StepInputs
 
 from .config import Llama3Config
 from .layers import DecoderLayer
+from .stack_config import StackConfig
 
-__all__ = ["Llama3", "layer_index"]
+__all__ = ["Llama3", "llama_rope"]
 
 
 class Llama3(Module):
@@ -27,11 +32,11 @@ class Llama3(Module):
             default a draft reads what the head reads.
     """
 
-    def __init__(self, config: Llama3Config, *, tapped_layers: Sequence[int] = ()) -> None:
+    def __init__(self, config: StackConfig, *, tapped_layers: Sequence[int] = ()) -> None:
         super().__init__()
         self.tapped_layers = tuple(tapped_layers)
         device = config.devices[0]
-        self.rope = rotary_embedding(config)
+        self.rope = llama_rope(config)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.dtype, device)
         self.layers = LayerList(
             [DecoderLayer(config, self.rope) for _ in range(config.num_hidden_layers)]
@@ -40,6 +45,12 @@ class Llama3(Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size, config.dtype, device)
         if config.tie_word_embeddings:
             self.lm_head.set_shared_weight("weight", self.embed_tokens.weight)
+        self.embedding_multiplier = config.embedding_multiplier
+        self.logits_scaling = config.logits_scaling
+
+    def at(self, step: StepInputs) -> Self:
+        """The target in one step: on one device the stack itself."""
+        return self
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
@@ -55,39 +66,36 @@ class Llama3(Module):
             `[T, H]`, what the head reads, and the draft's features: the same, or
             `[T, n * H]` for n tapped layers.
         """
-        outputs: dict[int, TensorValue] = {}
-
-        def keep(index: int, hidden: list[TensorValue]) -> None:
-            if index in self.tapped_layers:
-                outputs[index] = hidden[0]
-
         freqs_cis = self.rope.freqs_cis
-        # One subgraph for all layers: the compiler sees a layer once, not thirty times.
-        (x,) = forward_sequential_layers(
+        x = self.embed_tokens(tokens)
+        if self.embedding_multiplier != 1:
+            x = x * self.embedding_multiplier
+
+        def inputs(index: int, hidden: list[TensorValue]) -> list[Any]:
+            return [layer_index(index), hidden[0], cache, freqs_cis, row_offsets]
+
+        (x,), tapped = run_layers(
             list(self.layers),
-            inputs_for_layer=lambda index, x: [
-                layer_index(index),
-                x[0],
-                cache,
-                freqs_cis,
-                row_offsets,
-            ],
-            initial_hidden_states=[self.embed_tokens(tokens)],
-            on_layer_output=keep,
-            subgraph_layer_groups=[list(range(len(self.layers)))],
-            name_for_subgraph=lambda _: "llama3_layer",
-            weight_prefix_for_layer=lambda index: f"target.layers.{index}.",
+            [x],
+            inputs,
+            # One subgraph for all layers: the compiler sees a layer once, not thirty times.
+            groups=[LayerGroup("llama3_layer", list(range(len(self.layers))))],
+            prefix=lambda index: f"target.layers.{index}.",
+            tapped_layers=self.tapped_layers,
         )
-        hidden = self.norm(x)
-        if not self.tapped_layers:
-            return hidden, hidden
-        return hidden, ops.concat([outputs[index] for index in self.tapped_layers], axis=-1)
+        return with_features(self.norm(x), [hidden for (hidden,) in tapped])
 
     def logits(self, hidden: TensorValue) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`."""
-        return self.lm_head(hidden).cast(DType.float32)
+        logits = self.lm_head(hidden).cast(DType.float32)
+        return logits if self.logits_scaling == 1 else logits / self.logits_scaling
 
 
-def layer_index(index: int) -> TensorValue:
-    """The uint32 scalar that cache kernels take as a layer's index."""
-    return ops.constant(index, DType.uint32, device=DeviceRef.CPU())
+def llama_rope(config: Llama3Config) -> RotaryEmbedding:
+    """The rotary table of a stack."""
+    return rotary_embedding(
+        config.rope,
+        head_dim=config.head_dim,
+        max_seq_len=config.max_seq_len,
+        interleaved=config.interleaved_rope_weights,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
@@ -17,8 +18,12 @@ from .config import Llama3Config
 __all__ = ["StackConfig"]
 
 
+@dataclass(kw_only=True)
 class StackConfig(Llama3Config):
-    """A Llama 2, 3, 3.1 or 3.2 or Mistral stack, target or draft of a unified graph."""
+    """A Llama stack of a unified graph, target or draft.
+
+    A model that differs from Llama by these fields sets them in a subclass.
+    """
 
     ROPE_TYPES: ClassVar[Sequence[RopeType]] = ("default", "llama3")
     FIXED: ClassVar[Mapping[str, Any]] = {
@@ -27,7 +32,12 @@ class StackConfig(Llama3Config):
         "logits_scaling": 1.0,
         "clip_qkv": None,
     }
-    """Fields that the stack has no code for, each with the only value that it may have."""
+    """Fields that this model does not have, each with the only value that it may have."""
+
+    qkv_bias: bool = False
+    """Whether the q, k and v projections have a bias, though `attention_bias` does not say so."""
+    qk_norm: bool = False
+    """Whether each query and key head is normed before it is rotated."""
 
     @classmethod
     def initialize(
@@ -40,8 +50,6 @@ class StackConfig(Llama3Config):
         """Reads the stack of `model_config`, by default the target.
 
         Args:
-            pipeline_config: target and speculative configuration.
-            model_config: whose config.json is read; None: the target's.
             max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:
@@ -57,7 +65,7 @@ class StackConfig(Llama3Config):
         for name, value in cls.FIXED.items():
             if getattr(config, name) != value:
                 raise InputError(
-                    f"{name} of {source} is {getattr(config, name)}, which no unified graph"
-                    " supports; use a Llama checkpoint"
+                    f"{name} of {source} is {getattr(config, name)}, which this stack does not"
+                    " have; use a Llama without it"
                 )
         return config

@@ -61,7 +61,12 @@ def expected_shapes(config: LlamaShape) -> dict[str, tuple[int, ...]]:
     vocab_by_hidden = (config.vocab_size, config.hidden_size)
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: vocab_by_hidden}
     for layer in range(config.num_hidden_layers):
-        shapes |= decoder_layer_shapes(config, layer)
+        shapes |= decoder_layer_shapes(
+            config,
+            layer,
+            qkv_bias=getattr(config, "qkv_bias", False),
+            qk_norm=getattr(config, "qk_norm", False),
+        )
     shapes["norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
         shapes[HEAD] = vocab_by_hidden
@@ -69,7 +74,12 @@ def expected_shapes(config: LlamaShape) -> dict[str, tuple[int, ...]]:
 
 
 def decoder_layer_shapes(
-    config: LlamaShape, layer: int, *, input_norm: bool = True
+    config: LlamaShape,
+    layer: int,
+    *,
+    input_norm: bool = True,
+    qkv_bias: bool = False,
+    qk_norm: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of one decoder layer.
 
@@ -77,6 +87,8 @@ def decoder_layer_shapes(
         config: the stack's shape.
         layer: its index, from 0.
         input_norm: whether it has a norm before its attention.
+        qkv_bias: whether q, k and v projections have a bias, whatever `attention_bias` says.
+        qk_norm: whether each query and key head is normed.
     """
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * config.head_dim
@@ -95,9 +107,15 @@ def decoder_layer_shapes(
     if input_norm:
         shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
     shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+    if qk_norm:
+        shapes[f"{prefix}.self_attn.q_norm.weight"] = (config.head_dim,)
+        shapes[f"{prefix}.self_attn.k_norm.weight"] = (config.head_dim,)
+    biased = [name for name in projections if name.startswith("self_attn.")]
+    if not config.attention_bias:
+        biased = biased[:3] if qkv_bias else []
     for name, (rows, columns) in projections.items():
         shapes[f"{prefix}.{name}.weight"] = (rows, columns)
-        if config.attention_bias and name.startswith("self_attn."):
+        if name in biased:
             shapes[f"{prefix}.{name}.bias"] = (rows,)
     return shapes
 

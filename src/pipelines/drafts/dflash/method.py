@@ -1,0 +1,67 @@
+"""DFlash as a draft method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unispec.checkpoints import Tensor
+from unispec.pipelines.drafts.copies import check_copies
+from unispec.pipelines.drafts.weights import draft_weights
+from unispec.pipelines.speculative.block import block_step
+from unispec.pipelines.unified.checkpoint import Checkpoint
+from unispec.pipelines.unified.method import DraftMethod, DraftWeights
+
+from .config import DflashDraftHFConfig, complete_draft_config
+from .draft import DflashDraft
+from .unified import UnifiedDflashConfig
+from .weights import dflash_state_dict
+
+__all__ = ["DFLASH"]
+
+
+def _state(
+    draft: Checkpoint, config: UnifiedDflashConfig, target: Mapping[str, Tensor]
+) -> DraftWeights:
+    check_copies(draft.tensors, target, source=draft.source)
+    own = dflash_state_dict(
+        draft.tensors,
+        draft.config,
+        config.target,
+        num_taps=len(config.target_layer_ids),
+        source=draft.source,
+    )
+    return draft_weights(own, target)
+
+
+def _build(config: UnifiedDflashConfig, target: Any) -> DflashDraft:
+    layers = config.draft.num_hidden_layers
+    return DflashDraft(
+        config.draft,
+        target,
+        config.target.vocab_size,
+        num_taps=len(config.target_layer_ids),
+        windows=config.windows or [None] * layers,
+        causal=config.causal or [False] * layers,
+        block_size=config.resolve_block_size(),
+        mask_token_id=config.mask_token_id,
+    )
+
+
+def _width(draft: Any) -> int | None:
+    """One less than the block, where the checkpoint says how large that is."""
+    size = DflashDraftHFConfig.from_huggingface(draft).block_size
+    return size - 1 if size else None
+
+
+DFLASH = DraftMethod(
+    name="dflash",
+    config=UnifiedDflashConfig,
+    state=_state,
+    build=_build,
+    step=block_step,
+    reads_next_token=False,
+    checkpoint_width=_width,
+    prepare=complete_draft_config,
+)
+"""DFlash: a block of tokens in one pass over the target's features."""

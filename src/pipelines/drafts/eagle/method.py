@@ -1,0 +1,42 @@
+"""EAGLE as a draft method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unispec.checkpoints import Tensor
+from unispec.pipelines.drafts.copies import check_copies
+from unispec.pipelines.drafts.weights import draft_weights
+from unispec.pipelines.speculative.sequential import sequential_step
+from unispec.pipelines.unified.checkpoint import Checkpoint
+from unispec.pipelines.unified.method import DraftMethod, DraftWeights
+
+from .config import UnifiedEagleConfig
+from .draft import EagleDraft
+from .weights import eagle_state_dict
+
+__all__ = ["EAGLE"]
+
+
+def _state(
+    draft: Checkpoint, config: UnifiedEagleConfig, target: Mapping[str, Tensor]
+) -> DraftWeights:
+    check_copies(draft.tensors, target, source=draft.source)
+    own = eagle_state_dict(draft.tensors, draft.config, config.target, source=draft.source)
+    return draft_weights(own, target)
+
+
+def _build(config: UnifiedEagleConfig, target: Any) -> EagleDraft:
+    return EagleDraft(config.draft, target, config.target.vocab_size, fc_bias=config.fc_bias)
+
+
+EAGLE = DraftMethod(
+    name="eagle",
+    config=UnifiedEagleConfig,
+    state=_state,
+    build=_build,
+    step=sequential_step,
+    reads_next_token=True,
+)
+"""EAGLE-1 and EAGLE-2 as a chain."""

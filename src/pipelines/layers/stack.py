@@ -1,0 +1,82 @@
+"""Runs the layers of a target, each kind compiled once, and taps what a draft reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+from max.nn import Module
+from max.nn.transformer.transformer import forward_sequential_layers
+
+__all__ = ["LayerGroup", "layer_index", "run_layers", "with_features"]
+
+
+class LayerGroup(NamedTuple):
+    """Layers that are compiled once, as one subgraph."""
+
+    name: str
+    """The subgraph's."""
+    layers: list[int]
+    """Their indices."""
+
+
+def run_layers(
+    layers: Sequence[Module],
+    hidden_states: list[TensorValue],
+    inputs: Callable[[int, list[TensorValue]], list[Any]],
+    *,
+    groups: Sequence[LayerGroup],
+    prefix: Callable[[int], str],
+    tapped_layers: Sequence[int],
+) -> tuple[list[TensorValue], list[list[TensorValue]]]:
+    """Runs layers one after the other.
+
+    Args:
+        layers: called with what `inputs` makes.
+        hidden_states: `[T, H]`, one a device.
+        inputs: a layer's arguments, from its index and the hidden states before it.
+        groups: layers that share a subgraph.
+        prefix: what the names of a layer's weights begin with, by its index.
+        tapped_layers: layers whose outputs a draft reads.
+
+    Returns:
+        The last layer's output, `[T, H]` of each device, and that of each tapped layer.
+    """
+    outputs: dict[int, list[TensorValue]] = {}
+
+    def keep(index: int, hidden: list[TensorValue]) -> None:
+        if index in tapped_layers:
+            outputs[index] = hidden
+
+    hidden = forward_sequential_layers(
+        list(layers),
+        inputs_for_layer=inputs,
+        initial_hidden_states=hidden_states,
+        on_layer_output=keep,
+        subgraph_layer_groups=[group.layers for group in groups],
+        name_for_subgraph=lambda group: groups[group].name,
+        weight_prefix_for_layer=prefix,
+    )
+    return hidden, [outputs[index] for index in tapped_layers]
+
+
+def with_features(
+    normed: TensorValue, tapped: Sequence[TensorValue]
+) -> tuple[TensorValue, TensorValue]:
+    """What the head reads, and what the draft reads: the same, or the tapped layers' outputs.
+
+    Args:
+        normed: `[T, H]`.
+        tapped: `[T, H]` each, n of them.
+
+    Returns:
+        `[T, H]`, and `[T, H]` or `[T, n * H]`.
+    """
+    return normed, ops.concat(list(tapped), axis=-1) if tapped else normed
+
+
+def layer_index(index: int) -> TensorValue:
+    """The uint32 scalar that cache kernels take as a layer's index."""
+    return ops.constant(index, DType.uint32, device=DeviceRef.CPU())

@@ -1,0 +1,1 @@
+"""The composer: a target and a draft method, whichever they are, in one graph."""
