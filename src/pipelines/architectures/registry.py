@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from max.pipelines.lib import PIPELINE_REGISTRY, PipelineConfig
 
 from unispec.errors import InputError
 from unispec.pipelines.drafts.dflash.method import DFLASH
@@ -20,9 +22,6 @@ from .unified_dflash_kimi_k25 import UnifiedDflashKimiK25Model
 from .unified_dflash_llama3 import UnifiedDflashLlama3Model
 from .unified_eagle_llama3 import UnifiedEagleLlama3Model
 from .unified_mtp_deepseekV3 import UnifiedMTPDeepseekV3Model
-
-if TYPE_CHECKING:
-    from max.pipelines.lib import PipelineConfig
 
 __all__ = [
     "DOCUMENTED",
@@ -159,16 +158,21 @@ def register(family: TargetFamily, *methods: DraftMethod) -> None:
         methods: that draft for it; without any it runs alone.
 
     Raises:
-        InputError: another target has this `model_type`, or another method this name.
+        InputError: another target has this `model_type`, or another method of it this name.
     """
-    for pair in pairs():
-        if pair.family is not family and pair.family.model_type == family.model_type:
-            raise InputError(f"model_type {family.model_type} has a target already; choose another")
-        names = [method.name for method in methods if method is not pair.method]
-        if pair.family is family and pair.method is not None and pair.method.name in names:
-            raise InputError(f"{pair.name} is there already; choose another method name")
+    from .max_entries import target_entry
+
     known = _RUN.get(family, ())
-    _RUN[family] = (*known, *(method for method in methods if method not in known))
+    if family not in _RUN and family.model_type in {target.model_type for target in _RUN}:
+        raise InputError(f"model_type {family.model_type} has a target already; choose another")
+    added = tuple(method for method in methods if method not in known)
+    for method in added:
+        if method.name in {other.name for other in known}:
+            pair = Pair(family, method)
+            raise InputError(f"{pair.name} runs already; choose another method name")
+    _RUN[family] = (*known, *added)
+    # MAX finds a target by its class, and may have one of that name for GPUs only.
+    PIPELINE_REGISTRY.register(target_entry(family), allow_override=True)
 
 
 def _name(method: DraftMethod | None) -> str:
