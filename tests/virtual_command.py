@@ -1,0 +1,29 @@
+"""Runs `unispec generate` on GPUs that are not there, up to the compilation; prints the graph.
+
+A process of its own: virtual devices are a setting of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from graph_texts import Built, nothing_compiled
+from max.driver import (
+    set_virtual_device_api,
+    set_virtual_device_count,
+    set_virtual_device_target_arch,
+)
+
+from unispec.cli import main
+
+arch, *arguments = sys.argv[1:]
+set_virtual_device_api("cuda")
+set_virtual_device_target_arch(arch)
+set_virtual_device_count(1)
+sys.argv = ["unispec", "generate", "--devices", "gpu", "--prompt", "x", *arguments]
+with nothing_compiled():
+    try:
+        main()
+    except Built as built:
+        print(json.dumps({"text": built.text, "weights": built.weights}))
