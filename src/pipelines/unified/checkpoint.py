@@ -28,7 +28,6 @@ def read_checkpoint(model_config: MAXModelConfig, stack: Any = None) -> Checkpoi
     """Reads the files that a model's configuration names.
 
     Args:
-        model_config: of the target or the draft.
         stack: not needed: the tensors are taken as they are.
 
     Raises:

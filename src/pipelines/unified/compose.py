@@ -16,7 +16,6 @@ def compose(family: TargetFamily, method: DraftMethod | None) -> type[UnifiedMod
     """The class that loads and runs a pair, always the same one.
 
     Args:
-        family: the target.
         method: the draft method; None: the target alone.
     """
     config = family.config

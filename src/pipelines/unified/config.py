@@ -84,7 +84,6 @@ class UnifiedConfig(ArchConfigWithKVCache):
         """Longest sequence that the target's positions and `max_length` allow.
 
         Args:
-            huggingface_config: the target's.
             model_config: the target's, for `max_length`.
 
         Returns:
@@ -106,7 +105,6 @@ class UnifiedConfig(ArchConfigWithKVCache):
         """The target's stack and the speculative configuration.
 
         Args:
-            model_config: the target's; None: that of `pipeline_config`.
             max_seq_len: longest sequence in tokens; None: what the target allows.
 
         Raises:

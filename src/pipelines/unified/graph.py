@@ -25,7 +25,6 @@ class UnifiedStep(Module):
 
     Args:
         config: a `UnifiedConfig`, or the target's own where it runs alone.
-        family: the target.
         method: the draft method; None: the target alone.
         inputs: what a step takes; None: as the family's model has it.
     """
@@ -94,7 +93,6 @@ def build_graph(module: UnifiedStep, unit: CompilationUnit | None = None) -> Gra
     """Builds the graph of one step; nothing is compiled.
 
     Args:
-        module: target and draft, with their weights.
         unit: what the graph is compiled with; None: alone.
     """
     inputs = module.signature()

@@ -72,9 +72,6 @@ class UnifiedModel(StepModel):
     def load_model(self, session: InferenceSession) -> Any:
         """Reads the checkpoints, builds the graph and compiles it with the session.
 
-        Args:
-            session: compiles and runs the graph.
-
         Raises:
             InputError: a tensor is missing, unknown, of another shape or not finite.
         """
@@ -94,9 +91,6 @@ class UnifiedModel(StepModel):
 
     def read_target(self, stack: Any) -> Checkpoint:
         """The target's checkpoint, as the stack takes it.
-
-        Args:
-            stack: the stack's configuration.
 
         Raises:
             InputError: a file is missing or damaged, or scales do not fit.

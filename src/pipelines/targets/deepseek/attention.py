@@ -58,13 +58,6 @@ class AbsorbedLatentAttention(Module):
     ) -> TensorValue:
         """Writes the tokens' rows and attends to all before them.
 
-        Args:
-            layer: uint32 scalar, the layer's index in the cache.
-            x: `[T, H]`.
-            cache: the stack's cache; row b is written from `cache.cache_lengths[b]` on.
-            freqs_cis: `[positions, P]`, the rotary table.
-            row_offsets: uint32 `[B + 1]`.
-
         Returns:
             `[T, H]`.
         """

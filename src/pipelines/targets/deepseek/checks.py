@@ -33,10 +33,6 @@ _ONLY: Final = {
 def check_stack(hf: Any, source: str) -> None:
     """Refuses sizes that no stack has, and what this one has no code for.
 
-    Args:
-        hf: a Hugging Face config.
-        source: the file or folder, for the errors.
-
     Raises:
         InputError: a size is missing or not positive, or another activation, bias, scoring or
             choice of experts than DeepSeek-V3's.
@@ -56,10 +52,6 @@ def check_stack(hf: Any, source: str) -> None:
 
 def check_routing(hf: Any, source: str) -> None:
     """Refuses numbers of experts and groups that do not fit each other.
-
-    Args:
-        hf: a Hugging Face config.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: groups of unequal or fewer than two experts, more groups chosen than there

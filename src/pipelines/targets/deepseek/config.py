@@ -170,9 +170,6 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         The one asked for; else FP8 where a checkpoint in FP8 blocks and the GPUs allow it, else
         the device's.
 
-        Args:
-            spread: whether GPUs have some of the experts each, and attention whole.
-
         Raises:
             InputError: an encoding that the stack or the device does not support.
         """
@@ -240,8 +237,6 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """Reads the stack of `model_config`, by default the target.
 
         Args:
-            pipeline_config: target and speculative configuration.
-            model_config: whose config.json is read; None: the target's.
             max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:

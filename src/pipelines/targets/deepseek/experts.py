@@ -106,7 +106,6 @@ def _fill_tiles(chosen: TensorValue, weights: TensorValue, num_experts: int) -> 
     Args:
         chosen: int64 `[T, k]`, the experts of each token.
         weights: float32 `[T, k]`.
-        num_experts: E.
     """
     device, int64 = chosen.device, DType.int64
     tokens, per_token = chosen.shape

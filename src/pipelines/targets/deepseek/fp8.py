@@ -37,10 +37,6 @@ def block_scaled(hf: Any) -> QuantConfig:
 def as_stored(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """The tensors, scales under the names that the layers give them.
 
-    Args:
-        tensors: the checkpoint's, by name.
-        source: the file or folder, for the errors.
-
     Raises:
         InputError: a matrix of a layer is not in FP8, or one that is no layer's is.
     """
@@ -76,8 +72,6 @@ def fp8_obstacle(
     Args:
         hf: a Hugging Face config that `check_stack` has passed.
         block: rows and columns of the checkpoint's blocks; None: it is not in FP8.
-        devices: where it is to run.
-        spread: whether they have some of the experts each, and attention whole.
     """
     if devices[0].is_cpu() or not _have_fp8():
         return "the device has no kernels for it"

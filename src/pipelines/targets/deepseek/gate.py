@@ -19,7 +19,6 @@ class GroupLimitedGate(MoEGate):
     """What `Router` does, in one kernel; its weights have the same names.
 
     Args:
-        config: the stack.
         devices: where it runs; its weights are on the first.
         **sizes: as `MoEGate` takes them.
 
@@ -80,11 +79,7 @@ class GroupLimitedGate(MoEGate):
         self.e_score_correction_bias.sharding_strategy = strategy
 
     def shard(self, devices: Iterable[DeviceRef]) -> list[GroupLimitedGate]:
-        """The gate on each device.
-
-        Args:
-            devices: where.
-        """
+        """The gate on each device."""
         devices = list(devices)
         weights = self.weight.shard(devices)
         biases = self.e_score_correction_bias.shard(devices)

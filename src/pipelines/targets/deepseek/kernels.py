@@ -54,11 +54,7 @@ _ONE_CHUNK: Final = 1 << 30
 
 
 def latent_attention(config: DeepseekV3Config) -> Module:
-    """The attention of a layer, called with index, states, cache, rotary table and row offsets.
-
-    Args:
-        config: the stack.
-    """
+    """The attention of a layer, called with index, states, cache, rotary table and row offsets."""
     if not config.on_gpus:
         return AbsorbedLatentAttention(config)
     shared: dict[str, Any] = {
@@ -83,11 +79,7 @@ def latent_attention(config: DeepseekV3Config) -> Module:
 
 
 def mlp(config: DeepseekV3Config) -> Module:
-    """The MLP of a dense layer, `[T, H]` to `[T, H]`.
-
-    Args:
-        config: the stack.
-    """
+    """The MLP of a dense layer, `[T, H]` to `[T, H]`."""
     hidden, inner = config.hidden_size, config.intermediate_size
     if not config.on_gpus:
         return GatedMLP(hidden, inner, config.dtype, config.devices[0])
@@ -96,11 +88,7 @@ def mlp(config: DeepseekV3Config) -> Module:
 
 
 def experts(config: DeepseekV3Config) -> Module:
-    """The experts of a layer and their router, `[T, H]` to `[T, H]`.
-
-    Args:
-        config: the stack.
-    """
+    """The experts of a layer and their router, `[T, H]` to `[T, H]`."""
     if not config.on_gpus:
         return TiledExperts(config)
     inner = config.moe_intermediate_size
@@ -124,11 +112,7 @@ def experts(config: DeepseekV3Config) -> Module:
 
 
 def embedding(config: DeepseekV3Config) -> Embedding | VocabParallelEmbedding:
-    """The embedding; several devices have a part of its rows each.
-
-    Args:
-        config: the stack.
-    """
+    """The embedding; several devices have a part of its rows each."""
     if len(config.devices) > 1:
         return VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, config.dtype, config.devices
@@ -140,7 +124,6 @@ def head(config: DeepseekV3Config, embedding: Embedding | VocabParallelEmbedding
     """The head; several devices have a part of its rows each.
 
     Args:
-        config: the stack.
         embedding: the stack's, whose weight a tied head has.
     """
     hidden, vocab, dtype = config.hidden_size, config.vocab_size, config.dtype
@@ -158,7 +141,6 @@ def shards(module: Any, config: DeepseekV3Config) -> list[Any]:
 
     Args:
         module: a layer of this file, or a norm, which all devices have whole.
-        config: the stack.
     """
     count = len(config.devices)
     if count == 1:

@@ -18,10 +18,6 @@ __all__ = ["DecoderLayer"]
 class DecoderLayer(Module):
     """Attention, then experts or one MLP, each after an RMSNorm and around a residual.
 
-    Args:
-        config: the stack this layer is part of.
-        experts: whether it has experts.
-
     Attributes:
         attention: `self_attn` as each device runs it.
         mlps: `mlp` likewise.
@@ -52,11 +48,9 @@ class DecoderLayer(Module):
         """Runs the layer over ragged rows and writes their cache entries; all lists by device.
 
         Args:
-            layer: uint32 scalar, the layer's index in the cache.
             xs: `[T, H]` each.
             caches: the stack's; row b is written from `cache.cache_lengths[b]` on.
             freqs_cis: `[positions, qk_rope_head_dim]` each, the rotary table.
-            row_offsets: uint32 `[B + 1]` each.
             plans: those of `kernels.prefill_plans`.
             shared: what the devices speak through.
 

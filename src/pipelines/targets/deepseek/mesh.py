@@ -128,7 +128,6 @@ class Mesh:
 
         Args:
             head: whole on one device, or a part of its rows on each.
-            hidden: on the first device.
         """
         if isinstance(head, ColumnParallelLinear):
             return head(self.everywhere(hidden), self.signal_buffers)[0]

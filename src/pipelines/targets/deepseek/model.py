@@ -33,13 +33,7 @@ class DeepseekV3Model(UnifiedModel):
     _ep_inputs: tuple[Buffer, ...] = ()
 
     def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:
-        """As `StepModel.compile`, after GPUs were connected that have some of the experts each.
-
-        Args:
-            session: compiles and runs the graph.
-            graph: the graph of one step.
-            weights: all of its weights by name.
-        """
+        """As `StepModel.compile`, after GPUs were connected that have some of the experts each."""
         config: Any = self.arch_config
         self.connect_experts(session, config.ep if self.method is None else config.target.ep)
         return super().compile(session, graph, weights)
@@ -109,12 +103,7 @@ class DeepseekV3Model(UnifiedModel):
     def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
     ) -> dict[str, Any]:
-        """The fields of `DistributedInputs`.
-
-        Args:
-            replica_batches: of each replica the requests in row order.
-            num_drafts: draft tokens that the step verifies in every row.
-        """
+        """The fields of `DistributedInputs`."""
         counts = [len(context.tokens.active) for batch in replica_batches for context in batch]
         rows = [len(batch) for batch in replica_batches]
         page = self.kv_params.page_size
@@ -135,12 +124,7 @@ class DeepseekV3Model(UnifiedModel):
         }
 
     def connect_experts(self, session: InferenceSession, ep: EPConfig | None) -> None:
-        """Sets up where GPUs send tokens to each other's experts, if each has some of them.
-
-        Args:
-            session: runs what sets it up.
-            ep: the stack's.
-        """
+        """Sets up where GPUs send tokens to each other's experts, if each has some of them."""
         if ep is None:
             return
         # The buffers live as long as what made them.

@@ -38,10 +38,6 @@ _SPREAD: Final = ("n_routed_experts", "vocab_size")
 def check_one_cpu(devices: Sequence[DeviceRef], model: str) -> None:
     """Refuses all but one CPU.
 
-    Args:
-        devices: where it is to run.
-        model: what to call it in errors.
-
     Raises:
         InputError: a GPU, or several devices.
     """
@@ -54,9 +50,6 @@ def check_one_cpu(devices: Sequence[DeviceRef], model: str) -> None:
 
 def check_placement(devices: Sequence[DeviceRef]) -> None:
     """Refuses sets of devices that do not run one stack together.
-
-    Args:
-        devices: where it is to run.
 
     Raises:
         InputError: several CPUs, CPUs and GPUs, or more than 8 GPUs.
@@ -79,10 +72,6 @@ def check_gpus(
 
     Args:
         hf: a Hugging Face config that `check_stack` has passed.
-        dtype: of weights and activations.
-        devices: where it is to run.
-        source: the file or folder, for the errors.
-        spread: whether they have some of the experts each, and attention whole.
 
     Raises:
         InputError: another dtype than bfloat16, other widths of attention than DeepSeek-V3's,
@@ -127,7 +116,6 @@ def spread_over(
         pipeline_config: for `ep_size`.
         model_config: for `data_parallel_degree`.
         hf: a Hugging Face config that `check_stack` has passed.
-        devices: where it is to run.
 
     Returns:
         False for one device, or for tensor parallelism.
@@ -179,7 +167,6 @@ def expert_parallelism(
     Args:
         hf: a Hugging Face config that `check_gpus` has passed.
         pipeline_config: that `spread_over` has passed, for the batch and K.
-        devices: the GPUs.
         fp8: how the experts compute in FP8; None: in bfloat16.
     """
     runtime, speculative = pipeline_config.runtime, pipeline_config.speculative

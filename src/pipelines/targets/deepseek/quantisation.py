@@ -26,10 +26,6 @@ _PACKED_ONLY: Final = {
 def read_fp8_block(hf: Any, source: str) -> tuple[int, int] | None:
     """Rows and columns of an FP8 checkpoint's blocks; None if it is packed or not quantised.
 
-    Args:
-        hf: a Hugging Face config, for `quantization_config`.
-        source: the file or folder, for the errors.
-
     Raises:
         InputError: another quantisation.
     """
@@ -48,10 +44,6 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
     """Columns of a packed int4 checkpoint's groups; None if it is in FP8 or not quantised.
 
     `ignore` is not read: which matrices are packed is told by the names of the tensors.
-
-    Args:
-        hf: a Hugging Face config, for `quantization_config`.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: more than one scheme, or one that is not symmetric int4 in groups.

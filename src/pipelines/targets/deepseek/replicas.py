@@ -23,7 +23,6 @@ def mesh_of(step: StepInputs, cache: int) -> Mesh:
     """The devices of a step and their copies of one of its caches.
 
     Args:
-        step: the step's inputs.
         cache: which of its caches, 0 for the target's and 1 for the draft's.
     """
     copies = step.copies[cache]
@@ -59,7 +58,6 @@ class Replicas(Mesh):
         """The replicas of a step.
 
         Args:
-            step: the step's inputs.
             cache: one of its caches.
             shared: the fields of `Mesh`.
         """

@@ -19,10 +19,6 @@ __all__ = ["read_deepseek_rope", "rotary_embedding", "softmax_scale"]
 def read_deepseek_rope(hf: Any, source: str) -> Rope:
     """Theta and scaling, plain or YaRN's.
 
-    Args:
-        hf: a Hugging Face config.
-        source: the file or folder, for the errors.
-
     Raises:
         InputError: another rope type, or a parameter that is missing or out of range.
     """
@@ -36,7 +32,6 @@ def softmax_scale(head_dim: int, rope: Rope) -> float:
 
     Args:
         head_dim: width of a query head, rotated part included.
-        rope: the stack's.
     """
     scale = 1.0 / math.sqrt(head_dim)
     if rope.yarn is None or not rope.yarn.mscale_all_dim:
@@ -48,7 +43,6 @@ def rotary_embedding(config: DeepseekV3Config, *, scaled: bool = True) -> Rotary
     """The rotary table for every position that a row at its limit can touch.
 
     Args:
-        config: the stack.
         scaled: whether as YaRN says, where the stack has it.
     """
     rope = Rope(config.rope_theta, yarn=config.rope_scaling if scaled else None)

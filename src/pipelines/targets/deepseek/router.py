@@ -18,9 +18,6 @@ class Router(Module):
     """Scores all experts and chooses some, from the best groups only.
 
     A bias that training balances the load with takes part in the choice, not in the weights.
-
-    Args:
-        config: the stack.
     """
 
     def __init__(self, config: DeepseekV3Config) -> None:
@@ -35,9 +32,6 @@ class Router(Module):
 
     def __call__(self, x: TensorValue) -> tuple[TensorValue, TensorValue]:
         """Chooses k experts for each token.
-
-        Args:
-            x: `[T, H]`.
 
         Returns:
             int64 `[T, k]`, the experts, and float32 `[T, k]`, their weights.

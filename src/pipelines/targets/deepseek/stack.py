@@ -29,7 +29,6 @@ class DeepseekV3(Module):
     """A DeepSeek-V3 causal language model without sampling.
 
     Args:
-        config: the stack.
         tapped_layers: layers whose outputs are the draft's features, in this order; by
             default a draft reads what the head reads.
     """
@@ -64,9 +63,6 @@ class DeepseekV3(Module):
 
         Args:
             tokens: int64 `[T]`, ragged.
-            row_offsets: uint32 `[B + 1]`.
-            cache: the stack's cache.
-            mesh: the devices.
 
         Returns:
             As `run`.
@@ -84,9 +80,6 @@ class DeepseekV3(Module):
 
         Args:
             xs: `[T, H]`, ragged, on every device or on the first one.
-            row_offsets: uint32 `[B + 1]`.
-            cache: the stack's cache.
-            mesh: the devices.
 
         Returns:
             `[T, H]`, what the head reads, and the draft's features: the same, or
@@ -120,12 +113,7 @@ class DeepseekV3(Module):
         return with_features(normed, [mesh.whole(output, xs[0]) for output in tapped])
 
     def logits(self, hidden: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
-        """float32 `[R, V]` for hidden states `[R, H]`.
-
-        Args:
-            hidden: what the head reads.
-            mesh: the devices.
-        """
+        """float32 `[R, V]` for hidden states `[R, H]`."""
         return mesh.project(self.lm_head, hidden).cast(DType.float32)
 
     def _prefix(self, layer: int) -> str:

@@ -37,9 +37,7 @@ def dequantised(
     A stack that computes in FP8 takes matrices and scales as they are stored.
 
     Args:
-        tensors: the checkpoint's, by name.
         config: the stack, for the size of blocks or groups.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: scales that do not fit, or not those that FP8 layers need.
@@ -64,7 +62,6 @@ def target_state_dict(
         tensors: of `dequantised`, under Hugging Face's names, with or without `model.`.
         config: the shape of the model; whether its head is the embedding is what config.json
             asks for, see `tied_names`.
-        source: the file or folder, for the errors.
 
     Returns:
         Tensors under the names of `DeepseekV3`; `lm_head.weight` is among them only where the
@@ -107,7 +104,6 @@ def layer_shapes(config: DeepseekV3Config, layer: int) -> Shapes:
     """Names and shapes of one decoder layer as the checkpoint has it, without `model.`.
 
     Args:
-        config: the shape of the model.
         layer: from 0; the MTP layer comes after the last one.
     """
     hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank

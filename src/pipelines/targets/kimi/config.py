@@ -77,13 +77,6 @@ class VisionConfig:
     ) -> Self:
         """Reads `vision_config` of a Kimi K2.5 config.
 
-        Args:
-            hf: the Hugging Face config.
-            text_hidden_size: H, of the language model.
-            dtype: of weights and activations.
-            device: where the tower runs.
-            source: the file or folder, for the errors.
-
         Raises:
             InputError: a size is missing or does not fit, or the tower is of another kind.
         """
@@ -139,8 +132,6 @@ class KimiK2_5Config(DeepseekV3Config):
         """Reads the stack and the tower of `model_config`, by default the target.
 
         Args:
-            pipeline_config: target and speculative configuration.
-            model_config: whose config.json is read; None: the target's.
             max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:

@@ -32,7 +32,6 @@ def widen_placeholders(
         tokens: the prompt, one placeholder an item.
         items: in the order of their placeholders.
         placeholder: its token id.
-        prompt: what to call the prompt in errors.
 
     Raises:
         InputError: another number of placeholders than of items.
@@ -64,11 +63,7 @@ class MediaPrompt(Prompt):
     """Their token id."""
 
     def context(self, **fields: Any) -> TextAndVisionContext:
-        """The request.
-
-        Args:
-            fields: all else that a request has.
-        """
+        """The request."""
         images, end = [], 0
         tokens = list(self.tokens)
         for item in self.items:

@@ -28,9 +28,7 @@ class MediaEncoder:
 
     Args:
         model: the compiled graph of `VisionModel`.
-        config: the tower's shapes.
         positions: the learned table, `[height, width, D]`.
-        device: where the graph runs.
 
     Attributes:
         encoded: How many items were run through the graph.
@@ -51,11 +49,7 @@ class MediaEncoder:
         self._features = FeatureCache(_KEPT_BYTES)
 
     def __call__(self, item: MediaItem) -> npt.NDArray[np.float32]:
-        """float32 `[N, H]`, the features of an item.
-
-        Args:
-            item: patches and grid.
-        """
+        """float32 `[N, H]`, the features of an item."""
         return self._features.get(item.digest, lambda: self.encode(item.patches, item.grid))
 
     def encode(

@@ -21,7 +21,6 @@ def given_features(inputs: ImageInputs, encoder: MediaEncoder) -> npt.NDArray[np
 
     Args:
         inputs: `precomputed_image_embeddings`, or `pixel_values` with `grid_thws`.
-        encoder: runs the vision graph.
 
     Raises:
         InputError: neither, or patches, grids, `cu_seqlens`, `max_seqlen` and

@@ -28,13 +28,7 @@ KIMI_ORDER = (*DEEPSEEK_ORDER, *_IMAGES)
 def kimi_types(
     hidden_size: int, dtype: DType, device: DeviceRef
 ) -> dict[str, Sequence[TensorType | BufferType]]:
-    """Graph input types that only Kimi K2.5 has, by name.
-
-    Args:
-        hidden_size: H, of the language model.
-        dtype: of its activations.
-        device: where it runs.
-    """
+    """Graph input types that only Kimi K2.5 has, by name."""
     features = TensorType(dtype, ["num_image_tokens", hidden_size], device=device)
     places = TensorType(DType.int64, ["num_image_tokens"], device=device)
     return {

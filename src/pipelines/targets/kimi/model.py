@@ -48,9 +48,6 @@ class KimiK2_5Model(DeepseekV3Model):
     def read_target(self, stack: Any) -> Checkpoint:
         """The checkpoint, of which tower and projector are taken at once.
 
-        Args:
-            stack: the stack's configuration.
-
         Raises:
             InputError: a file is missing or damaged, or a tensor of the vision part is missing,
                 unexpected, of another shape or not finite.
@@ -66,11 +63,6 @@ class KimiK2_5Model(DeepseekV3Model):
         self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]
     ) -> tuple[Model, Model]:
         """Compiles the language graph and the vision graph at once.
-
-        Args:
-            session: compiles and runs the graphs.
-            graph: the language graph of one step.
-            weights: all of its weights by name.
 
         Returns:
             The vision graph, then the language graph.
@@ -106,7 +98,6 @@ class KimiK2_5Model(DeepseekV3Model):
         """The prompt with one placeholder for each feature of each image.
 
         Args:
-            huggingface_config: the target's.
             tokens: the encoded prompt, one placeholder an image.
             images: in the order of their placeholders; see `Request.images`.
             name: what to call the prompt in errors.
@@ -132,12 +123,7 @@ class KimiK2_5Model(DeepseekV3Model):
     def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
     ) -> dict[str, Any]:
-        """The fields of `ImageInputs` and `DistributedInputs`.
-
-        Args:
-            replica_batches: one batch, the requests in row order.
-            num_drafts: draft tokens that the step verifies in every row.
-        """
+        """The fields of `ImageInputs` and `DistributedInputs`."""
         features: list[npt.NDArray[np.float32]] = []
         places: list[npt.NDArray[np.int64]] = []
         offset = 0
@@ -176,7 +162,6 @@ class KimiK2_5Model(DeepseekV3Model):
 
         Args:
             next_tokens: int64 `[B]`.
-            prev_model_inputs: the inputs of the step that produced them.
 
         Raises:
             InputError: the previous inputs have another number of rows.

@@ -33,7 +33,6 @@ def position_embeddings(
 
     Args:
         table: float `[height, width, D]`.
-        frames: of the item.
         rows: patches from top to bottom.
         columns: patches from left to right.
     """

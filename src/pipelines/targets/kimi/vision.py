@@ -63,11 +63,7 @@ class _Block(Module):
 
 
 class VisionModel(Module):
-    """Patches of one media item to features that stand in for tokens.
-
-    Args:
-        config: the tower's shapes.
-    """
+    """Patches of one media item to features that stand in for tokens."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -129,12 +125,7 @@ class VisionModel(Module):
 
 
 def build_vision_graph(module: VisionModel, unit: CompilationUnit) -> Graph:
-    """Builds the graph of `VisionModel`; nothing is compiled.
-
-    Args:
-        module: tower and projector.
-        unit: what the graph is compiled with.
-    """
+    """Builds the graph of `VisionModel`; nothing is compiled."""
     config = module.config
     device: DeviceRef = config.device
     types = [

@@ -17,11 +17,7 @@ _VISION: Final = ("vision_tower.", "mm_projector.")
 
 
 def language_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The language model's tensors under DeepSeek-V3's names.
-
-    Args:
-        tensors: the whole checkpoint's, by name.
-    """
+    """The language model's tensors under DeepSeek-V3's names."""
     return {
         name.removeprefix(_LANGUAGE): tensor
         for name, tensor in tensors.items()
@@ -30,11 +26,7 @@ def language_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def vision_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of tower and projector, under the checkpoint's names.
-
-    Args:
-        tensors: the whole checkpoint's, by name.
-    """
+    """Those of tower and projector, under the checkpoint's names."""
     return {name: tensor for name, tensor in tensors.items() if name.startswith(_VISION)}
 
 
@@ -42,11 +34,6 @@ def vision_state_dict(
     tensors: Mapping[str, Tensor], config: VisionConfig, *, source: str
 ) -> dict[str, Tensor]:
     """Checks tower and projector and renames their tensors.
-
-    Args:
-        tensors: the whole checkpoint's, by name.
-        config: the tower's shapes.
-        source: the file or folder, for the errors.
 
     Returns:
         The tensors of `VisionModel`, and `positions` `[height, width, D]`, which the host reads.

@@ -36,9 +36,6 @@ def check_window(hf: Any, longest: int | None, source: str) -> None:
 def check_stack(hf: Any, head_dim: int, source: str) -> None:
     """Refuses what the stacks have no code for, and sizes that do not fit each other.
 
-    Args:
-        head_dim: width of one attention head.
-
     Raises:
         InputError: an activation, bias or quantisation that is not supported, or a size that
             does not fit the others.

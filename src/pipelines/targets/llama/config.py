@@ -247,8 +247,6 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         What only the checkpoint's tensors tell is left to `finalize`.
 
         Args:
-            pipeline_config: target and speculative configuration.
-            model_config: whose config.json is read; None: the target's.
             max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:

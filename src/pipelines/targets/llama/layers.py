@@ -18,8 +18,6 @@ class DecoderLayer(Module):
     """Attention and MLP, each after an RMSNorm and around a residual.
 
     Args:
-        config: the stack this layer is part of.
-        rope: rotary embedding shared by the stack.
         input_norm: an EAGLE draft's first layer has no norm before its attention.
     """
 
@@ -67,13 +65,6 @@ class DecoderLayer(Module):
         row_offsets: TensorValue,
     ) -> TensorValue:
         """Runs the layer over ragged rows and writes their keys and values.
-
-        Args:
-            layer: uint32 scalar, the layer's index in the cache.
-            x: `[T, H]`.
-            cache: the stack's cache; row b is written from `cache.cache_lengths[b]` on.
-            freqs_cis: `[positions, head_dim]`, the rotary table.
-            row_offsets: uint32 `[B + 1]`.
 
         Returns:
             `[T, H]`.

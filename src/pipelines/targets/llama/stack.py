@@ -27,7 +27,6 @@ class Llama3(Module):
     """A Llama causal language model without sampling.
 
     Args:
-        config: the stack.
         tapped_layers: layers whose outputs are the draft's features, in this order; by
             default a draft reads what the head reads.
     """
@@ -59,8 +58,6 @@ class Llama3(Module):
 
         Args:
             tokens: int64 `[T]`, ragged.
-            row_offsets: uint32 `[B + 1]`.
-            cache: the stack's cache.
 
         Returns:
             `[T, H]`, what the head reads, and the draft's features: the same, or

@@ -84,8 +84,6 @@ def decoder_layer_shapes(
     """Names and shapes of one decoder layer.
 
     Args:
-        config: the stack's shape.
-        layer: its index, from 0.
         input_norm: whether it has a norm before its attention.
         qkv_bias: whether q, k and v projections have a bias, whatever `attention_bias` says.
         qk_norm: whether each query and key head is normed.
@@ -128,10 +126,8 @@ def llama3_state_dict(
     Dtypes are left as they are.
 
     Args:
-        tensors: Tensors under Hugging Face's names, with or without `model.`.
         config: The shape of the model; whether its head is the embedding is what
             config.json asks for, see `tied_names`.
-        source: The file or folder, for the errors.
 
     Returns:
         The tensors of `expected_shapes`, under those names; `lm_head.weight` is among
