@@ -1,4 +1,8 @@
-"""The engine: answers prompts with a target and its draft on this machine."""
+"""The engine: answers prompts with a target and its draft on this machine.
+
+In all modules `config` is what the user states, `outbox` is that of the caller whose requests it
+is about, and `name` is what errors call a prompt.
+"""
 
 from __future__ import annotations
 

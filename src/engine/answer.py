@@ -101,7 +101,6 @@ class Answer:
 
         Args:
             tokens: at least one.
-            step: which step it was.
         """
         result, stream = self.result, self.stream
         taken: list[int] = []
@@ -129,9 +128,5 @@ class Answer:
         )
 
     def failed(self, error: BaseException) -> Output:
-        """Says that nothing more will come, and why.
-
-        Args:
-            error: what the step raised.
-        """
+        """Says that nothing more will come, and why."""
         return Output(request_id=self.request_id, error=error)

@@ -23,9 +23,6 @@ def location(model: str) -> dict[str, Any]:
 
     MAX guesses a number format from the names of weight files: it sees another file until all of
     its decisions are made, and ours depend on what is in the files.
-
-    Args:
-        model: as the user names it.
     """
     config = find_config(model)
     folder = str(config.parent)
@@ -36,10 +33,6 @@ def add_weights(pipeline_config: PipelineConfig, config: EngineConfig) -> None:
     """Names the weight files that have no name there yet, all of them whole.
 
     Those of a repository are downloaded.
-
-    Args:
-        pipeline_config: made of the other one.
-        config: what the user states.
 
     Raises:
         InputError: a file is missing, damaged or of an unknown format.
@@ -56,7 +49,6 @@ def draft_files(draft: MAXModelConfig, config: EngineConfig) -> list[Path]:
     """The draft's weight files, which are whole and hold a draft of the method.
 
     Args:
-        draft: the draft's configuration.
         config: what the user states; it has a draft model.
 
     Raises:

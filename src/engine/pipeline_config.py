@@ -44,7 +44,6 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     """MAX's configuration of an engine.
 
     Args:
-        config: what the user states.
         weights: whether it names the weight files, which downloads those of a repository;
             `add_weights` does it later.
 

@@ -22,9 +22,6 @@ __all__ = ["read_request", "read_requests"]
 def read_requests(requests: Any) -> list[Request]:
     """The requests of one call.
 
-    Args:
-        requests: what the caller gave.
-
     Raises:
         InputError: it is no sequence of requests, or one of them cannot be used.
     """
@@ -37,10 +34,6 @@ def read_requests(requests: Any) -> list[Request]:
 
 def read_request(request: Any, name: str) -> Request:
     """One request, its fields checked and its numbers those of Python.
-
-    Args:
-        request: what the caller gave.
-        name: what to call its prompt in errors.
 
     Raises:
         InputError: it is no `Request`, or a field is of another type or out of range; those of

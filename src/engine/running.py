@@ -56,7 +56,6 @@ class RunningBatch:
         """Lets requests take part from the next step on, all of them at once.
 
         Args:
-            outbox: the caller's.
             answers: of this outbox, not added before.
         """
         # An interrupt between the two is made good by `abort`, or by the next `step`.
@@ -67,9 +66,6 @@ class RunningBatch:
         """Takes what waits for the caller, or waits for a step and takes what it brought.
 
         The step is one that begins after this call, unless an earlier one brings something.
-
-        Args:
-            outbox: the caller's.
 
         Returns:
             Outputs of one step; none where it brought nothing, or no request is open.
@@ -86,7 +82,6 @@ class RunningBatch:
         """Takes requests out; returns when their pages and rows are free.
 
         Args:
-            outbox: the caller's.
             request_ids: of its requests; those that it does not have, or has no more, do nothing.
         """
         if request_ids:

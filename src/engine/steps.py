@@ -86,11 +86,7 @@ class Steps:
         self._ended = True
 
     def admit(self, outbox: Outbox) -> None:
-        """Lets the open requests of a caller take part, those that do not yet.
-
-        Args:
-            outbox: the caller's.
-        """
+        """Lets the open requests of a caller take part, those that do not yet."""
         for answer in list(outbox.open.values()):
             if answer.request_id in self._answers:
                 continue
@@ -106,7 +102,6 @@ class Steps:
         """Wants a step that begins from now on.
 
         Args:
-            outbox: the caller's.
             done: gets an item when the step has ended, or there is something for the caller, or
                 nothing can come.
         """
@@ -117,7 +112,6 @@ class Steps:
         """Takes requests out.
 
         Args:
-            outbox: the caller's.
             request_ids: of its requests; those that are answered or not known do nothing.
         """
         outbox.drop(request_ids)

@@ -15,7 +15,6 @@ class TextStream:
     """Decodes one request's tokens incrementally.
 
     Args:
-        tokenizer: the target's tokenizer.
         stop: strings that end the text; the text is cut before the first of them.
 
     Attributes:
