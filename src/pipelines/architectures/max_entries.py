@@ -50,11 +50,7 @@ def for_engines() -> list[Entry]:
 
 @cache
 def target_entry(family: TargetFamily) -> SupportedArchitecture:
-    """The entry of a target; one that MAX does not rename for a draft stands for both.
-
-    Args:
-        family: the target.
-    """
+    """The entry of a target; one that MAX does not rename for a draft stands for both."""
     return _entry(
         family.architecture,
         compose(family, None),

@@ -100,7 +100,6 @@ def find(model_type: Any, method: str | None, *, source: str) -> Pair:
     Args:
         model_type: of the target's config.json, whatever stands there.
         method: the speculative method; None: the target alone.
-        source: the target's file or folder, for the error.
 
     Raises:
         InputError: nothing here runs this pair.
@@ -121,11 +120,6 @@ def find(model_type: Any, method: str | None, *, source: str) -> Pair:
 
 def check_target(family: TargetFamily, hf: Any, *, source: str) -> None:
     """Refuses a checkpoint of a supported type that does not write text, or is a draft.
-
-    Args:
-        family: the target.
-        hf: its Hugging Face config.
-        source: the file or folder, for the error.
 
     Raises:
         InputError: `architectures` names another class than this type's language model.
@@ -154,7 +148,6 @@ def register(family: TargetFamily, *methods: DraftMethod) -> None:
     """Lets the engines of this process run one more target, or draft for one by more methods.
 
     Args:
-        family: the target.
         methods: that draft for it; without any it runs alone.
 
     Raises:

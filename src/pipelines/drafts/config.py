@@ -65,7 +65,6 @@ class UnifiedDraftConfig(UnifiedConfig):
         have.
 
         Args:
-            model_config: the target's; None: that of `pipeline_config`.
             max_seq_len: longest sequence in tokens; None: what the target allows.
 
         Raises:

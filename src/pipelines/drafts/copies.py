@@ -40,11 +40,6 @@ def check_copies(
     The copies are not used. Rows that are only unlike the target's get a warning: answers
     stay right, but such a draft was trained for another model.
 
-    Args:
-        tensors: the draft's tensors, names with or without `model.`.
-        target: the target's weights by name.
-        source: the draft's file or folder, for the errors.
-
     Raises:
         InputError: the row of a token is in the target that of another one.
     """

@@ -79,11 +79,8 @@ def read_draft_names(
     pad. The first ones are the same, and the draft proposes those that both have.
 
     Args:
-        tensors: the checkpoint's tensors, names with or without `model.`.
         draft_config: the draft's shape. `draft_vocab_size`, if it is there and not None,
             must be the length of `d2t`.
-        target_config: the target's shape.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: the draft was made for another hidden size, or `d2t` is no one-to-one map
@@ -115,10 +112,6 @@ def draft_weights(draft: DraftTensors, target: Mapping[str, Tensor]) -> DraftWei
 
     A draft with a reduced vocabulary gets those rows of the target's head as a head
     of its own: on a small target the head is most of what a draft step reads.
-
-    Args:
-        draft: its own tensors.
-        target: the target's weights by name.
     """
     if draft.d2t is None:
         return DraftWeights(draft.state)

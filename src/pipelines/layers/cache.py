@@ -16,8 +16,6 @@ def cache_params(
     """Parameters of one stack's cache.
 
     Args:
-        kv_cache_config: page size and prefix caching.
-        pipeline_config: for the speculative method and K.
         shape: what `KVCacheConfig.to_params` takes of layers, heads, dtype and devices.
     """
     speculative = pipeline_config.speculative

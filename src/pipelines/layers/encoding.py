@@ -22,7 +22,6 @@ def choose_encoding(
 
     Args:
         asked: None: none is.
-        devices: where the stack is to run.
         supported: what it can compute in.
 
     Raises:

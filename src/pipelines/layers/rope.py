@@ -55,9 +55,6 @@ def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType])
     """Theta and scaling; transformers 5 keeps both in `rope_parameters`.
 
     Args:
-        hf: a Hugging Face config.
-        head_dim: width of one attention head.
-        source: the file or folder, for the errors.
         types: which the stack computes.
 
     Raises:
@@ -132,7 +129,6 @@ def read_yarn(parameters: Mapping[str, Any], source: str) -> DeepseekYarnRopeSca
 
     Args:
         parameters: the rope's part of a Hugging Face config.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: a parameter is missing or out of range, one scale without the other, or

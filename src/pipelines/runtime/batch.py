@@ -27,7 +27,6 @@ class BatchBuilder:
         max_batch_input_tokens: most new tokens in one step.
         vocab_size: V.
         num_speculative_tokens: the most tokens that a step proposes; 0 without a draft.
-        device: the graph's device.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
 
@@ -77,9 +76,6 @@ class BatchBuilder:
         """The inputs of one step by field name, but for `kv_cache_inputs`.
 
         A row with fewer drafts than another in the batch gets void ones.
-
-        Args:
-            contexts: the requests in row order.
 
         Raises:
             InputError: a new request has a token outside the vocabulary.

@@ -133,9 +133,6 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
     def load_model(self, session: InferenceSession) -> Any:
         """Reads the checkpoints, builds the graph and compiles it with the session.
 
-        Args:
-            session: compiles and runs the graph.
-
         Returns:
             The graph of one step, which takes the inputs of `inputs_cls.buffers`; of several
             graphs, it is the last.
@@ -172,12 +169,6 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         cls, huggingface_config: Any, tokens: Sequence[int], images: Sequence[Any], *, name: str
     ) -> Prompt:
         """The prompt as the model reads it; this one reads no images.
-
-        Args:
-            huggingface_config: the target's.
-            tokens: the encoded prompt.
-            images: its images.
-            name: what to call it in errors.
 
         Raises:
             InputError: there are images.
@@ -254,12 +245,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
     def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
     ) -> dict[str, Any]:
-        """Fields that only this model's inputs have, by name; none here.
-
-        Args:
-            replica_batches: of each replica the requests in row order.
-            num_drafts: draft tokens that the step verifies in every row.
-        """
+        """Fields that only this model's inputs have, by name; none here."""
         return {}
 
     def prepare_next_token_inputs(
@@ -296,13 +282,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         )
 
     def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:
-        """Compiles the graph and keeps its weights alive as long as this model.
-
-        Args:
-            session: compiles and runs the graph.
-            graph: the graph of one step.
-            weights: all of its weights by name.
-        """
+        """Compiles the graph and keeps its weights alive as long as this model."""
         # On a CPU the compiled graph reads the weights where they lie and does not own them.
         self.weights_registry = weights
         return session.load(graph, weights_registry=weights)

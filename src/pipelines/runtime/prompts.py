@@ -20,9 +20,5 @@ class Prompt:
     """What the cache will hold of the prompt."""
 
     def context(self, **fields: Any) -> TextContext:
-        """The request.
-
-        Args:
-            fields: all else that a request has.
-        """
+        """The request."""
         return TextContext(tokens=TokenBuffer(np.array(self.tokens, np.int64)), **fields)

@@ -27,10 +27,6 @@ def is_integer(value: object) -> bool:
 def in_float32(name: str, value: Any) -> float:
     """A number as the graph will see it; infinite beyond its range.
 
-    Args:
-        name: what to call it in errors.
-        value: what the user gave.
-
     Raises:
         InputError: it is no number.
     """
@@ -45,9 +41,6 @@ def in_float32(name: str, value: Any) -> float:
 
 def check_sampling(params: Any) -> None:
     """Refuses what would be ignored, or would not survive the way into the graph.
-
-    Args:
-        params: of one request.
 
     Raises:
         InputError: no `SamplingParams`; a field of the wrong type or out of range; or a field

@@ -27,7 +27,6 @@ class ThinkingTokens:
         """Looks the tokens up.
 
         Args:
-            tokenizer: the target's.
             names: what opens a block and what closes it.
 
         Raises:

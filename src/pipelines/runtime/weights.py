@@ -20,7 +20,6 @@ def read_weights(
     The names are Hugging Face's, of GGUF files too.
 
     Args:
-        model_config: of the target or the draft.
         float8_stays: whether float8 is computed with as it is; else it is dequantised to float32.
 
     Raises:

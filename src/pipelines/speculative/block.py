@@ -57,12 +57,6 @@ def block_step(
 
     Keys and values of rejected positions and of the block itself stay in the caches and
     are overwritten by the next step.
-
-    Args:
-        target: the target stack.
-        draft: the draft stack; its cache is `step.caches[1]`.
-        rule: the acceptance rule.
-        step: the step's inputs.
     """
     verified = verify(target, rule, step)
     accepted, lengths = verified.accepted, verified.verified_lengths

@@ -53,7 +53,6 @@ def propose(
     distributions, so top-k and the like need not be followed.
 
     Args:
-        draft: the draft's head.
         features: `[B, J, H]`.
         positions: int64 `[B, J]`, absolute positions of the proposed tokens.
         sampling: for sampled drafts, the batch's parameters.

@@ -47,12 +47,6 @@ def sequential_step(
     The draft first runs over the verified tokens with the target's own features,
     then over its own proposals, one a round. Rejected positions stay in both
     caches and are overwritten by the next step.
-
-    Args:
-        target: the target stack.
-        draft: the draft stack; its cache is `step.caches[1]`.
-        rule: the acceptance rule.
-        step: the step's inputs.
     """
     verified = verify(target, rule, step)
     _, draft_cache = step.caches

@@ -14,9 +14,7 @@ def target_only_step(target: Target, rule: AcceptanceRule, step: StepInputs) -> 
     """Builds a step that proposes nothing; `step.draft_tokens` has no columns.
 
     Args:
-        target: the target stack.
         rule: the acceptance rule, which has no draft to decide on.
-        step: the step's inputs.
     """
     accepted = verify(target, rule, step).accepted
     return StepOutputs(

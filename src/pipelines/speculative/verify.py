@@ -60,13 +60,7 @@ class Verified:
 
 
 def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
-    """Runs the target over new and draft tokens at once and decides which drafts stand.
-
-    Args:
-        target: the target stack.
-        rule: the acceptance rule.
-        step: the step's inputs.
-    """
+    """Runs the target over new and draft tokens at once and decides which drafts stand."""
     batch, num_drafts = step.draft_tokens.shape
     cache = step.caches[0]
     tokens, row_offsets = _merge(step, ops.max(step.draft_tokens, 0))

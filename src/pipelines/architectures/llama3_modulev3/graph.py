@@ -19,11 +19,7 @@ __all__ = ["Llama3"]
 
 
 class Llama3(Module[..., ModuleV3Outputs]):
-    """A causal language model; weights have Hugging Face's names without `model.`.
-
-    Args:
-        config: the stack, after `finalize`.
-    """
+    """A causal language model; weights have Hugging Face's names without `model.`."""
 
     def __init__(self, config: Llama3Config) -> None:
         self.config = config

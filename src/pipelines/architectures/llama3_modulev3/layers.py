@@ -33,11 +33,7 @@ def norm(config: Llama3Config) -> RMSNorm | LayerNorm:
 
 
 class DecoderLayer(Module[..., Tensor]):
-    """Attention and MLP, each after a norm and around a residual.
-
-    Args:
-        config: the stack this layer is part of.
-    """
+    """Attention and MLP, each after a norm and around a residual."""
 
     def __init__(self, config: Llama3Config) -> None:
         self.self_attn = Attention(config)
@@ -53,8 +49,6 @@ class DecoderLayer(Module[..., Tensor]):
 
         Args:
             layer: uint32 scalar on the CPU, the layer's index in the cache.
-            x: `[T, H]`.
-            table: `[positions, head_dim]`, the rotary table.
             row_offsets: uint32 `[B + 1]`.
             cache: the graph's cache inputs.
 

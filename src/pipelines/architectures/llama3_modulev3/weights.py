@@ -22,11 +22,6 @@ def state_dict(
 ) -> dict[str, Tensor]:
     """Checks a checkpoint and renames its tensors; dtypes are left as they are.
 
-    Args:
-        tensors: under Hugging Face's names, with or without `model.`.
-        config: the stack, after `finalize`.
-        source: the file or folder, for the errors.
-
     Returns:
         Tensors under Hugging Face's names without `model.`; no `lm_head.weight` where the head
         is the embedding.

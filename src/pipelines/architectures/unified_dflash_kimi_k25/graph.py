@@ -17,11 +17,7 @@ __all__ = ["UnifiedDflashKimiK25"]
 
 
 class UnifiedDflashKimiK25(UnifiedStep):
-    """Target and draft; their weights load under `target.` and `draft.`.
-
-    Args:
-        config: both stacks and how they work together.
-    """
+    """Target and draft; their weights load under `target.` and `draft.`."""
 
     def __init__(self, config: UnifiedDflashKimiK25Config) -> None:
         super().__init__(config, KIMI_K25, DFLASH, UnifiedDflashKimiK25Inputs)

@@ -52,9 +52,6 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
     def load_model(self, session: InferenceSession) -> Any:
         """Reads the checkpoint, builds the graph and compiles it with the session.
 
-        Args:
-            session: compiles and runs the graph.
-
         Raises:
             InputError: a tensor is missing, unknown, of another shape or not finite, of the
                 MTP layer too.

@@ -39,7 +39,6 @@ class DflashDraftHFConfig:
 
         Args:
             config: a Hugging Face config, or its dictionary.
-            source: the file or folder, for the errors.
 
         Raises:
             InputError: a field is missing or of the wrong kind.
@@ -77,7 +76,6 @@ def complete_draft_config(draft: Any, asked: int | None, *, source: str) -> None
     Args:
         draft: the draft's Hugging Face config, changed in place.
         asked: K that was asked for, if any.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: a field is missing or of the wrong kind, no layer is tapped, or neither
@@ -102,7 +100,6 @@ def layer_windows(config: Any, *, source: str) -> list[int | None]:
 
     Args:
         config: the draft's Hugging Face config; without `layer_types` no layer has a window.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: an unknown layer type, one for each layer is not given, or a window is
@@ -137,7 +134,6 @@ def layer_causality(config: Any, *, source: str) -> list[bool]:
 
     Args:
         config: the draft's Hugging Face config; without `layer_types` no layer is sliding.
-        source: the file or folder, for the errors.
 
     Raises:
         InputError: a key is no boolean, an unknown layer type, or one for each layer is not

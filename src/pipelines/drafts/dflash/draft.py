@@ -74,8 +74,6 @@ class DflashDraft(TargetVocabularyDraft):
 
         Args:
             features: `[M, n * H]`, outputs of the tapped target layers.
-            row_offsets: uint32 `[B + 1]`.
-            cache: the draft's cache.
         """
         context = self.hidden_norm(self.fc(features))  # [M, H]
         attentions = [layer.self_attn for layer in self._layers()]

@@ -26,7 +26,6 @@ def is_gathered(windows: Sequence[int | None], device: DeviceRef) -> bool:
 
     Args:
         windows: of each layer in tokens, None where it sees the whole context.
-        device: where the draft runs.
     """
     return device.is_cpu() and any(window is not None for window in windows)
 

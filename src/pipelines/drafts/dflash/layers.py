@@ -30,7 +30,6 @@ class DflashAttention(Module):
     """Attention over cached keys and values, with a norm per query and key head as in Qwen 3.
 
     Args:
-        config: the draft's stack.
         window: of the positions before it a query sees the last `window - 1`; None: all.
         causal: whether it sees none of the block's slots after it.
         gathered: whether a key's heads are one wide head in the cache; see `gathered_attention`.
@@ -67,12 +66,8 @@ class DflashAttention(Module):
         """Norms and rotates keys and writes them and their values.
 
         Args:
-            layer: uint32 scalar, the layer's index in the cache.
             key: `[T, key heads * head_dim]` from `k_proj`.
             value: `[T, key heads * head_dim]` from `v_proj`.
-            cache: the draft's cache; row b is written from `cache.cache_lengths[b]` on.
-            freqs_cis: `[positions, head_dim]`, the rotary table.
-            row_offsets: uint32 `[B + 1]`.
         """
         count, width = self.num_key_value_heads, self.kv_params.head_dim
         key = self.k_norm(key.reshape([key.shape[0], count, width]))
@@ -91,13 +86,6 @@ class DflashAttention(Module):
         row_offsets: TensorValue,
     ) -> TensorValue:
         """Stores the block's keys and values and attends.
-
-        Args:
-            layer: uint32 scalar, the layer's index in the cache.
-            x: `[T, H]`.
-            cache: the draft's cache.
-            freqs_cis: `[positions, head_dim]`, the rotary table.
-            row_offsets: uint32 `[B + 1]`.
 
         Returns:
             `[T, H]`.
@@ -144,7 +132,6 @@ class DflashLayer(Module):
     """Attention and MLP over a block, each after an RMSNorm and around a residual.
 
     Args:
-        config: the draft's stack.
         window: see `DflashAttention`.
         causal: see `DflashAttention`.
         gathered: see `DflashAttention`.

@@ -122,8 +122,6 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
         the size that it was trained with.
 
         Args:
-            pipeline_config: target, draft and speculative configuration.
-            model_config: the target's, by default that of `pipeline_config`.
             max_seq_len: longest sequence in tokens, by default what `calculate_max_seq_len`
                 of the target says.
 

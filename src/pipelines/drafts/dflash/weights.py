@@ -23,11 +23,7 @@ def dflash_state_dict(
     """Checks a DFlash checkpoint and renames its tensors.
 
     Args:
-        tensors: the checkpoint's tensors, names with or without `model.`.
-        draft_config: the draft's shape.
-        target_config: the target's shape.
         num_taps: n, target layers whose outputs the draft reads.
-        source: the file or folder, for the errors.
 
     Returns:
         `fc.weight` `[H, n * H]`, `hidden_norm.weight` and `norm.weight` `[H]`, and the layers

@@ -45,8 +45,6 @@ class UnifiedEagleConfig(UnifiedDraftConfig):
         """Reads both stacks; the draft's vocabulary is `draft_vocab_size` if it states one.
 
         Args:
-            pipeline_config: target, draft and speculative configuration.
-            model_config: the target's, by default that of `pipeline_config`.
             max_seq_len: longest sequence in tokens, by default what `calculate_max_seq_len`
                 of the target says.
 

@@ -58,8 +58,6 @@ class EagleDraft(TargetVocabularyDraft):
         Args:
             tokens: int64 `[T]`, the token after each position.
             features: `[T, H]`, the feature of each position.
-            row_offsets: uint32 `[B + 1]`.
-            cache: the draft's cache.
         """
         embedded = ops.rebind(self.embed_tokens(tokens), features.shape)
         x = self.fc(ops.concat([embedded, features], axis=-1))

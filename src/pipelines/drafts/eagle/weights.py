@@ -28,11 +28,8 @@ def eagle_state_dict(
     training code wrote it without regard to the flag.
 
     Args:
-        tensors: The checkpoint's tensors, names with or without `model.`.
         draft_config: The shape of the draft. `draft_vocab_size`, if it is there
             and not None, must be the length of `d2t`.
-        target_config: The shape of the target.
-        source: The file or folder, for the errors.
 
     Returns:
         `fc.weight` [H, 2H], `fc.bias` [H] where there is one, and the decoder layers under

@@ -75,8 +75,6 @@ class UnifiedMtpConfig(UnifiedConfig):
         """Reads the target's stack.
 
         Args:
-            pipeline_config: target and speculative configuration.
-            model_config: the target's, by default that of `pipeline_config`.
             max_seq_len: longest sequence in tokens, by default what `calculate_max_seq_len` says.
 
         Raises:

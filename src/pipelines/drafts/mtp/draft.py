@@ -33,7 +33,6 @@ class MtpDraft(Module):
     passed theirs. SGLang and TensorRT-LLM do the same, MAX hands on the state before the norm.
 
     Args:
-        config: the target's stack.
         target: the target's module, whose embedding and head it has; the checkpoint's copies are
             the same.
     """
@@ -70,9 +69,6 @@ class MtpDraft(Module):
         Args:
             tokens: int64 `[T]`, the token after each position.
             features: `[T, H]`, the feature of each position.
-            row_offsets: uint32 `[B + 1]`.
-            cache: the draft's cache.
-            mesh: the devices.
         """
         embedded, *_ = mesh.embed(self.embed_tokens, tokens)
         embedded = ops.rebind(embedded, features.shape)
@@ -90,12 +86,7 @@ class MtpDraft(Module):
         return self.norm(mesh.whole(hidden, x))
 
     def logits(self, features: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
-        """float32 `[..., V]` for features `[..., H]`.
-
-        Args:
-            features: on the first device.
-            mesh: the devices.
-        """
+        """float32 `[..., V]` for features `[..., H]`."""
         return mesh.project(self.lm_head, features).cast(DType.float32)
 
 

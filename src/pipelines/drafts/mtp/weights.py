@@ -30,8 +30,6 @@ def mtp_state_dict(
 
     Args:
         tensors: of `dequantised`, names with or without `model.`.
-        config: the target's shape.
-        source: the file or folder, for the errors.
 
     Returns:
         Tensors under the names of `MtpDraft`.
