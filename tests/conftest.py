@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(
 
 
 def _models(item: pytest.Item) -> set[str]:
-    """The models that a test compiles, by preset or fixture: none for most tests."""
+    """The models that a test compiles, by preset or fixture, or as it says: none for most tests."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     fixtures = set(getattr(item, "fixturenames", ()))
     models = {name for name in fixtures - {"demo_model"} if name.endswith("_model")}
@@ -69,6 +69,8 @@ def _models(item: pytest.Item) -> set[str]:
         models.add("llama_eagle_agreeing")
     elif "tiny_engine" in fixtures:
         models.add(str(params["engine" if "engine" in params else "name"]))
+    for mark in item.iter_markers("compiles"):
+        models.add(mark.args[0])
     if "demo_engines" in fixtures:
         models.add(f"SmolLM2 {params.get('method', 'eagle')}")
     return models

@@ -415,6 +415,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """Runs a script, and says which hidden states the model puts out."""
 
 
+@pytest.mark.compiles("SmolLM2 alone")
 def test_max_generate_writes_what_the_target_does(demo_model: Path) -> None:
     """Greedily, through the command line that a user has."""
     options = {
