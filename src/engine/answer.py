@@ -52,11 +52,7 @@ class Outbox:
             return []
 
     def give(self, outputs: list[Output]) -> None:
-        """Puts in what one step brought for open requests; called by the thread.
-
-        Args:
-            outputs: those of requests that are not open any more are left out.
-        """
+        """Puts in what one step brought for requests that are still open; called by the thread."""
         outputs = [output for output in outputs if output.request_id in self.open]
         if outputs:
             self.outputs.append(outputs)
@@ -65,11 +61,7 @@ class Outbox:
                 del self.open[output.request_id]
 
     def drop(self, request_ids: Collection[RequestID]) -> None:
-        """Forgets requests, and what waits of them; called by the thread.
-
-        Args:
-            request_ids: those that are not known do nothing.
-        """
+        """Forgets those of the requests that it has, and their outputs; called by the thread."""
         for request_id in request_ids:
             self.open.pop(request_id, None)
         for outputs in list(self.outputs):
@@ -97,11 +89,7 @@ class Answer:
         return self.context.request_id
 
     def take(self, tokens: Sequence[int], step: StepTimes) -> Output:
-        """Adds what a step brought, up to where the answer ends.
-
-        Args:
-            tokens: at least one.
-        """
+        """Adds what a step brought, at least one token, up to where the answer ends."""
         result, stream = self.result, self.stream
         taken: list[int] = []
         text = ""

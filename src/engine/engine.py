@@ -10,7 +10,6 @@ from typing import Any
 from max.driver import load_devices
 from max.engine import InferenceSession
 from max.graph.weights import SafetensorWeights
-from max.pipelines.context import EOSTracker, TextContext
 from max.pipelines.request import RequestID
 from transformers import PreTrainedTokenizerFast
 
@@ -22,12 +21,11 @@ from unispec.methods import check_num_speculative_tokens
 from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
-from unispec.pipelines.runtime.rows import make_row
 from unispec.pipelines.runtime.thinking import ThinkingTokens
-from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
 
 from .answer import Answer, Outbox
 from .config import EngineConfig
+from .factory import AnswerFactory
 from .model_files import add_weights
 from .pipeline_config import make_pipeline_config
 from .reading import read_request, read_requests
@@ -35,7 +33,6 @@ from .requests import Output, Report, Request, Step
 from .running import RunningBatch
 from .scheduler import Scheduler, check_pages
 from .steps import StepOptions
-from .text_stream import TextStream
 
 __all__ = ["Engine"]
 
@@ -53,16 +50,15 @@ class Engine:
     are for a caller with a loop of its own, such as a server.
 
     Args:
-        config: what to load.
         on_progress: gets the name of each phase of loading as it begins.
 
     Attributes:
-        tokenizer: The target's tokenizer.
-        max_length: Longest sequence, prompt and output, in tokens.
-        reads_images: Whether a request may have images.
-        eos_token_ids: Tokens that end an answer, unless its request ignores them.
-        num_pages: Cache pages in all.
-        max_speculative_tokens: Largest `num_speculative_tokens`; 0 without a draft.
+        tokenizer: the target's.
+        max_length: longest sequence, prompt and output, in tokens.
+        reads_images: whether a request may have images.
+        eos_token_ids: tokens that end an answer, unless its request ignores them.
+        num_pages: cache pages in all.
+        max_speculative_tokens: largest `num_speculative_tokens`; 0 without a draft.
 
     Raises:
         InputError: a model or draft that cannot be used.
@@ -83,9 +79,15 @@ class Engine:
         arch_config: Any = self._model_class.model_config_cls
         arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
         self._kv_params = arch.get_kv_params()
-        self._vocab_size = int(hf.get_text_config().vocab_size)
         self.eos_token_ids = read_eos_token_ids(config.model, hf)
         self.tokenizer: PreTrainedTokenizerFast = read_tokenizer(config.model, hf.model_type)
+        self._answers = AnswerFactory(
+            self._model_class,
+            hf,
+            self.tokenizer,
+            max_length=self.max_length,
+            eos_token_ids=self.eos_token_ids,
+        )
         self._thinking = (
             ThinkingTokens.of(self.tokenizer, config.thinking_tokens)
             if config.use_relaxed_acceptance_for_thinking
@@ -93,8 +95,6 @@ class Engine:
         )
         self._progress("finding the weights")
         add_weights(self._pipeline_config, config)
-        self._grammars: GrammarCompiler | None = None
-        self._compiling = threading.Lock()
         self._running: RunningBatch | None = None
         self._loading = threading.Lock()
         self._added = Outbox(goes_on=False)
@@ -242,10 +242,7 @@ class Engine:
         )
 
     def add(self, request: Request) -> RequestID:
-        """Lets a request take part from the next step on.
-
-        Args:
-            request: is checked here.
+        """Lets a request take part from the next step on, if it passes the checks.
 
         Returns:
             What its outputs are called.
@@ -279,10 +276,9 @@ class Engine:
         return self._batch().step(self._added) if self.unfinished else []
 
     def abort(self, request_id: RequestID) -> None:
-        """Takes a request of `add` out; what it held is free when this returns.
+        """Takes a request of `add` out, if it is still there; nothing follows of it.
 
-        Args:
-            request_id: nothing follows of it; one that is not known any more does nothing.
+        What it held is free when this returns.
         """
         if request_id in self._added.unfinished:
             self._batch().abort(self._added, [request_id])
@@ -301,69 +297,12 @@ class Engine:
             return self._running
 
     def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:
-        if not request.token_ids:
-            raise InputError(f"{name} is empty; give at least one token")
-        grammar = self._grammar(request.grammar)
+        answer = self._answers.make(request, name, outbox)
         try:
-            row = make_row(
-                request.sampling,
-                request.token_ids,
-                self._vocab_size,
-                logit_bias=request.logit_bias,
-                grammar=grammar,
-            )
+            check_pages(self._kv_params, answer.context.max_length, self.num_pages)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        context = self._context(name, request)
-        stream = TextStream(self.tokenizer, request.sampling.stop or ())
-        return Answer(context, row, stream, outbox)
-
-    def _context(self, name: str, request: Request) -> TextContext:
-        params = request.sampling
-        prompt = self._model_class.read_prompt(
-            self._pipeline_config.model.huggingface_config,
-            request.token_ids,
-            request.images,
-            name=name,
-        )
-        length = len(prompt.tokens)
-        if length >= self.max_length:
-            raise InputError(
-                f"{name} has {length} tokens, max_length is {self.max_length} and an answer needs"
-                " at least one more: shorten the prompt or raise max_length"
-            )
-        limit = self.max_length - length
-        max_length = length + min(params.max_new_tokens or limit, limit)
-        if params.min_new_tokens > max_length - length:
-            raise InputError(
-                f"min_new_tokens is {params.min_new_tokens}, but {name} has room for"
-                f" {max_length - length} new tokens: lower it, or raise max_new_tokens or"
-                " max_length"
-            )
-        try:
-            check_pages(self._kv_params, max_length, self.num_pages)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        ends = set(params.stop_token_ids or ())
-        # What ignores EOS under a grammar goes on until nothing else is allowed.
-        if request.grammar is not None or not params.ignore_eos:
-            ends |= self.eos_token_ids
-        return prompt.context(
-            max_length=max_length,
-            eos_tracker=EOSTracker(eos_token_ids=ends),
-            sampling_params=params,
-            vocab_size=self._vocab_size,
-        )
-
-    def _grammar(self, grammar: Grammar | None) -> GrammarState | None:
-        if grammar is None:
-            return None
-        with self._compiling:
-            if self._grammars is None:
-                self._grammars = GrammarCompiler(
-                    self.tokenizer, self._vocab_size, sorted(self.eos_token_ids)
-                )
-            return self._grammars.compile(grammar).start()
+        return answer
 
     def _count_pages(self) -> int:
         one_row = pages_per_row(self._kv_params, self.max_length)

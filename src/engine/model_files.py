@@ -46,10 +46,7 @@ def add_weights(pipeline_config: PipelineConfig, config: EngineConfig) -> None:
 
 
 def draft_files(draft: MAXModelConfig, config: EngineConfig) -> list[Path]:
-    """The draft's weight files, which are whole and hold a draft of the method.
-
-    Args:
-        config: what the user states; it has a draft model.
+    """The files of the draft that `config` has, which are whole and hold a draft of its method.
 
     Raises:
         InputError: a file is missing, damaged, of an unknown format, or of another kind of draft.

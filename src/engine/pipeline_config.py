@@ -99,9 +99,9 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
 
 def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) -> str:
     """The number format to compute in, which the target's own configuration decides."""
-    asked: dict[str, Any] = {"quantization_encoding": config.quantization_encoding}
+    requested: dict[str, Any] = {"quantization_encoding": config.quantization_encoding}
     chosen: str = family.config.choose_encoding(
-        MAXModelConfig(**location(config.model), device_specs=[device], **asked)
+        MAXModelConfig(**location(config.model), device_specs=[device], **requested)
     )
     return chosen
 

@@ -30,13 +30,9 @@ class RunningBatch:
     locked, or open to two. The thread sleeps while no step is wanted.
 
     Args:
-        pipeline: see the attribute.
-        scheduler: see the attribute.
-        options: of the steps; may be changed at any time.
-
-    Attributes:
-        pipeline: Runs a step.
-        scheduler: Says which requests it has.
+        pipeline: runs a step.
+        scheduler: says which requests it has.
+        options: may be changed at any time.
     """
 
     def __init__(
@@ -53,11 +49,7 @@ class RunningBatch:
         self._thread.start()
 
     def add(self, outbox: Outbox, answers: Sequence[Answer]) -> None:
-        """Lets requests take part from the next step on, all of them at once.
-
-        Args:
-            answers: of this outbox, not added before.
-        """
+        """Lets requests that were not added before take part from the next step on, all at once."""
         # An interrupt between the two is made good by `abort`, or by the next `step`.
         outbox.open.update({answer.request_id: answer for answer in answers})
         self._commands.put(partial(self._steps.admit, outbox))
@@ -79,11 +71,7 @@ class RunningBatch:
         return taken
 
     def abort(self, outbox: Outbox, request_ids: Collection[RequestID]) -> None:
-        """Takes requests out; returns when their pages and rows are free.
-
-        Args:
-            request_ids: of its requests; those that it does not have, or has no more, do nothing.
-        """
+        """Takes requests out that are still there; returns when their pages and rows are free."""
         if request_ids:
             self._commands.put(partial(self._steps.remove, outbox, frozenset(request_ids)))
             self._wait()

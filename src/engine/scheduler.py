@@ -20,8 +20,8 @@ def check_pages(params: KVCacheParamInterface, max_length: int, num_pages: int) 
 
     Args:
         params: the cache, or the tree of both.
-        max_length: of the request, prompt and answer.
-        num_pages: pages that running requests may reserve together.
+        max_length: of the request, prompt and answer, in tokens.
+        num_pages: what running requests may reserve together.
 
     Raises:
         InputError: it needs more pages.
@@ -41,13 +41,10 @@ class Scheduler:
     request never waits for one; until then it waits, and nothing else is disturbed.
 
     Args:
-        kv_manager: pages of both caches.
-        num_pages: see the attribute.
+        kv_manager: has the pages of both caches.
+        num_pages: what running requests may reserve together.
         max_batch_size: most rows in one step.
         max_batch_input_tokens: most new tokens in one step.
-
-    Attributes:
-        num_pages: Pages that running requests may reserve together.
     """
 
     def __init__(

@@ -50,8 +50,6 @@ class Steps:
     """All that the thread knows; nothing here is called in another one.
 
     Args:
-        pipeline: runs a step.
-        scheduler: says which requests it has.
         options: are looked at in each step.
         commands: what callers ask: calls of `admit`, `request_step`, `remove` and `end`.
     """
@@ -109,11 +107,7 @@ class Steps:
         self._waiters.append(_Waiter(outbox, self._steps_begun + 1, done))
 
     def remove(self, outbox: Outbox, request_ids: frozenset[RequestID]) -> None:
-        """Takes requests out.
-
-        Args:
-            request_ids: of its requests; those that are answered or not known do nothing.
-        """
+        """Takes those of the caller's requests out that are still there."""
         outbox.drop(request_ids)
         for request_id in request_ids:
             self._free(request_id)

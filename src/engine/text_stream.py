@@ -18,8 +18,8 @@ class TextStream:
         stop: strings that end the text; the text is cut before the first of them.
 
     Attributes:
-        text: All text so far, what is held back included.
-        stopped: Whether a stop string was found.
+        text: all text so far, what is held back included.
+        stopped: whether a stop string was found.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
