@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from graph_texts import RECORDED
 from max.graph import DeviceRef
 from max.pipelines.context import TextContext, TokenBuffer
 
@@ -17,7 +18,17 @@ from unispec.engine import EngineConfig
 from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 
-__all__ = ["BLOCKS", "CPU", "GPUS", "LAYERS", "SHAPE", "build", "on_gpus", "rows"]
+__all__ = [
+    "BLOCKS",
+    "CPU",
+    "GPUS",
+    "LAYERS",
+    "SHAPE",
+    "assert_recorded",
+    "build",
+    "on_gpus",
+    "rows",
+]
 
 LAYERS = 3
 SHAPE: dict[str, Any] = {
@@ -59,6 +70,13 @@ def build(count: int, folder: Path, parallelism: str, *options: str) -> dict[str
     assert done.returncode == 0, done.stderr
     described: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return described
+
+
+def assert_recorded(graphs: dict[str, Any], name: str) -> None:
+    """Asserts that the graphs are those of this name in `graph_texts.VIRTUAL`."""
+    expected = json.loads(RECORDED.read_text())
+    for part, found in graphs["recorded"].items():
+        assert found == expected[f"{name}: {part}"], part
 
 
 def on_gpus(folder: Path, count: int = 1, **changes: Any) -> DeepseekV3Config:

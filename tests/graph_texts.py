@@ -26,7 +26,16 @@ from tiny import PRESETS, TinyPair
 
 from unispec.engine import Engine, EngineConfig
 
-__all__ = ["GRAPHS", "RECORDED", "VIRTUAL", "Built", "describe", "virtual"]
+__all__ = [
+    "GRAPHS",
+    "RECORDED",
+    "VIRTUAL",
+    "Built",
+    "build",
+    "describe",
+    "nothing_compiled",
+    "weight_type",
+]
 
 MAX_S_OWN = "ragged_logprobs"
 """The graph that MAX's mixin loads beside that of a model."""
@@ -43,7 +52,7 @@ class Built(Exception):
         self.weights = dict(sorted(weights.items()))
 
 
-def _type(weight: Any) -> str:
+def weight_type(weight: Any) -> str:
     """Number format and shape of a NumPy array, or of one of MAX's buffers."""
     dtype = getattr(weight.dtype, "name", str(weight.dtype))
     return f"{dtype} {[int(size) for size in weight.shape]}"
@@ -59,7 +68,7 @@ def nothing_compiled() -> Iterator[None]:
         # A graph alone would be shown without its subgraphs.
         text = str(getattr(model, "module", model).mlir_module)
         weights = options.get("weights_registry") or {}
-        raise Built(text, {name: _type(weight) for name, weight in weights.items()})
+        raise Built(text, {name: weight_type(weight) for name, weight in weights.items()})
 
     names = ("load", "load_all", "compile_reusing_mefs")
     before = {name: getattr(InferenceSession, name) for name in names}
@@ -124,12 +133,18 @@ GRAPHS: Mapping[str, Callable[[Path], None]] = {
 VIRTUAL: Mapping[str, tuple[str, ...]] = {
     "one GPU": ("1", "tensor"),
     "2 GPUs share all": ("2", "tensor"),
+    "8 GPUs share all": ("8", "tensor"),
     "2 GPUs have some experts each": ("2", "expert"),
+    "8 GPUs have one expert each": ("8", "expert"),
     "one GPU, late masks": ("1", "tensor", "--late-masks"),
-    "one GPU, FP8": ("1", "tensor", "--fp8"),
+    "2 GPUs have some experts each, late masks": ("2", "expert", "--late-masks"),
+    "2 GPUs share all, FP8": ("2", "tensor", "--fp8"),
     "2 GPUs have some experts each, FP8": ("2", "expert", "--fp8"),
 }
-"""DeepSeek-V3 on GPUs that are not there: arguments of `virtual_gpus.py`."""
+"""DeepSeek-V3 on GPUs that are not there: arguments of `virtual_gpus.py`.
+
+The tests in `gpus/`, which build these graphs anyway, hold them against what is recorded.
+"""
 
 
 def build(name: str) -> Built:

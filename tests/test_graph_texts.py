@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import pytest
-from graph_texts import GRAPHS, RECORDED, VIRTUAL, build, describe, virtual
+from graph_texts import GRAPHS, RECORDED, VIRTUAL, build, describe
 
 EXPECTED: dict[str, dict[str, Any]] = json.loads(RECORDED.read_text())
 
@@ -24,9 +24,3 @@ def test_every_graph_is_recorded() -> None:
 def test_a_graph_is_the_recorded_one(name: str) -> None:
     built = build(name)
     assert describe(built.text, built.weights) == EXPECTED[name]
-
-
-@pytest.mark.parametrize("name", VIRTUAL)
-def test_a_graph_for_gpus_is_the_recorded_one(name: str) -> None:
-    for part, built in virtual(name).items():
-        assert describe(built.text, built.weights) == EXPECTED[f"{name}: {part}"], part

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graph_texts import describe, weight_type
 from max.driver import (
     DeviceSpec,
     load_devices,
@@ -85,18 +86,19 @@ def main(
         InferenceSession(devices=load_devices(gpus)).compile(built)
         print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr)
     built_alone = build_graph(alone)
-    if texts is not None:
-        for name, one, module in (("unified", built, unified), ("alone", built_alone, alone)):
-            (texts / f"{name}.txt").write_text(str(one.module.mlir_module))
-            weights = {
-                key: f"{weight.dtype.name} {[int(size) for size in weight.shape]}"
-                for key, weight in module.state_dict().items()
-            }
+    recorded = {}
+    for name, one, module in (("unified", built, unified), ("alone", built_alone, alone)):
+        text = str(one.module.mlir_module)
+        weights = {key: weight_type(weight) for key, weight in sorted(module.state_dict().items())}
+        recorded[name] = describe(text, weights)
+        if texts is not None:
+            (texts / f"{name}.txt").write_text(text)
             (texts / f"{name}.json").write_text(json.dumps(weights))
     # What a graph puts out is verified with all that it is made of.
     print(
         json.dumps(
             {
+                "recorded": recorded,
                 "unified": described(built),
                 "alone": described(built_alone),
                 # Types only: MAX casts no values where devices are virtual.

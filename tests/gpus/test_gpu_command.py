@@ -39,9 +39,7 @@ def generate(folder: Path, arch: str, *options: str) -> subprocess.CompletedProc
     ("arch", "options", "dtype"),
     [
         ("sm_90a", (), "float8_e4m3fn"),
-        ("sm_90a", ("--quantization-encoding", "float8_e4m3fn"), "float8_e4m3fn"),
         ("sm_90a", ("--quantization-encoding", "bfloat16"), "bfloat16"),
-        ("sm_80", (), "bfloat16"),
     ],
 )
 def test_the_target_decides_what_is_computed_in(

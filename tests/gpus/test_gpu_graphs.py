@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from deepseek_gpus import CPU, GPUS, LAYERS, SHAPE, build, on_gpus, rows
+from deepseek_gpus import CPU, GPUS, LAYERS, SHAPE, assert_recorded, build, on_gpus, rows
+from graph_texts import VIRTUAL
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_deepseek
 
@@ -22,25 +23,23 @@ COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 class Built(NamedTuple):
     """What `virtual_gpus.py` says of the graphs of some GPUs."""
 
+    name: str
+    """In `graph_texts.VIRTUAL`."""
     count: int
     spread: bool
     """Whether each GPU has rows of its own and some of the experts."""
     graphs: dict[str, Any]
 
 
-SHARED = [
-    pytest.param((1, "tensor"), id="one GPU"),
-    pytest.param((2, "tensor"), id="2 share all"),
-    pytest.param((8, "tensor"), id="8 share all"),
-    pytest.param((2, "expert"), id="2 have some experts each"),
-    pytest.param((8, "expert"), id="8 have one expert each"),
-]
-
-
-@pytest.fixture(scope="module", params=SHARED)
+@pytest.fixture(scope="module", params=[name for name in VIRTUAL if "," not in name])
 def built(request: pytest.FixtureRequest, folder: Path) -> Built:
-    count, parallelism = request.param
-    return Built(count, parallelism == "expert", build(count, folder, parallelism))
+    count, parallelism = VIRTUAL[request.param]
+    graphs = build(int(count), folder, parallelism)
+    return Built(request.param, int(count), parallelism == "expert", graphs)
+
+
+def test_the_graphs_are_the_recorded_ones(built: Built) -> None:
+    assert_recorded(built.graphs, built.name)
 
 
 def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool, spread: bool) -> list[Any]:
@@ -85,7 +84,7 @@ def expected_inputs(count: int, caches: dict[str, int], *, drafts: bool, spread:
 
 @pytest.mark.parametrize(("name", "caches"), [("alone", 1), ("unified", 2)])
 def test_inputs_stand_in_the_documented_order(built: Built, name: str, caches: int) -> None:
-    count, spread, graphs = built
+    _, count, spread, graphs = built
     depths = dict(list({"target": LAYERS, "draft": 1}.items())[:caches])
     expected = expected_inputs(count, depths, drafts=caches == 2, spread=spread)
     inputs = graphs[name]["inputs"]
@@ -104,7 +103,7 @@ def test_inputs_stand_in_the_documented_order(built: Built, name: str, caches: i
 def test_devices_speak_with_each_other_only_if_there_are_several(built: Built) -> None:
     """Two sums a layer that is shared, or experts far away, in the draft's loop and before it;
     target layers are subgraphs and not counted."""
-    count, spread, graphs = built
+    _, count, spread, graphs = built
     collectives = graphs["unified"]["collectives"]
     if count == 1:
         assert set(collectives.values()) == {0}
@@ -117,10 +116,13 @@ def test_devices_speak_with_each_other_only_if_there_are_several(built: Built) -
     assert graphs["alone"]["collectives"]["allgather"] == 1
 
 
-@pytest.mark.parametrize(("count", "parallelism"), [(1, "tensor"), (2, "expert")])
-def test_masks_may_come_late(folder: Path, count: int, parallelism: str) -> None:
+@pytest.mark.parametrize("name", [name for name in VIRTUAL if name.endswith("late masks")])
+def test_masks_may_come_late(folder: Path, name: str) -> None:
     """Behind the target the first GPU waits for them, copies them and reads the copy."""
-    described = build(count, folder, parallelism, "--late-masks")["unified"]
+    count, *options = VIRTUAL[name]
+    graphs = build(int(count), folder, *options)
+    assert_recorded(graphs, name)
+    described = graphs["unified"]
     inputs = described["inputs"]
     mask = ["batch", "num_positions", "8"]  # a bit for each of 256 tokens
     assert inputs[-3:] == [
@@ -172,7 +174,7 @@ def test_all_weights_of_the_checkpoint_are_loaded(built: Built, folder: Path) ->
 
 def test_every_device_has_its_part(built: Built) -> None:
     """Of all layers, or of the experts, beside which each device has the shared one."""
-    count, spread, graphs = built
+    _, count, spread, graphs = built
     parts = 1 if spread else count
     heads, inner, hidden = SHAPE["heads"] // parts, 32 // parts, 64
     experts = 8 // count + 1 if spread else 8

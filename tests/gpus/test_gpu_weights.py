@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deepseek_gpus import BLOCKS, CPU, LAYERS, SHAPE, build, on_gpus
+from deepseek_gpus import BLOCKS, CPU, LAYERS, SHAPE, assert_recorded, build, on_gpus
 from max.driver import DeviceSpec
 from max.dtype import DType
 from max.graph import Weight
@@ -51,6 +51,8 @@ def test_fp8_matrices_stay_fp8_where_gpus_compute_with_them(
 ) -> None:
     """The graphs of two GPUs; scales have their matrices' names."""
     graphs = build(2, fp8_folder, parallelism)
+    how = "have some experts each" if parallelism == "expert" else "share all"
+    assert_recorded(graphs, f"2 GPUs {how}, FP8")
     weights = graphs["weights"]
     tensors = load_torch(fp8_folder / "model.safetensors")
     scales = {name: tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")}
