@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from max.driver import DeviceSpec, accelerator_count
 from max.pipelines.lib import (
@@ -15,7 +15,6 @@ from max.pipelines.lib import (
 )
 from max.pipelines.speculative import SpeculativeConfig
 from pydantic import ValidationError
-from transformers import PretrainedConfig
 
 from unispec.checkpoints.draft_config import adopt, read_draft_config
 from unispec.checkpoints.model_config import model_config, read_config_object
@@ -29,15 +28,13 @@ from unispec.pipelines.architectures.registry import (
     check_target,
     find,
 )
+from unispec.pipelines.runtime.lengths import longest_sequence
 from unispec.pipelines.unified.target import TargetFamily
 
 from .config import EngineConfig
 from .model_files import add_weights, draft_files, location
 
 __all__ = ["make_pipeline_config"]
-
-_MAX_POSITIONS: Final = 2**24
-"""How many positions float32 tells apart."""
 
 
 def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> PipelineConfig:
@@ -56,7 +53,7 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     pair = find(keys.get("model_type"), config.speculative_method, source=model)
     hf_config = model_config(keys, model)
     check_target(pair.family, hf_config, source=model)
-    _check_length(config, hf_config)
+    longest_sequence(hf_config, config.max_length, source=config.model)
     shared: dict[str, Any] = {
         "device_specs": [device],
         "quantization_encoding": _encoding(config, pair.family, device),
@@ -104,21 +101,6 @@ def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) ->
         MAXModelConfig(**location(config.model), device_specs=[device], **requested)
     )
     return chosen
-
-
-def _check_length(config: EngineConfig, hf_config: PretrainedConfig) -> None:
-    limit = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
-    if config.max_length is not None and limit is not None and config.max_length > limit:
-        raise InputError(
-            f"max_length {config.max_length} is beyond the model's max_position_embeddings"
-            f" {limit}; choose at most {limit}"
-        )
-    longest = config.max_length or limit
-    if longest is not None and longest > _MAX_POSITIONS:
-        raise InputError(
-            f"max_position_embeddings {limit} of {config.model} is beyond the {_MAX_POSITIONS}"
-            f" positions that float32 tells apart; give a max_length of at most {_MAX_POSITIONS}"
-        )
 
 
 def _speculative(config: EngineConfig) -> SpeculativeConfig | None:

@@ -30,6 +30,7 @@ from unispec.pipelines.speculative.step import VOID_TOKEN
 
 from .batch import BatchBuilder
 from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copies
+from .lengths import longest_sequence
 from .plan import default_memory_plan
 from .prompts import Prompt
 
@@ -155,14 +156,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         Raises:
             InputError: `max_length` is beyond the target's `max_position_embeddings`.
         """
-        limit = int(huggingface_config.get_text_config().max_position_embeddings)
-        asked = pipeline_config.model.max_length
-        if asked is not None and asked > limit:
-            raise InputError(
-                f"max_length {asked} is beyond the model's max_position_embeddings {limit};"
-                f" choose at most {limit}"
-            )
-        return asked or limit
+        model = pipeline_config.model
+        return longest_sequence(huggingface_config, model.max_length, source=model.model_name)
 
     @classmethod
     def read_prompt(
