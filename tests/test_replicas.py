@@ -67,9 +67,9 @@ def replicas_model(session: InferenceSession, params: KVCacheParams) -> Model:
             extra={**extra, "ep_inputs": []}, draft_tokens=drafts.tensor, copies=[copies]
         )
         mesh = Replicas.of(step, cache, {"signal_buffers": (), "copies": copies})
-        parts = mesh.parts([x.tensor], merged_offsets.tensor, cache)
+        parts = mesh.scatter([x.tensor], merged_offsets.tensor, cache)
         assert [copy is part for copy, part in zip(copies, parts.caches, strict=True)] == [1, 1]
-        doubled = mesh.whole([part * 2 for part in parts.xs], x.tensor)
+        doubled = mesh.gather([part * 2 for part in parts.xs], x.tensor)
 
         def unfinished(round_: TensorValue, *state: TensorValue) -> TensorValue:
             return round_ < ROUNDS
@@ -80,7 +80,7 @@ def replicas_model(session: InferenceSession, params: KVCacheParams) -> Model:
             view = grown_view(cache, lengths, 1)
             width = lengths.shape[0] + 1
             ramp = ops.range(0, width, 1, out_dim=width, dtype=DType.uint32, device=REF)
-            own = mesh.parts([feature], ramp, view)
+            own = mesh.scatter([feature], ramp, view)
             for copy, seen in zip(copies, own.caches, strict=True):
                 assert seen.attention_dispatch_metadata is copy.draft_attention_dispatch_metadata
                 assert seen.mla_num_partitions is copy.draft_mla_num_partitions
@@ -93,7 +93,7 @@ def replicas_model(session: InferenceSession, params: KVCacheParams) -> Model:
                 + offsets[-1].cast(DType.float32) * 1000
                 for part, offsets, copy in zip(own.xs, own.row_offsets, own.caches, strict=True)
             ]
-            return [round_ + 1, mesh.whole(added, feature).rebind(feature.shape), lengths + 1]
+            return [round_ + 1, mesh.gather(added, feature).rebind(feature.shape), lengths + 1]
 
         begin = ops.constant(0, DType.int64, REF)
         first = ops.broadcast_to(

@@ -18,7 +18,7 @@ from unispec.pipelines.speculative.step import StepInputs
 from unispec.pipelines.targets.deepseek import kernels
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.layers import DecoderLayer
-from unispec.pipelines.targets.deepseek.mesh import ALONE, Mesh
+from unispec.pipelines.targets.deepseek.mesh import Mesh
 from unispec.pipelines.targets.deepseek.replicas import mesh_of
 from unispec.pipelines.targets.deepseek.rope import rotary_embedding
 from unispec.pipelines.targets.deepseek.stack import DeepseekV3
@@ -62,7 +62,7 @@ class MtpDraft(Module):
         features: TensorValue,
         row_offsets: TensorValue,
         cache: PagedCacheValues,
-        mesh: Mesh = ALONE,
+        mesh: Mesh,
     ) -> TensorValue:
         """Runs the draft over ragged rows; `[T, H]`, features for the rows that follow.
 
@@ -73,19 +73,19 @@ class MtpDraft(Module):
         embedded, *_ = mesh.embed(self.embed_tokens, tokens)
         embedded = ops.rebind(embedded, features.shape)
         x = self.eh_proj(ops.concat([self.enorm(embedded), self.hnorm(features)], axis=-1))
-        parts, offsets, caches = mesh.parts([x], row_offsets, cache)
+        scattered, offsets, caches = mesh.scatter([x], row_offsets, cache)
         hidden = self.layer(
             layer_index(0),
-            parts,
+            scattered,
             caches,
             [self.rope.freqs_cis.to(device) for device in self.devices],
             offsets,
             kernels.prefill_plans(self.layer.attention, offsets, caches, mesh.context_lengths),
-            mesh.layer_inputs,
+            mesh.communication,
         )
-        return self.norm(mesh.whole(hidden, x))
+        return self.norm(mesh.gather(hidden, x))
 
-    def logits(self, features: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
+    def logits(self, features: TensorValue, mesh: Mesh) -> TensorValue:
         """float32 `[..., V]` for features `[..., H]`."""
         return mesh.project(self.lm_head, features).cast(DType.float32)
 

@@ -173,20 +173,20 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         Raises:
             InputError: an encoding that the stack or the device does not support.
         """
-        asked, specs = model_config.quantization_encoding, model_config.device_specs
-        if asked not in (None, FP8):
-            return choose_encoding(asked, specs, cls.SUPPORTED_ENCODINGS)
+        requested, specs = model_config.quantization_encoding, model_config.device_specs
+        if requested not in (None, FP8):
+            return choose_encoding(requested, specs, cls.SUPPORTED_ENCODINGS)
         hf, source = text_config(model_config), model_config.model_name
-        stated: Any = model_config.huggingface_config
+        full_config: Any = model_config.huggingface_config
         check_stack(hf, source)
-        block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
+        block = read_fp8_block(hf, source) or read_fp8_block(full_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in specs]
         obstacle = fp8_obstacle(hf, block, devices, spread=spread)
         if obstacle is None:
             return FP8
-        if asked is not None:
+        if requested is not None:
             raise InputError(
-                f"quantization encoding {asked!r} of {source} is not possible: {obstacle}; use"
+                f"quantization encoding {requested!r} of {source} is not possible: {obstacle}; use"
                 " 'bfloat16' on GPUs or 'float32' on a CPU, for which FP8 is dequantised"
             )
         return choose_encoding(None, specs, cls.SUPPORTED_ENCODINGS)
@@ -246,7 +246,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """
         model_config = model_config or pipeline_config.model
         hf, source = text_config(model_config), model_config.model_name
-        stated: Any = model_config.huggingface_config
+        full_config: Any = model_config.huggingface_config
         check_sizes(hf, source)
         check_stack(hf, source)
         check_routing(hf, source)
@@ -254,8 +254,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model_config.device_specs]
         check_placement(devices)
         # A model that sees images may state it beside the part for the text.
-        fp8_block = read_fp8_block(hf, source) or read_fp8_block(stated, source)
-        group_size = read_int4_group_size(hf, source) or read_int4_group_size(stated, source)
+        fp8_block = read_fp8_block(hf, source) or read_fp8_block(full_config, source)
+        group_size = read_int4_group_size(hf, source) or read_int4_group_size(full_config, source)
         predicted = getattr(hf, "num_nextn_predict_layers", None)
         spread = spread_over(pipeline_config, model_config, hf, devices)
         encoding = cls.choose_encoding(model_config, spread=spread)

@@ -27,16 +27,16 @@ takes as long as reading the expert."""
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Which token stands where. S places in tiles; only the first `count` tiles have tokens."""
+    """Which token stands where. S slots in tiles; only the first `count` tiles have tokens."""
 
     count: TensorValue
     """int64 scalar on the CPU."""
     ends: TensorValue
     """int64 `[E]`: the tile after each expert's last one."""
     tokens: TensorValue
-    """int64 `[S]`: which token; any at places that are not filled."""
+    """int64 `[S]`: which token; any at slots that are not filled."""
     weights: TensorValue
-    """float32 `[S]`: of the token's expert; 0 at places that are not filled."""
+    """float32 `[S]`: of the token's expert; 0 at slots that are not filled."""
 
 
 class TiledExperts(Module):
@@ -78,12 +78,12 @@ class TiledExperts(Module):
             down_proj: TensorValue,
         ) -> list[TensorValue]:
             expert = ops.sum((tiles.ends <= tile).cast(DType.int64), axis=0).reshape([1])
-            places = tile * _TILE + within
-            tokens = ops.gather(tiles.tokens, places, axis=0)  # [tile]
+            slots = tile * _TILE + within
+            tokens = ops.gather(tiles.tokens, slots, axis=0)  # [tile]
             gate_up = ops.gather(x, tokens, axis=0) @ _one(gate_up_proj, expert).T
             gate, up = ops.split(gate_up, [self.inner, self.inner], axis=-1)  # [tile, I] each
             result = (ops.silu(gate) * up) @ _one(down_proj, expert).T  # [tile, H]
-            weight = ops.gather(tiles.weights, places, axis=0).cast(x.dtype)
+            weight = ops.gather(tiles.weights, slots, axis=0).cast(x.dtype)
             result = result * ops.unsqueeze(weight, 1)
             output = ops.scatter_nd_add(output, result, ops.unsqueeze(tokens, 1))
             return [tile + 1, count, ops.rebind(output, x.shape), gate_up_proj, down_proj]
@@ -101,7 +101,7 @@ def _one(stacked: TensorValue, expert: TensorValue) -> TensorValue:
 
 
 def _fill_tiles(chosen: TensorValue, weights: TensorValue, num_experts: int) -> _Tiles:
-    """Gives every pair of token and expert a place in its expert's tiles.
+    """Gives every pair of token and expert a slot in its expert's tiles.
 
     Args:
         chosen: int64 `[T, k]`, the experts of each token.
@@ -117,16 +117,16 @@ def _fill_tiles(chosen: TensorValue, weights: TensorValue, num_experts: int) -> 
     used = ops.sum(is_here, axis=0).reshape([num_experts])
     ends = ops.cumsum((used + (_TILE - 1)) // _TILE, axis=0)  # [E]
     starts = ends - (used + (_TILE - 1)) // _TILE
-    place = ops.sum(is_here * (so_far - 1 + starts * _TILE), axis=1)  # [P, 1]
+    slot = ops.sum(is_here * (so_far - 1 + starts * _TILE), axis=1)  # [P, 1]
 
     ids = ops.range(0, Dim(pairs), 1, out_dim=pairs, dtype=int64, device=device) // per_token
-    places = pairs + num_experts * (_TILE - 1)  # S: no expert leaves a whole tile unfilled
-    no_token = ops.broadcast_to(ops.constant(0, int64, device=device), [places])
-    no_weight = ops.broadcast_to(ops.constant(0.0, DType.float32, device=device), [places])
-    place = place.reshape([pairs, 1])
+    slots = pairs + num_experts * (_TILE - 1)  # S: no expert leaves a whole tile unfilled
+    no_token = ops.broadcast_to(ops.constant(0, int64, device=device), [slots])
+    no_weight = ops.broadcast_to(ops.constant(0.0, DType.float32, device=device), [slots])
+    slot = slot.reshape([pairs, 1])
     return _Tiles(
         count=ops.max(ends, axis=0).reshape([]).to(DeviceRef.CPU()),
         ends=ends,
-        tokens=ops.scatter_nd(no_token, ids, place),
-        weights=ops.scatter_nd(no_weight, weights.reshape([pairs]), place),
+        tokens=ops.scatter_nd(no_token, ids, slot),
+        weights=ops.scatter_nd(no_weight, weights.reshape([pairs]), slot),
     )

@@ -80,14 +80,14 @@ def fp8_obstacle(
     if hf.q_lora_rank is None:
         return "q_lora_rank is not set"
     query = hf.qk_nope_head_dim + hf.qk_rope_head_dim
-    parts = 1 if spread else len(devices)
+    shares = 1 if spread else len(devices)
     sizes = {
         "hidden_size": hf.hidden_size,
         "q_lora_rank": hf.q_lora_rank,
-        "the width of a device's queries": hf.num_attention_heads * query / parts,
-        "the width of a device's values": hf.num_attention_heads * hf.v_head_dim / parts,
-        "a device's part of intermediate_size": hf.intermediate_size / parts,
-        "a device's part of moe_intermediate_size": hf.moe_intermediate_size / parts,
+        "the width of a device's queries": hf.num_attention_heads * query / shares,
+        "the width of a device's values": hf.num_attention_heads * hf.v_head_dim / shares,
+        "a device's part of intermediate_size": hf.intermediate_size / shares,
+        "a device's part of moe_intermediate_size": hf.moe_intermediate_size / shares,
     }
     for name, size in sizes.items():
         if size % _BLOCK:

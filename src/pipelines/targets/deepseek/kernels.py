@@ -165,7 +165,7 @@ def through_mlps(
     Args:
         mlps: `experts` or `mlp`, one a device.
         xs: `[T, H]` each.
-        ep_inputs: as in `LayerInputs`.
+        ep_inputs: as in `Communication`.
     """
     first = mlps[0]
     if not isinstance(first, MoE) or not ep_inputs:

@@ -10,7 +10,7 @@ from max.nn.kv_cache import PagedCacheValues
 
 from . import kernels
 from .config import DeepseekV3Config
-from .mesh import LayerInputs
+from .mesh import Communication
 
 __all__ = ["DecoderLayer"]
 
@@ -43,7 +43,7 @@ class DecoderLayer(Module):
         freqs_cis: Sequence[TensorValue],
         row_offsets: Sequence[TensorValue],
         plans: Sequence[Sequence[TensorValue]],
-        shared: LayerInputs,
+        communication: Communication,
     ) -> list[TensorValue]:
         """Runs the layer over ragged rows and writes their cache entries; all lists by device.
 
@@ -52,7 +52,6 @@ class DecoderLayer(Module):
             caches: the stack's; row b is written from `cache.cache_lengths[b]` on.
             freqs_cis: `[positions, qk_rope_head_dim]` each, the rotary table.
             plans: those of `kernels.prefill_plans`.
-            shared: what the devices speak through.
 
         Returns:
             `[T, H]` each.
@@ -70,9 +69,11 @@ class DecoderLayer(Module):
                 strict=True,
             )
         ]
-        xs = _added(xs, shared.sum(attended))
+        xs = _added(xs, communication.sum(attended))
         normed = [norm(x) for norm, x in zip(self._mlp_norms, xs, strict=True)]
-        return _added(xs, shared.sum(kernels.through_mlps(self.mlps, normed, shared.ep_inputs)))
+        return _added(
+            xs, communication.sum(kernels.through_mlps(self.mlps, normed, communication.ep_inputs))
+        )
 
 
 def _added(xs: Sequence[TensorValue], changes: Sequence[TensorValue]) -> list[TensorValue]:

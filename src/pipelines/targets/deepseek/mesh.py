@@ -1,4 +1,4 @@
-"""The devices of a step: how values reach all of them, and how their parts become one."""
+"""The devices of a step: what each of them works on, and how they exchange values."""
 
 from __future__ import annotations
 
@@ -12,29 +12,25 @@ from max.nn.kv_cache import PagedCacheValues
 
 from unispec.kv_cache.views import on_device_of
 
-__all__ = ["ALONE", "LayerInputs", "Mesh", "Parts"]
+__all__ = ["ALONE", "Communication", "DeviceInputs", "Mesh"]
 
 
-class LayerInputs(NamedTuple):
-    """What the devices of a layer speak through."""
+class Communication(NamedTuple):
+    """What the devices exchange values through inside a layer."""
 
     signal_buffers: list[BufferValue]
-    """uint8, one a device, where the layer's parts are summed; empty where they are not."""
+    """uint8, one a device, where what the devices made of a layer is summed; else empty."""
     ep_inputs: list[Value[Any]]
     """Of `max.nn.comm.ep`, where each device has some of the experts; empty where it has none."""
 
-    def sum(self, parts: Sequence[TensorValue]) -> list[TensorValue]:
-        """What each device adds to its hidden states: the sum of all devices' parts, or its own.
-
-        Args:
-            parts: `[T, H]`, one a device.
-        """
+    def sum(self, changes: Sequence[TensorValue]) -> list[TensorValue]:
+        """What each device adds to its `[T, H]`: the sum of all devices' changes, or its own."""
         if not self.signal_buffers:
-            return list(parts)
-        return ops.allreduce.sum(parts, self.signal_buffers)
+            return list(changes)
+        return ops.allreduce.sum(changes, self.signal_buffers)
 
 
-class Parts(NamedTuple):
+class DeviceInputs(NamedTuple):
     """What each device works on; all lists by device."""
 
     xs: list[TensorValue]
@@ -61,38 +57,34 @@ class Mesh:
     """int32 `[1]` on the host, one a device: cached tokens that a prefill may read, in pages."""
 
     @property
-    def layer_inputs(self) -> LayerInputs:
-        """What a layer needs to speak with the other devices."""
-        return LayerInputs(list(self.signal_buffers), [])
+    def communication(self) -> Communication:
+        """What a layer exchanges values through."""
+        return Communication(list(self.signal_buffers), [])
 
-    def parts(
+    def scatter(
         self, xs: Sequence[TensorValue], row_offsets: TensorValue, cache: PagedCacheValues
-    ) -> Parts:
+    ) -> DeviceInputs:
         """What each device works on: here all of it.
 
         Args:
             xs: `[T, H]`, ragged, on every device or on the first one.
             row_offsets: uint32 `[B + 1]`, on the first device.
-            cache: the stack's cache, or a `grown_view` of it.
+            cache: the first device's, or a `grown_view` of it.
         """
-        copies = list(xs) if len(xs) > 1 else self.everywhere(xs[0])
-        return Parts(copies, self.everywhere(row_offsets), self._caches(cache))
+        copies = list(xs) if len(xs) > 1 else self.broadcast(xs[0])
+        return DeviceInputs(copies, self.broadcast(row_offsets), self._caches(cache))
 
-    def whole(self, parts: Sequence[TensorValue], like: TensorValue) -> TensorValue:
-        """What the devices made of their parts, on the first one.
+    def gather(self, xs: Sequence[TensorValue], like: TensorValue) -> TensorValue:
+        """What the devices made of what was scattered, on the first one.
 
         Args:
-            parts: one a device.
-            like: `[T, ...]`, whatever was parted; its T is the result's.
+            xs: one a device.
+            like: `[T, ...]`, what was scattered; its T is the result's.
         """
-        return parts[0]
+        return xs[0]
 
-    def everywhere(self, value: TensorValue) -> list[TensorValue]:
-        """A value of the first device, on each of them.
-
-        Args:
-            value: of any shape and dtype.
-        """
+    def broadcast(self, value: TensorValue) -> list[TensorValue]:
+        """A value of the first device, on each of them."""
         if not self.signal_buffers:
             return [value]
         return ops.distributed_broadcast(value, self.signal_buffers)
@@ -104,7 +96,7 @@ class Mesh:
         first, *others = self.copies
         if view is first:
             return list(self.copies)
-        _, *lengths = self.everywhere(view.cache_lengths)
+        _, *lengths = self.broadcast(view.cache_lengths)
         return [
             view,
             *(on_device_of(copy, view, own) for copy, own in zip(others, lengths, strict=True)),
@@ -113,11 +105,10 @@ class Mesh:
     def embed(
         self, embedding: Embedding | VocabParallelEmbedding, tokens: TensorValue
     ) -> list[TensorValue]:
-        """`[T, H]` for int64 `[T]`, on each device.
+        """`[T, H]` on each device for int64 `[T]` on the first.
 
         Args:
-            embedding: whole on one device, or a part of its rows on each.
-            tokens: on the first device.
+            embedding: on one device, or a part of its rows on each.
         """
         if isinstance(embedding, VocabParallelEmbedding):
             return embedding(tokens, self.signal_buffers)
@@ -127,10 +118,10 @@ class Mesh:
         """`[..., V]` for `[..., H]`, on the first device.
 
         Args:
-            head: whole on one device, or a part of its rows on each.
+            head: on one device, or a part of its rows on each.
         """
         if isinstance(head, ColumnParallelLinear):
-            return head(self.everywhere(hidden), self.signal_buffers)[0]
+            return head(self.broadcast(hidden), self.signal_buffers)[0]
         return head(hidden)
 
 

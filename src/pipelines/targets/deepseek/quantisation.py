@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from unispec.checkpoints.quantisation import check_plain, stated_quantisation
 from unispec.errors import InputError
+from unispec.pipelines.layers.fields import positive_integer
 
 __all__ = ["USE_QUANTISED", "read_fp8_block", "read_int4_group_size"]
 
@@ -29,13 +30,13 @@ def read_fp8_block(hf: Any, source: str) -> tuple[int, int] | None:
     Raises:
         InputError: another quantisation.
     """
-    stated = stated_quantisation(hf)
-    if not stated or stated.get("quant_method") == _PACKED:
+    quantisation = stated_quantisation(hf)
+    if not quantisation or quantisation.get("quant_method") == _PACKED:
         return None
-    block: Any = stated.get("weight_block_size")
+    block: Any = quantisation.get("weight_block_size")
     is_pair = isinstance(block, list | tuple) and len(block) == 2
     in_blocks = is_pair and all(isinstance(size, int) and size > 0 for size in block)
-    if stated.get("quant_method") != "fp8" or not in_blocks:
+    if quantisation.get("quant_method") != "fp8" or not in_blocks:
         check_plain(hf, source, use=USE_QUANTISED)
     return int(block[0]), int(block[1])
 
@@ -48,10 +49,10 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
     Raises:
         InputError: more than one scheme, or one that is not symmetric int4 in groups.
     """
-    stated = stated_quantisation(hf)
-    if stated.get("quant_method") != _PACKED:
+    quantisation = stated_quantisation(hf)
+    if quantisation.get("quant_method") != _PACKED:
         return None
-    groups = stated.get("config_groups")
+    groups = quantisation.get("config_groups")
     schemes = list(groups.values()) if isinstance(groups, dict) else []
     if len(schemes) != 1 or not isinstance(schemes[0], dict):
         raise InputError(
@@ -65,7 +66,7 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
             f"weights {weights!r} in quantization_config of {source} is no scheme; {USE_QUANTISED}"
         )
     found = {
-        "format": scheme.get("format") or stated.get("format"),
+        "format": scheme.get("format") or quantisation.get("format"),
         "input_activations": scheme.get("input_activations"),
         # What compressed-tensors assumes of a scheme with groups.
         "type": "int",
@@ -80,9 +81,4 @@ def read_int4_group_size(hf: Any, source: str) -> int | None:
                 f" {supported!r}; {USE_QUANTISED}"
             )
     size = weights.get("group_size")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InputError(
-            f"group_size {size!r} in quantization_config of {source} is no positive integer;"
-            " correct its config.json"
-        )
-    return size
+    return positive_integer("group_size", size, f"quantization_config of {source}")

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from unispec.kv_cache.views import on_device_of
 from unispec.pipelines.speculative.step import StepInputs
 
-from .mesh import LayerInputs, Mesh, Parts
+from .mesh import Communication, DeviceInputs, Mesh
 
 __all__ = ["Replicas", "mesh_of"]
 
@@ -55,12 +55,7 @@ class Replicas(Mesh):
 
     @classmethod
     def of(cls, step: StepInputs, cache: PagedCacheValues, shared: dict[str, Any]) -> Self:
-        """The replicas of a step.
-
-        Args:
-            cache: one of its caches.
-            shared: the fields of `Mesh`.
-        """
+        """The replicas of a step and of one of its caches, given the fields of `Mesh`."""
         (row_splits,) = step.extra["data_parallel_splits"]
         (row_offsets,) = step.extra["host_input_row_offsets"]
         splits = row_splits.tensor
@@ -76,45 +71,39 @@ class Replicas(Mesh):
         )
 
     @property
-    def layer_inputs(self) -> LayerInputs:
+    def communication(self) -> Communication:
         """A layer sums nothing: a token's attention and experts are whole on its device."""
-        return LayerInputs([], list(self.ep_inputs))
+        return Communication([], list(self.ep_inputs))
 
-    def parts(
+    def scatter(
         self, xs: Sequence[TensorValue], row_offsets: TensorValue, cache: PagedCacheValues
-    ) -> Parts:
+    ) -> DeviceInputs:
         """What each device works on: its rows.
 
         Args:
             xs: `[T, H]`, ragged, on every device or on the first one; T is the step's merged
                 tokens, or one token a row.
             row_offsets: uint32 `[B + 1]`, on the first device.
-            cache: the stack's cache, or a `grown_view` of it.
+            cache: the first device's, or a `grown_view` of it.
         """
         one_a_row = xs[0].shape[0] == cache.cache_lengths.shape[0]
-        parts = []
-        offsets = []
+        own_xs, offsets = [], []
         for index, (device, rows) in enumerate(self._replicas()):
             x = xs[min(index, len(xs) - 1)]
             if one_a_row:
-                parts.append(_cut(x, self.row_splits, index, rows).to(device))
+                own_xs.append(_cut(x, self.row_splits, index, rows).to(device))
                 # Made anew: in a loop there can be no other dimensions than those of the batch.
                 offsets.append(_ramp(rows + 1, device))
             else:
-                parts.append(_cut(x, self.token_splits, index, f"tokens_{index}").to(device))
-                own = _cut(row_offsets, self.row_splits, index, f"row_offsets_{index}", more=1)
+                own_xs.append(_cut(x, self.token_splits, index, f"tokens_{index}").to(device))
+                own = _cut(row_offsets, self.row_splits, index, f"row_offsets_{index}", overlap=1)
                 offsets.append((own - own[0]).to(device))
-        return Parts(parts, offsets, self._caches(cache))
+        return DeviceInputs(own_xs, offsets, self._caches(cache))
 
-    def whole(self, parts: Sequence[TensorValue], like: TensorValue) -> TensorValue:
-        """What the devices made of their parts, on the first one.
-
-        Args:
-            parts: one a device.
-            like: `[T, ...]`, whatever was parted; its T is the result's.
-        """
-        first = parts[0]
-        joined = ops.concat([part.to(first.device) for part in parts])
+    def gather(self, xs: Sequence[TensorValue], like: TensorValue) -> TensorValue:
+        """The rows of all devices one after the other, on the first one; see `Mesh.gather`."""
+        first = xs[0]
+        joined = ops.concat([x.to(first.device) for x in xs])
         return ops.rebind(joined, [like.shape[0], *first.shape[1:]])
 
     def _caches(self, view: PagedCacheValues) -> list[PagedCacheValues]:
@@ -136,10 +125,10 @@ class Replicas(Mesh):
 
 
 def _cut(
-    x: TensorValue, splits: TensorValue, index: int, size: DimLike, more: int = 0
+    x: TensorValue, splits: TensorValue, index: int, size: DimLike, overlap: int = 0
 ) -> TensorValue:
-    """Part `index` of `[T, ...]`, with some of the next one: `[size, ...]`."""
-    part = slice(splits[index], splits[index + 1] + more)
+    """Part `index` of `[T, ...]`, with the first `overlap` rows of the next: `[size, ...]`."""
+    part = slice(splits[index], splits[index + 1] + overlap)
     return ops.slice_tensor(x, [(part, size), ...])
 
 

@@ -85,7 +85,7 @@ class DeepseekV3(Module):
             `[T, H]`, what the head reads, and the draft's features: the same, or
             `[T, n * H]` for n tapped layers.
         """
-        parts, offsets, caches = mesh.parts(xs, row_offsets, cache)
+        scattered, offsets, caches = mesh.scatter(xs, row_offsets, cache)
         freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
         first = self.layers[0]
         assert isinstance(first, DecoderLayer)
@@ -95,11 +95,11 @@ class DeepseekV3(Module):
 
         def inputs(index: int, xs: list[TensorValue]) -> list[Any]:
             layer = layer_index(index)
-            return [layer, xs, caches, freqs_cis, offsets, plans, mesh.layer_inputs]
+            return [layer, xs, caches, freqs_cis, offsets, plans, mesh.communication]
 
         hidden, tapped = run_layers(
             list(self.layers),
-            parts,
+            scattered,
             inputs,
             # One subgraph for the dense layers and one for those with experts.
             groups=[
@@ -109,8 +109,8 @@ class DeepseekV3(Module):
             prefix=prefixes.__getitem__,
             tapped_layers=self.tapped_layers,
         )
-        normed = self.norm(mesh.whole(hidden, xs[0]))
-        return with_features(normed, [mesh.whole(output, xs[0]) for output in tapped])
+        normed = self.norm(mesh.gather(hidden, xs[0]))
+        return with_features(normed, [mesh.gather(output, xs[0]) for output in tapped])
 
     def logits(self, hidden: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`."""

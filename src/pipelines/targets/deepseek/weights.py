@@ -71,8 +71,8 @@ def target_state_dict(
         InputError: a tensor is missing, unexpected, of another shape or not finite.
     """
     beyond = tuple(
-        f"layers.{config.num_hidden_layers + more}."
-        for more in range(config.num_nextn_predict_layers)
+        f"layers.{config.num_hidden_layers + offset}."
+        for offset in range(config.num_nextn_predict_layers)
     )
     names = {
         name: original
