@@ -86,10 +86,10 @@ class VisionConfig:
             for name in _SIZES
         }
         check_only(vision, _ONLY, source, model="Kimi K2.5", prefix="vision_config.")
-        stated = getattr(vision, "text_hidden_size", text_hidden_size)
-        if stated != text_hidden_size:
+        width = getattr(vision, "text_hidden_size", text_hidden_size)
+        if width != text_hidden_size:
             raise InputError(
-                f"vision_config.text_hidden_size {stated} of {source} is not the language model's"
+                f"vision_config.text_hidden_size {width} of {source} is not the language model's"
                 f" {text_hidden_size}; correct its config.json"
             )
         heads = sizes["vt_num_attention_heads"]

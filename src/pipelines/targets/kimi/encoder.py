@@ -31,7 +31,7 @@ class MediaEncoder:
         positions: the learned table, `[height, width, D]`.
 
     Attributes:
-        encoded: How many items were run through the graph.
+        encoded: how many items were run through the graph.
     """
 
     def __init__(

@@ -30,10 +30,10 @@ def kimi_types(
 ) -> dict[str, Sequence[TensorType | BufferType]]:
     """Graph input types that only Kimi K2.5 has, by name."""
     features = TensorType(dtype, ["num_image_tokens", hidden_size], device=device)
-    places = TensorType(DType.int64, ["num_image_tokens"], device=device)
+    indices = TensorType(DType.int64, ["num_image_tokens"], device=device)
     return {
         **distributed_types([device]),
-        **dict(zip(_IMAGES, ([features], [places]), strict=True)),
+        **dict(zip(_IMAGES, ([features], [indices]), strict=True)),
     }
 
 
@@ -64,13 +64,15 @@ class ImageInputs(DistributedInputs):
 
     @property
     def has_images(self) -> bool:
-        """Whether the caller gives patches, features or their places."""
-        given = (
-            self.image_token_indices,
-            self.pixel_values,
-            self.precomputed_image_embeddings,
+        """Whether the caller hands over patches, features or their indices."""
+        return any(
+            buffers is not None
+            for buffers in (
+                self.image_token_indices,
+                self.pixel_values,
+                self.precomputed_image_embeddings,
+            )
         )
-        return any(part is not None for part in given)
 
 
 @dataclass

@@ -24,9 +24,9 @@ from unispec.pipelines.unified.weights import load_weights
 
 from .context import MediaPrompt, media_items, widen_placeholders
 from .encoder import MediaEncoder
-from .given import given_features
 from .inputs import KimiK2_5ModelInputs
 from .preprocessing import patches_of
+from .step_images import step_image_features
 from .vision import VisionModel, build_vision_graph
 from .weights import vision_state_dict
 
@@ -37,7 +37,7 @@ class KimiK2_5Model(DeepseekV3Model):
     """A Kimi K2.5 target, and the graph of its vision tower; see `UnifiedModel`.
 
     Attributes:
-        encoder: Runs the vision graph; a step without images does not call it.
+        encoder: runs the vision graph; a step without images does not call it.
     """
 
     inputs_cls: ClassVar[type[StepModelInputs]] = KimiK2_5ModelInputs
@@ -77,14 +77,14 @@ class KimiK2_5Model(DeepseekV3Model):
         return models[vision.name], models[graph.name]
 
     def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
-        """Runs one step, after encoding the patches that it was given, if any.
+        """Runs one step, after encoding the patches that its inputs have, if any.
 
         Args:
             model_inputs: a `KimiK2_5ModelInputs` with all that the graph takes.
 
         Raises:
             InputError: an input is missing, set though the graph does not take it, or patches
-                that do not fit their grids or places.
+                that do not fit their grids or indices.
         """
         assert isinstance(model_inputs, KimiK2_5ModelInputs)
         if model_inputs.has_images:
@@ -125,7 +125,7 @@ class KimiK2_5Model(DeepseekV3Model):
     ) -> dict[str, Any]:
         """The fields of `ImageInputs` and `DistributedInputs`."""
         features: list[npt.NDArray[np.float32]] = []
-        places: list[npt.NDArray[np.int64]] = []
+        indices: list[npt.NDArray[np.int64]] = []
         offset = 0
         for context in chain(*replica_batches):
             begin = context.tokens.processed_length
@@ -134,25 +134,25 @@ class KimiK2_5Model(DeepseekV3Model):
                 first, last = max(start, begin), min(start + item.num_features, end)
                 if first < last:
                     features.append(self.encoder(item)[first - start : last - start])
-                    places.append(np.arange(first, last) - begin + offset)
+                    indices.append(np.arange(first, last) - begin + offset)
             offset += end - begin + num_drafts
-        more = super().extra_fields(replica_batches, num_drafts)
-        return {**more, **self._images(features, places)}
+        extra = super().extra_fields(replica_batches, num_drafts)
+        return {**extra, **self._images(features, indices)}
 
     def _images(
         self,
         features: Sequence[npt.NDArray[np.float32]],
-        places: Sequence[npt.NDArray[np.int64]],
+        indices: Sequence[npt.NDArray[np.int64]],
     ) -> dict[str, list[Buffer]]:
         """The language graph's inputs, `[n, H]` and `[n]`; n may be 0."""
         hf: Any = self.huggingface_config
         width = hf.get_text_config().hidden_size
         device = self.devices[0]
         embeddings = np.concatenate([np.zeros((0, width), np.float32), *features])
-        indices = np.concatenate([np.zeros(0, np.int64), *places])
+        joined = np.concatenate([np.zeros(0, np.int64), *indices])
         return {
             "language_image_embeddings": [Buffer.from_numpy(embeddings).to(device)],
-            "language_image_token_indices": [Buffer.from_numpy(indices).to(device)],
+            "language_image_token_indices": [Buffer.from_numpy(joined).to(device)],
         }
 
     def prepare_next_token_inputs(
@@ -168,7 +168,7 @@ class KimiK2_5Model(DeepseekV3Model):
         """
         inputs = super().prepare_next_token_inputs(next_tokens, prev_model_inputs)
         assert isinstance(inputs, KimiK2_5ModelInputs)
-        given = (
+        handed_over = (
             "image_token_indices",
             "precomputed_image_embeddings",
             "pixel_values",
@@ -177,7 +177,7 @@ class KimiK2_5Model(DeepseekV3Model):
             "max_seqlen",
             "vision_position_ids",
         )
-        fields: dict[str, Any] = {**dict.fromkeys(given), **self._images([], [])}
+        fields: dict[str, Any] = {**dict.fromkeys(handed_over), **self._images([], [])}
         return replace(inputs, **fields)
 
     def _with_features(self, inputs: KimiK2_5ModelInputs) -> KimiK2_5ModelInputs:
@@ -188,22 +188,24 @@ class KimiK2_5Model(DeepseekV3Model):
                 " say where the features stand"
             )
         assert inputs.draft_tokens is not None
-        places = inputs.image_token_indices[0].to_numpy()
+        indices = inputs.image_token_indices[0].to_numpy()
         rows, drafts = inputs.draft_tokens.shape
         merged = inputs.tokens.shape[0] + rows * drafts
-        if len(places) and places.max() >= merged:
+        if len(indices) and indices.max() >= merged:
             raise InputError(
-                f"image_token_indices has {int(places.max())}, but the step has {merged} tokens,"
+                f"image_token_indices has {int(indices.max())}, but the step has {merged} tokens,"
                 " drafts included; give places among them"
             )
-        features = given_features(inputs, self.encoder)
+        features = step_image_features(inputs, self.encoder)
         hf: Any = self.huggingface_config
-        expected = (len(places), hf.get_text_config().hidden_size)
+        expected = (len(indices), hf.get_text_config().hidden_size)
         if features.shape != expected:
             raise InputError(
-                f"image_token_indices names {len(places)} places for features of shape"
+                f"image_token_indices names {len(indices)} places for features of shape"
                 f" {list(features.shape)}; {list(expected)} are needed"
             )
-        kept = places >= 0
-        images: dict[str, Any] = {**self._images([features[kept]], [places[kept].astype(np.int64)])}
+        kept = indices >= 0
+        images: dict[str, Any] = {
+            **self._images([features[kept]], [indices[kept].astype(np.int64)])
+        }
         return replace(inputs, **images)

@@ -68,11 +68,11 @@ def merge_order(frames: int, rows: int, columns: int) -> npt.NDArray[np.int64]:
 def _bicubic(source: int, target: int) -> npt.NDArray[np.float64]:
     """Weights `[target, source]` that stretch a line; outside of it the end counts."""
     weights = np.zeros((target, source))
-    places = (np.arange(target) + 0.5) * source / target - 0.5
-    for row, place in enumerate(places):
-        first = int(np.floor(place))
+    centres = (np.arange(target) + 0.5) * source / target - 0.5
+    for row, centre in enumerate(centres):
+        first = int(np.floor(centre))
         for tap in range(first - 1, first + 3):
-            weights[row, min(max(tap, 0), source - 1)] += _kernel(abs(place - tap))
+            weights[row, min(max(tap, 0), source - 1)] += _kernel(abs(centre - tap))
     return weights
 
 

@@ -19,10 +19,10 @@ class KimiK2_5(DeepseekV3):
     """A DeepSeek-V3 stack whose steps have features of images."""
 
     def at(self, step: StepInputs) -> Target:
-        """The target in one step, whose `extra` has the features and their places."""
+        """The target in one step, whose `extra` has the features and their indices."""
         (features,) = step.extra["language_image_embeddings"]
-        (places,) = step.extra["language_image_token_indices"]
-        return _StackOfStep(self, features.tensor, places.tensor)
+        (indices,) = step.extra["language_image_token_indices"]
+        return _StackOfStep(self, features.tensor, indices.tensor)
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class _StackOfStep:
 
     stack: KimiK2_5
     features: TensorValue
-    places: TensorValue
+    indices: TensorValue
     """int64 `[n]`: where they stand among the merged tokens."""
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
     ) -> tuple[TensorValue, TensorValue]:
         (embedded,) = ALONE.embed(self.stack.embed_tokens, tokens)
-        seen = ops.scatter_nd(embedded, self.features, ops.unsqueeze(self.places, 1))
+        seen = ops.scatter_nd(embedded, self.features, ops.unsqueeze(self.indices, 1))
         return self.stack.run([ops.rebind(seen, embedded.shape)], row_offsets, cache)
 
     def logits(self, hidden: TensorValue) -> TensorValue:

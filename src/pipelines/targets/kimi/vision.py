@@ -35,8 +35,8 @@ class _Attention(Module):
 
     def __call__(self, x: TensorValue, cos: TensorValue, sin: TensorValue) -> TensorValue:
         heads, width = self.config.num_attention_heads, self.config.head_dim
-        parts = ops.split(self.wqkv(x), [heads * width] * 3, axis=-1)
-        query, key, value = (part.reshape([x.shape[0], heads, width]) for part in parts)
+        projected = ops.split(self.wqkv(x), [heads * width] * 3, axis=-1)
+        query, key, value = (y.reshape([x.shape[0], heads, width]) for y in projected)
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
         scores = query.permute([1, 0, 2]) @ key.permute([1, 2, 0])  # [heads, L, L]
         weights = ops.softmax(scores.cast(DType.float32) / math.sqrt(width)).cast(x.dtype)
@@ -118,7 +118,7 @@ class VisionModel(Module):
         turn = ops.constant(frequencies, DType.float32, device=ids.device)  # [head_dim / 4]
         row, column = ids // ROTARY_STRIDE, ids % ROTARY_STRIDE
         by_column, by_row = (
-            ops.unsqueeze(place.cast(DType.float32), 1) * turn for place in (column, row)
+            ops.unsqueeze(index.cast(DType.float32), 1) * turn for index in (column, row)
         )
         angles = ops.stack([by_column, by_row], axis=-1).reshape([ids.shape[0], 1, width // 2])
         return ops.cos(angles), ops.sin(angles)

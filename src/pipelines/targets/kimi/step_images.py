@@ -1,4 +1,4 @@
-"""Images that the caller of a step gives as buffers, checked."""
+"""Images that the caller of a step hands over as buffers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .encoder import MediaEncoder
 from .inputs import ImageInputs
 from .positions import rotary_ids
 
-__all__ = ["given_features"]
+__all__ = ["step_image_features"]
 
 
-def given_features(inputs: ImageInputs, encoder: MediaEncoder) -> npt.NDArray[np.float32]:
-    """float32 `[n, H]`: the features given, or those of the patches given.
+def step_image_features(inputs: ImageInputs, encoder: MediaEncoder) -> npt.NDArray[np.float32]:
+    """float32 `[n, H]`: the caller's features, or those of its patches.
 
     Args:
         inputs: `precomputed_image_embeddings`, or `pixel_values` with `grid_thws`.
@@ -51,12 +51,12 @@ def given_features(inputs: ImageInputs, encoder: MediaEncoder) -> npt.NDArray[np
     _check("max_seqlen", inputs.max_seqlen, grids.prod(axis=1).max(keepdims=True))
     ids = np.concatenate([rotary_ids(*map(int, grid)) for grid in grids])
     _check("vision_position_ids", inputs.vision_position_ids, ids)
-    parts = np.split(patches, ends[:-1])
+    items = np.split(patches, ends[:-1])
     return np.concatenate(
-        [encoder.encode(part, grid) for part, grid in zip(parts, grids, strict=True)]
+        [encoder.encode(item, grid) for item, grid in zip(items, grids, strict=True)]
     )
 
 
-def _check(name: str, given: Any, expected: npt.NDArray[Any]) -> None:
-    if given is not None and not np.array_equal(given[0].to_numpy().reshape(-1), expected):
+def _check(name: str, found: Any, expected: npt.NDArray[Any]) -> None:
+    if found is not None and not np.array_equal(found[0].to_numpy().reshape(-1), expected):
         raise InputError(f"{name} contradicts grid_thws; leave it out, it follows from the grids")
