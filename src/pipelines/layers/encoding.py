@@ -1,4 +1,4 @@
-"""The number format of a stack: what is asked for, or what its device is best at."""
+"""The number format of a stack: what is requested, or what its device is best at."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ __all__ = ["choose_encoding"]
 
 
 def choose_encoding(
-    asked: SupportedEncoding | None,
+    requested: SupportedEncoding | None,
     devices: Sequence[DeviceSpec],
     supported: Collection[SupportedEncoding],
 ) -> SupportedEncoding:
-    """The encoding asked for; by default float32 on a CPU and bfloat16 on GPUs.
+    """The requested encoding; by default float32 on a CPU and bfloat16 on GPUs.
 
     Args:
-        asked: None: none is.
-        supported: what it can compute in.
+        supported: what the stack can compute in.
 
     Raises:
         InputError: an encoding that the stack or a device does not support.
     """
-    if asked is None:
+    if requested is None:
         return FLOAT32 if all(spec.device_type == "cpu" for spec in devices) else BFLOAT16
-    if asked not in supported:
+    if requested not in supported:
         known = " or ".join(map(repr, sorted(supported, reverse=True)))
-        raise InputError(f"quantization encoding {asked!r} is not supported; use {known}")
+        raise InputError(f"quantization encoding {requested!r} is not supported; use {known}")
     for spec in devices:
-        if not supported_encoding_supported_on(asked, spec):
+        if not supported_encoding_supported_on(requested, spec):
             raise InputError(
-                f"quantization encoding {asked!r} does not run on {spec.device_type!r}; use"
+                f"quantization encoding {requested!r} does not run on {spec.device_type!r}; use"
                 " 'float32' or a GPU"
             )
-    return asked
+    return requested

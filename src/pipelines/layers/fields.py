@@ -1,7 +1,4 @@
-"""Checks of what a Hugging Face config states, by name and value.
-
-`source` is the file or folder of the config, for the errors.
-"""
+"""Checks of the values of a Hugging Face config, by name."""
 
 from __future__ import annotations
 
@@ -98,11 +95,11 @@ def check_cache_format(model_config: MAXModelConfig, source: str) -> None:
     Raises:
         InputError: `kv_cache_format` is set.
     """
-    asked = model_config.kv_cache.kv_cache_format
-    if asked is not None:
+    cache_format = model_config.kv_cache.kv_cache_format
+    if cache_format is not None:
         raise InputError(
-            f"kv_cache_format {asked!r} of {source} is not supported; leave it out, and the cache"
-            " has the format of the weights"
+            f"kv_cache_format {cache_format!r} of {source} is not supported; leave it out, and the"
+            " cache has the format of the weights"
         )
 
 

@@ -64,8 +64,8 @@ def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType])
     parameters: dict[str, Any] = (
         getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None) or {}
     )
-    stated: Any = parameters.get("rope_theta") or getattr(hf, "rope_theta", 10000.0)
-    theta = positive("rope_theta", stated, source)
+    base: Any = parameters.get("rope_theta") or getattr(hf, "rope_theta", 10000.0)
+    theta = positive("rope_theta", base, source)
     part = parameters.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", None))
     if part not in (None, 1.0):
         raise InputError(
@@ -102,7 +102,6 @@ def rotary_embedding(
     """The rotary table, of `num_positions` rows.
 
     Args:
-        rope: base and scaling of the frequencies.
         head_dim: columns that are rotated in a head.
         max_seq_len: longest sequence in tokens.
         interleaved: whether the two columns that rotate together are neighbours; else they are
@@ -172,10 +171,6 @@ class LongRotaryEmbedding(RotaryEmbedding):
         params: the divisors, and the lengths of both contexts in tokens.
         is_long: whether a sequence may outgrow the first context.
         shape: what `RotaryEmbedding` takes.
-
-    Attributes:
-        params: As above.
-        is_long: As above.
     """
 
     def __init__(self, params: LongRoPEScalingParams, *, is_long: bool, **shape: Any) -> None:
@@ -245,10 +240,10 @@ def _long(hf: Any, parameters: dict[str, Any], head_dim: int, source: str) -> Lo
 
 
 def _divisors(name: str, parameters: dict[str, Any], head_dim: int, source: str) -> list[float]:
-    stated = parameters.get(name)
-    if not isinstance(stated, list) or len(stated) != head_dim // 2:
+    divisors = parameters.get(name)
+    if not isinstance(divisors, list) or len(divisors) != head_dim // 2:
         raise InputError(
             f"{name} of {source} is no list of {head_dim // 2} numbers, one for each pair of a"
             " head; correct its config.json"
         )
-    return [positive(name, divisor, source) for divisor in stated]
+    return [positive(name, divisor, source) for divisor in divisors]

@@ -23,16 +23,13 @@ class BatchBuilder:
     """Owns the host memory of the inputs and the rows of the requests.
 
     Args:
-        max_batch_size: most rows in one step.
-        max_batch_input_tokens: most new tokens in one step.
-        vocab_size: V.
         num_speculative_tokens: the most tokens that a step proposes; 0 without a draft.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
 
     Attributes:
-        rows: What is kept of each request, by its id.
-        num_speculative_tokens: How many tokens the next step proposes, at least 1 with a draft; may
+        rows: what is kept of each request, by its id.
+        num_speculative_tokens: how many tokens the next step proposes, at least 1 with a draft; may
             be lowered, and raised again, between two steps.
     """
 

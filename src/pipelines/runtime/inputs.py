@@ -148,7 +148,6 @@ class PersistentInputBuffers:
         Args:
             max_batch_size: most rows in one step.
             max_batch_input_tokens: most new tokens in one step.
-            device: the graph's device.
 
         Raises:
             InputError: no row, or fewer tokens than rows.

@@ -50,14 +50,14 @@ class Acceptance:
     """How often the draft at each position was accepted."""
 
     @classmethod
-    def of_all(cls, parts: Sequence[Acceptance]) -> Acceptance:
+    def of_all(cls, requests: Sequence[Acceptance]) -> Acceptance:
         """What became of the drafts of several requests."""
-        longest = max((len(part.accepted_at) for part in parts), default=0)
+        longest = max((len(one.accepted_at) for one in requests), default=0)
         return cls(
-            verifications=sum(part.verifications for part in parts),
-            drafted=sum(part.drafted for part in parts),
+            verifications=sum(one.verifications for one in requests),
+            drafted=sum(one.drafted for one in requests),
             accepted_at=[
-                sum(part.accepted_at[at] for part in parts if at < len(part.accepted_at))
+                sum(one.accepted_at[at] for one in requests if at < len(one.accepted_at))
                 for at in range(longest)
             ],
         )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from max.driver import Buffer, Device
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef, Graph
+from max.graph import Graph
 from max.graph.weights import Weights, WeightsAdapter
 from max.nn.kv_cache import KVCacheInputs
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
@@ -49,15 +49,15 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         kv_cache_config: page size and prefix caching.
         weights: the target's weights; their files are read as `pipeline_config` names them.
         adapter: not used, the checkpoint's names are known.
-        return_logits: the graph keeps its logits to itself, whatever is asked.
+        return_logits: the graph keeps its logits to itself, whatever is requested.
         return_hidden_states: likewise.
         memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
         max_batch_size: most rows of a replica in one step.
 
     Attributes:
-        kv_params: Parameters of the caches, see `get_kv_params` of the configuration.
-        batch: Builds a step's inputs and keeps what is known of each request.
-        weights_registry: The graph's weights by name, kept alive as long as this model.
+        kv_params: parameters of the caches, see `get_kv_params` of the configuration.
+        batch: builds a step's inputs and keeps what is known of each request.
+        weights_registry: the graph's weights by name, kept alive as long as this model.
 
     Raises:
         InputError: more devices than the graph is built for, or a checkpoint that does not fit.
@@ -116,14 +116,13 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             "in_thinking_phase": speculative is not None
             and speculative.use_relaxed_acceptance_for_thinking,
         }
-        stated: Any = self.huggingface_config
-        hf = stated.get_text_config()
+        hf: Any = self.huggingface_config
         replicas = self.kv_params.data_parallel_degree
         self.batch = BatchBuilder(
             max_batch_size=replicas * max_batch_size,
             max_batch_input_tokens=replicas
             * max(pipeline_config.runtime.max_batch_input_tokens, max_batch_size),
-            vocab_size=int(hf.vocab_size),
+            vocab_size=int(hf.get_text_config().vocab_size),
             num_speculative_tokens=self.kv_params.num_draft_tokens,
             device=devices[0],
             sampled_drafts=sampled_drafts,
@@ -234,8 +233,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             )
         fields: dict[str, Any] = {**self.batch.fields(list(chain(*replica_batches)))}
         num_drafts = int(fields["draft_tokens"].shape[1])
-        more = self.extra_fields(replica_batches, num_drafts)
-        return self.inputs_cls(**fields, **more, kv_cache_inputs=kv_cache_inputs)
+        extra = self.extra_fields(replica_batches, num_drafts)
+        return self.inputs_cls(**fields, **extra, kv_cache_inputs=kv_cache_inputs)
 
     def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
@@ -286,8 +285,3 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
     def draft_reads_next_token(self) -> bool:
         """Whether the draft's cache entry of a position depends on the token after it."""
         return False
-
-    @property
-    def device_ref(self) -> DeviceRef:
-        """The graph's device."""
-        return self.device_refs[0]

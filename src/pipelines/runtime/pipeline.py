@@ -32,12 +32,11 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         model: the compiled unified graph.
         kv_manager: pages of both caches.
         tokenizer: the target's tokenizer, for callers of this pipeline.
-        thinking: see the attribute.
+        thinking: what a graph with relaxed acceptance knows thinking blocks by; None: the
+            caller sets `in_reasoning_phase` of the contexts.
 
     Attributes:
-        thinking: What a graph with relaxed acceptance knows thinking blocks by; None: the
-            caller sets `in_reasoning_phase` of the contexts.
-        last_step: How long the last step took; None before the first.
+        last_step: when the last step was; None before the first.
     """
 
     def __init__(

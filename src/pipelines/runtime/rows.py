@@ -59,7 +59,6 @@ def make_row(
     """Checks a request's values and makes of them what the steps need.
 
     Args:
-        params: how its tokens are chosen.
         prompt: its token ids, at least one.
         vocab_size: V, the width of the logits.
         logit_bias: added to the logits of these token ids.

@@ -134,14 +134,14 @@ class UnifiedConfig(ArchConfigWithKVCache):
         return self.family.extra_types(self.target)
 
     def rule(self, step: StepInputs) -> AcceptanceRule:
-        """The configured acceptance rule; the lossy ones only where they are asked for by name.
+        """The configured acceptance rule; the lossy ones only where they are requested by name.
 
         `synthetic_acceptance_rate` comes first, then `use_relaxed_acceptance_for_thinking`, then
         `draft_proposal`.
         """
-        asked = self.speculative_config
-        if asked.synthetic_acceptance_rate is not None:
-            return Synthetic(asked.synthetic_acceptance_rate)
-        if asked.use_relaxed_acceptance_for_thinking:
-            return Relaxed(asked.relaxed_topk, asked.relaxed_delta)
-        return Rejection() if asked.draft_proposal == "sampled" else Matching()
+        config = self.speculative_config
+        if config.synthetic_acceptance_rate is not None:
+            return Synthetic(config.synthetic_acceptance_rate)
+        if config.use_relaxed_acceptance_for_thinking:
+            return Relaxed(config.relaxed_topk, config.relaxed_delta)
+        return Rejection() if config.draft_proposal == "sampled" else Matching()

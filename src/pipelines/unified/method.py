@@ -51,17 +51,17 @@ class DraftMethod:
     """Whether the draft's cache entry of a position depends on the token after it."""
     checkpoint_width: Callable[[Any], int | None] = lambda draft: None
     """K of a draft that was trained for one K alone, given its Hugging Face config."""
-    prepare: Callable[..., None] = lambda draft, asked, *, source: None
-    """Brings the draft's Hugging Face config into the form that MAX reads, given K if one is asked
-    for."""
+    prepare: Callable[..., None] = lambda draft, requested, *, source: None
+    """Brings the draft's Hugging Face config into the form that MAX reads, given K if the
+    user set it."""
 
 
-def trained_width(width: int, asked: int | None) -> int:
-    """K of a draft that was trained for one; another that was asked for gets a warning."""
-    if asked not in (None, width):
+def trained_width(width: int, requested: int | None) -> int:
+    """K of a draft that was trained for one; another that the user set gets a warning."""
+    if requested not in (None, width):
         _LOGGER.warning(
             "num_speculative_tokens %d is replaced by %d: the draft fills blocks of %d tokens",
-            asked,
+            requested,
             width,
             width + 1,
         )
