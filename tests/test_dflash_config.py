@@ -132,7 +132,7 @@ def test_windows(config: dict[str, Any], windows: list[int | None]) -> None:
         ({"layer_types": ["full_attention"]}, "1 entries for 2 layers"),
         ({"layer_types": ["full_attention", "linear"]}, "'linear' of folder is not supported"),
         ({"sliding_window": None}, "sliding_window of folder is missing .*use_sliding_window"),
-        ({"sliding_window": 0}, "sliding_window 0 of folder is below 1"),
+        ({"sliding_window": 0}, "sliding_window 0 of folder is no positive integer"),
         ({"dflash_config": {"use_swa": True}}, "use_swa True of folder is not supported"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 of folder is not"),
     ],

@@ -22,11 +22,11 @@ _HEAD: Final = "lm_head.weight"
 _COMPARED: Final = 64
 """Rows that are looked at, spread over the tokens that both have."""
 
-_ALIKE: Final = 0.9
-"""Cosine of two rows that a fine-tune or a coarse number format may have moved apart."""
+_MIN_COSINE: Final = 0.9
+"""Least cosine of two rows that a fine-tune or a coarse number format may have moved apart."""
 
-_SAME: Final = 0.99
-"""Cosine of two rows that are one."""
+_SAME_COSINE: Final = 0.99
+"""Least cosine of two rows that are one."""
 
 _CHUNK: Final = 8192
 """Rows of the target that are looked through at a time."""
@@ -54,11 +54,11 @@ def check_copies(
             continue
         tokens = np.unique(np.linspace(0, min(len(copy), len(own)) - 1, _COMPARED).astype(int))
         rows = _unit(copy[tokens])  # [R, H]
-        alike = (rows * _unit(own[tokens])).sum(axis=1) >= _ALIKE  # [R]
-        if 2 * alike.sum() >= len(tokens):
+        similar = (rows * _unit(own[tokens])).sum(axis=1) >= _MIN_COSINE  # [R]
+        if 2 * similar.sum() >= len(tokens):
             continue
         nearest, cosine = _nearest(rows, own)
-        moved = np.flatnonzero(~alike & (cosine >= _SAME))
+        moved = np.flatnonzero(~similar & (cosine >= _SAME_COSINE))
         if 2 * len(moved) >= len(tokens):
             first = moved[0]
             raise InputError(

@@ -9,6 +9,7 @@ from typing import Any, Final
 from typing_extensions import Self
 
 from unispec.errors import InputError
+from unispec.pipelines.layers.fields import positive_integer
 
 __all__ = ["DflashDraftHFConfig", "complete_draft_config", "layer_causality", "layer_windows"]
 
@@ -19,7 +20,7 @@ _BOTH_WAYS: Final = "sliding_window_non_causal"
 
 @dataclass(frozen=True)
 class DflashDraftHFConfig:
-    """What a DFlash draft states beside its layers."""
+    """What a DFlash draft's config has beside its layers."""
 
     mask_token_id: int
     """What stands in the slots to fill."""
@@ -70,12 +71,12 @@ class DflashDraftHFConfig:
         )
 
 
-def complete_draft_config(draft: Any, asked: int | None, *, source: str) -> None:
+def complete_draft_config(draft: Any, requested: int | None, *, source: str) -> None:
     """Writes the fields into `dflash_config`, the only place where MAX looks for them.
 
     Args:
         draft: the draft's Hugging Face config, changed in place.
-        asked: K that was asked for, if any.
+        requested: K, if the user set it.
 
     Raises:
         InputError: a field is missing or of the wrong kind, no layer is tapped, or neither
@@ -86,13 +87,13 @@ def complete_draft_config(draft: Any, asked: int | None, *, source: str) -> None
         raise InputError(
             f"target_layer_ids of {source} is empty; name the target layers that the draft reads"
         )
-    if fields.block_size is None and asked is None:
+    if fields.block_size is None and requested is None:
         raise InputError(
             f"config.json of {source} has no block_size; give --num-speculative-tokens, one less"
             " than the block size it was trained with"
         )
-    stated = {name: value for name, value in asdict(fields).items() if value is not None}
-    draft.dflash_config = {**(_get(draft, "dflash_config") or {}), **stated}
+    found = {name: value for name, value in asdict(fields).items() if value is not None}
+    draft.dflash_config = {**(_get(draft, "dflash_config") or {}), **found}
 
 
 def layer_windows(config: Any, *, source: str) -> list[int | None]:
@@ -120,9 +121,7 @@ def layer_windows(config: Any, *, source: str) -> list[int | None]:
             f"sliding_window of {source} is missing or switched off, though it has sliding layers;"
             " state sliding_window, and for Qwen 3 use_sliding_window, in its config.json"
         )
-    width = _integer("sliding_window", window, source)
-    if width < 1:
-        raise InputError(f"sliding_window {width} of {source} is below 1; correct its config.json")
+    width = positive_integer("sliding_window", window, source)
     return [width if kind == _SLIDING else None for kind in types]
 
 

@@ -68,8 +68,8 @@ def gathered_attention(
         behind = ops.min(behind, window - 1)
     seen = "num_seen" if window is None else f"num_seen_in_{window}"
     steps = ops.range(-behind, int(size), 1, out_dim=seen, dtype=int64, device=device)  # [N]
-    places = ops.unsqueeze(lengths, 1) + steps  # [B, N], negative before the row's first token
-    slots = ops.max(places, 0).cast(DType.int32)
+    positions = ops.unsqueeze(lengths, 1) + steps  # [B, N], negative before the row's first token
+    slots = ops.max(positions, 0).cast(DType.int32)
     offsets = ops.range(0, batch + 1, 1, out_dim=batch + 1, dtype=DType.uint32, device=device)
     key, value = (
         kv_cache_gather_rows_ragged(cache, slots, offsets, layer, key_or_value=which)
@@ -84,7 +84,7 @@ def gathered_attention(
     scores = scores.reshape([batch, heads, size, seen]).cast(DType.float32) * scale
     shown = ops.constant(0.0, DType.float32, device=device)
     hidden = ops.constant(_HIDDEN, DType.float32, device=device)
-    scores = scores + ops.where(places >= 0, shown, hidden).reshape([batch, 1, 1, seen])
+    scores = scores + ops.where(positions >= 0, shown, hidden).reshape([batch, 1, 1, seen])
     if window is not None or causal:
         # Added one by one, and always both: max 26.7 broadcasts wrongly where masks of these
         # shapes are joined first, and does so by itself where there is one for all rows.

@@ -51,13 +51,13 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
         """
         if self.block_size:
             return self.block_size
-        asked = self.speculative_config.num_speculative_tokens
-        if default is None and asked is None:
+        requested = self.speculative_config.num_speculative_tokens
+        if default is None and requested is None:
             raise InputError(
                 "the draft's config.json has no block_size; give --num-speculative-tokens, one"
                 " less than the block size it was trained with"
             )
-        return default if default is not None else (asked or 0) + 1
+        return default if default is not None else (requested or 0) + 1
 
     def validate_dflash_fields(self) -> None:
         """Checks the fields that only a DFlash draft has, and that the draft fits the target.
@@ -118,7 +118,7 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
     ) -> Self:
         """Reads both stacks; K is the checkpoint's `block_size` less one.
 
-        Another K that was asked for is replaced, with a warning: the draft fills a block of
+        Another K that the user set is replaced, with a warning: the draft fills a block of
         the size that it was trained with.
 
         Args:

@@ -22,23 +22,22 @@ def eagle_state_dict(
     *,
     source: str,
 ) -> DraftTensors:
-    """Check an EAGLE checkpoint and rename its tensors.
+    """Checks an EAGLE checkpoint and renames its tensors.
 
     `fc.bias` is used if it is there, whatever the configuration says, because published
     training code wrote it without regard to the flag.
 
     Args:
-        draft_config: The shape of the draft. `draft_vocab_size`, if it is there
-            and not None, must be the length of `d2t`.
+        draft_config: the draft's shape. `draft_vocab_size`, if it is there and not None,
+            must be the length of `d2t`.
 
     Returns:
-        `fc.weight` [H, 2H], `fc.bias` [H] where there is one, and the decoder layers under
+        `fc.weight` `[H, 2 * H]`, `fc.bias` `[H]` where there is one, and the decoder layers under
         Hugging Face's names without `model.`; layer 0 has no `input_layernorm`.
 
     Raises:
-        InputError: If the draft was made for another hidden size, a tensor is missing, unknown,
-            of another shape or has NaN or infinite values, or `d2t` is no one-to-one map into
-            its vocabulary.
+        InputError: the draft was made for another hidden size, a tensor is missing, unknown, of
+            another shape or not finite, or `d2t` is no one-to-one map into its vocabulary.
     """
     shared = read_draft_names(tensors, draft_config, target_config, source=source)
     expected = _expected_shapes(draft_config, has_fc_bias=_FC_BIAS in shared.names)
