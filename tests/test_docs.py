@@ -193,22 +193,7 @@ def sections(text: str) -> Iterator[tuple[str, str]]:
             yield name, " ".join(entry.split())
 
 
-LEFT_TO_DO = ("engine.", "pipelines.")
-"""Where some entries still begin with a capital."""
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        pytest.param(
-            module,
-            marks=[pytest.mark.xfail(reason="left to do", strict=False)]
-            if module.startswith(LEFT_TO_DO)
-            else [],
-        )
-        for module in MODULES
-    ],
-)
+@pytest.mark.parametrize("module", MODULES)
 def test_docstrings_have_one_form(module: str) -> None:
     """An entry goes on after its colon in lower case, and ends with a full stop."""
     wrong = []

@@ -62,7 +62,7 @@ class Llama3Model(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
         max_batch_size: most rows in one step.
 
     Attributes:
-        kv_params: Parameters of the cache.
+        kv_params: parameters of the cache.
 
     Raises:
         InputError: more than one device, a configuration that the stack has no code for, a

@@ -17,7 +17,7 @@ _RENAMED = {
     "draft_tokens": ("draft_tokens", "draft_kv_cache"),
 }
 
-UNIFIED_ORDER = tuple(place for name in KIMI_ORDER for place in _RENAMED.get(name, (name,)))
+UNIFIED_ORDER = tuple(taken for name in KIMI_ORDER for taken in _RENAMED.get(name, (name,)))
 """As `KIMI_ORDER`, with the draft's cache behind the draft tokens."""
 
 

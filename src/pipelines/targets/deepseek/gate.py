@@ -23,7 +23,7 @@ class GroupLimitedGate(MoEGate):
         **sizes: as `MoEGate` takes them.
 
     Attributes:
-        config: The stack.
+        config: the stack.
         weight: float32 `[E, H]`.
         e_score_correction_bias: float32 `[E]`.
     """

@@ -180,8 +180,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     @staticmethod
     def get_head_dim_from_config(config: Any) -> int:
         """Width of one attention head: `head_dim`, else `hidden_size / num_attention_heads`."""
-        stated = getattr(config, "head_dim", None)
-        return int(stated or config.hidden_size // config.num_attention_heads)
+        head_dim = getattr(config, "head_dim", None)
+        return int(head_dim or config.hidden_size // config.num_attention_heads)
 
     @staticmethod
     def get_num_layers(huggingface_config: Any) -> int:
@@ -192,8 +192,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     def calculate_attention_multiplier(huggingface_config: Any) -> float:
         """Scale of attention scores: `attention_multiplier`, else `1 / sqrt(head_dim)`."""
         head_dim = Llama3Config.get_head_dim_from_config(huggingface_config)
-        stated = getattr(huggingface_config, "attention_multiplier", None)
-        return float(stated if stated is not None else 1.0 / math.sqrt(head_dim))
+        multiplier = getattr(huggingface_config, "attention_multiplier", None)
+        return float(multiplier if multiplier is not None else 1.0 / math.sqrt(head_dim))
 
     @classmethod
     def choose_encoding(cls, model_config: MAXModelConfig) -> SupportedEncoding:

@@ -121,12 +121,10 @@ def decoder_layer_shapes(
 def llama3_state_dict(
     tensors: Mapping[str, Tensor], config: LlamaShape, *, source: str
 ) -> dict[str, Tensor]:
-    """Check a Llama checkpoint and rename its tensors.
-
-    Dtypes are left as they are.
+    """Checks a Llama checkpoint and renames its tensors; dtypes are left as they are.
 
     Args:
-        config: The shape of the model; whether its head is the embedding is what
+        config: the shape of the model; whether its head is the embedding is what
             config.json asks for, see `tied_names`.
 
     Returns:
@@ -134,8 +132,8 @@ def llama3_state_dict(
         them only where the head is not the embedding.
 
     Raises:
-        InputError: If a tensor is missing, unexpected, of another shape, not of
-            floating point, or has NaN or infinite values.
+        InputError: a tensor is missing, unexpected, of another shape, not of floating point or
+            not finite.
     """
     names = canonical_names(tensors, source=source)
     expected = expected_shapes(config)
