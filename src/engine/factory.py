@@ -25,8 +25,6 @@ class AnswerFactory:
     """Checks requests against the model and makes an `Answer` of each, in any thread.
 
     Args:
-        model: reads the prompts.
-        hf: the target's.
         max_length: longest sequence, prompt and output, in tokens.
         eos_token_ids: end an answer, unless its request ignores them.
     """

@@ -14,8 +14,9 @@ What is the same in all packages:
 
 And in graphs:
 
-- `x` is `[T, H]`, the hidden states of ragged rows; `row_offsets`, uint32 `[B + 1]`, says where
-  each row starts, `hidden` and `features` are what the head and the draft read.
+- `x` is `[T, H]`, the hidden states of ragged rows, and so is what a layer returns; `row_offsets`,
+  uint32 `[B + 1]`, says where each row starts; `tokens` are int64 `[T]`; the head reads `hidden`
+  and the draft `features`.
 - `cache` has the keys and values of one stack. Row b is written from `cache.cache_lengths[b]` on;
   `layer` is a layer's index in it, a uint32 scalar on the CPU.
 - `freqs_cis` is the rotary table, `[positions, head_dim]`, or as wide as what is rotated.

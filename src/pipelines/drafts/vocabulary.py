@@ -22,7 +22,6 @@ class TargetVocabularyDraft(Module):
         config: the draft's own stack; its `vocab_size` N counts the tokens it can propose.
         target: the target's stack, which lends its embedding and head; with a reduced
             vocabulary the draft has a head of those rows only.
-        target_vocab_size: V, the target's vocabulary.
     """
 
     def __init__(self, config: StackConfig, target: Any, target_vocab_size: int) -> None:

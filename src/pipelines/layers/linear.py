@@ -33,14 +33,7 @@ def fused_linear(x: TensorValue, layers: Sequence[Linear]) -> list[TensorValue]:
 
 
 class GatedMLP(Module):
-    """down(silu(gate(x)) * up(x)), Llama's MLP.
-
-    Args:
-        hidden_size: H.
-        intermediate_size: width inside.
-        dtype: of the weights.
-        device: where it runs.
-    """
+    """down(silu(gate(x)) * up(x)), Llama's MLP."""
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, dtype: DType, device: DeviceRef

@@ -54,9 +54,6 @@ class Rope(NamedTuple):
 def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType]) -> Rope:
     """Theta and scaling; transformers 5 keeps both in `rope_parameters`.
 
-    Args:
-        types: which the stack computes.
-
     Raises:
         InputError: another rope type, a parameter that is missing or out of range, or a
             rotation of a part of the head only.

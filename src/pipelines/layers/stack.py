@@ -34,12 +34,10 @@ def run_layers(
     """Runs layers one after the other.
 
     Args:
-        layers: called with what `inputs` makes.
         hidden_states: `[T, H]`, one a device.
         inputs: a layer's arguments, from its index and the hidden states before it.
         groups: layers that share a subgraph.
         prefix: what the names of a layer's weights begin with, by its index.
-        tapped_layers: layers whose outputs a draft reads.
 
     Returns:
         The last layer's output, `[T, H]` of each device, and that of each tapped layer.

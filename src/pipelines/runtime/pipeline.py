@@ -29,7 +29,6 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
     them after its last one, as MAX's scheduler does.
 
     Args:
-        model: the compiled unified graph.
         kv_manager: pages of both caches.
         tokenizer: the target's tokenizer, for callers of this pipeline.
         thinking: what a graph with relaxed acceptance knows thinking blocks by; None: the

@@ -60,9 +60,6 @@ def make_row(
 
     Args:
         prompt: its token ids, at least one.
-        vocab_size: V, the width of the logits.
-        logit_bias: added to the logits of these token ids.
-        grammar: constrains every emitted token.
 
     Raises:
         InputError: a token outside the vocabulary, or sampling parameters that cannot be used.

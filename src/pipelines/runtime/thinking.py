@@ -52,7 +52,6 @@ class ThinkingTokens:
         """Whether what follows some tokens is inside a block.
 
         Args:
-            tokens: in their order.
             before: whether the first of them is inside one.
         """
         for token in tokens:

@@ -81,13 +81,7 @@ class UnifiedConfig(ArchConfigWithKVCache):
 
     @classmethod
     def calculate_max_seq_len(cls, huggingface_config: Any, model_config: MAXModelConfig) -> int:
-        """Longest sequence that the target's positions and `max_length` allow.
-
-        Args:
-            model_config: the target's, for `max_length`.
-
-        Returns:
-            Tokens of prompt and output.
+        """Longest sequence that the target's positions and `max_length` allow, in tokens.
 
         Raises:
             ValueError: `max_length` is beyond the target's `max_position_embeddings`.

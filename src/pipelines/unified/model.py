@@ -48,11 +48,7 @@ class UnifiedModel(StepModel):
         `model_config_cls` has those of the draft's cache too.
 
         Args:
-            huggingface_config: the target's.
             pipeline_config: for the method and K, which is the room that drafts need.
-            devices: where the cache lies.
-            kv_cache_config: page size and prefix caching.
-            cache_dtype: of keys and values.
         """
         hf = huggingface_config.get_text_config()
         params: KVCacheParams = cls.family.config.construct_kv_params(

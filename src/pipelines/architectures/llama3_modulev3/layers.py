@@ -51,9 +51,6 @@ class DecoderLayer(Module[..., Tensor]):
             layer: uint32 scalar on the CPU, the layer's index in the cache.
             row_offsets: uint32 `[B + 1]`.
             cache: the graph's cache inputs.
-
-        Returns:
-            `[T, H]`.
         """
         attended = self.self_attn(layer, self.input_layernorm(x), table, row_offsets, *cache)
         x = x + attended * self.residual_multiplier

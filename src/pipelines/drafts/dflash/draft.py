@@ -35,8 +35,6 @@ class DflashDraft(TargetVocabularyDraft):
         num_taps: n, target layers whose outputs are the features.
         windows: of each layer, None where it sees the whole context.
         causal: of each layer, whether a slot sees none of those after it.
-        block_size: slots of a block.
-        mask_token_id: what stands in the slots to fill.
     """
 
     def __init__(

@@ -52,8 +52,6 @@ def gathered_attention(
         query: `[B, S, heads, head_dim]`; token s of row b is at `cache.cache_lengths[b] + s`.
         cache: of one head `[key_heads * head_dim]` wide.
         layer: uint32 scalar, the layer's index in the cache.
-        key_heads: heads of keys and values.
-        scale: factor of the scores.
         window: of the positions before it a token sees the last `window - 1`; None: all.
         causal: whether it sees none of the block's tokens after it.
 

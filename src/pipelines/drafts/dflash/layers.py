@@ -85,11 +85,7 @@ class DflashAttention(Module):
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> TensorValue:
-        """Stores the block's keys and values and attends.
-
-        Returns:
-            `[T, H]`.
-        """
+        """Stores the block's keys and values and attends."""
         query, key, value = fused_linear(x, [self.q_proj, self.k_proj, self.v_proj])
         self.store(layer, key, value, cache, freqs_cis, row_offsets)
         query = self.q_norm(query.reshape([x.shape[0], -1, self.kv_params.head_dim]))
@@ -131,10 +127,7 @@ class DflashAttention(Module):
 class DflashLayer(Module):
     """Attention and MLP over a block, each after an RMSNorm and around a residual.
 
-    Args:
-        window: see `DflashAttention`.
-        causal: see `DflashAttention`.
-        gathered: see `DflashAttention`.
+    Its arguments are those of `DflashAttention`.
     """
 
     def __init__(
@@ -156,7 +149,7 @@ class DflashLayer(Module):
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> TensorValue:
-        """Runs the layer over `[T, H]`; arguments and result as in `DflashAttention`."""
+        """Runs the layer over `[T, H]`; arguments as in `DflashAttention`."""
         normed = self.input_layernorm(x)
         x = x + self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -22,9 +22,6 @@ def dflash_state_dict(
 ) -> DraftTensors:
     """Checks a DFlash checkpoint and renames its tensors.
 
-    Args:
-        num_taps: n, target layers whose outputs the draft reads.
-
     Returns:
         `fc.weight` `[H, n * H]`, `hidden_norm.weight` and `norm.weight` `[H]`, and the layers
         under Hugging Face's names without `model.`.

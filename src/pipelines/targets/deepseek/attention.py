@@ -56,11 +56,7 @@ class AbsorbedLatentAttention(Module):
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> TensorValue:
-        """Writes the tokens' rows and attends to all before them.
-
-        Returns:
-            `[T, H]`.
-        """
+        """Writes the tokens' rows and attends to all before them."""
         config = self.config
 
         def rotated(part: TensorValue) -> TensorValue:

@@ -150,15 +150,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
 
     @classmethod
     def calculate_max_seq_len(cls, huggingface_config: Any, model_config: MAXModelConfig) -> int:
-        """Longest sequence that the stack's positions and `max_length` allow.
-
-        Args:
-            huggingface_config: the target's, with a part for the text if it sees images.
-            model_config: the target's, for `max_length`.
-
-        Returns:
-            Tokens of prompt and output.
-        """
+        """Longest sequence that the stack's positions and `max_length` allow, in tokens."""
         return super().calculate_max_seq_len(huggingface_config.get_text_config(), model_config)
 
     @classmethod
@@ -207,11 +199,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         the one value head, of ordinary attention.
 
         Args:
-            huggingface_config: the stack's, for widths and layers.
             pipeline_config: for the speculative method, K and `data_parallel_degree`.
-            devices: where the cache lies.
-            kv_cache_config: page size and prefix caching.
-            cache_dtype: of the rows.
         """
         return cache_params(
             kv_cache_config,

@@ -52,11 +52,7 @@ def as_stored(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor
 
 
 def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a layer's tensors and of its matrices' scales, but for the router.
-
-    Args:
-        shapes: of the tensors by name.
-    """
+    """The shapes of a layer's tensors and of its matrices' scales, but for the router."""
     scaled = dict(shapes)
     for name, shape in shapes.items():
         if len(shape) == 2 and not name.endswith(_PLAIN):
@@ -70,7 +66,6 @@ def fp8_obstacle(
     """Why the layers cannot compute in FP8; None if they can.
 
     Args:
-        hf: a Hugging Face config that `check_stack` has passed.
         block: rows and columns of the checkpoint's blocks; None: it is not in FP8.
     """
     if devices[0].is_cpu() or not _have_fp8():

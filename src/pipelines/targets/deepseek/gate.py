@@ -44,9 +44,6 @@ class GroupLimitedGate(MoEGate):
     def __call__(self, hidden_state: TensorValue) -> tuple[TensorValue, TensorValue]:
         """Chooses k experts for each token.
 
-        Args:
-            hidden_state: `[T, H]`.
-
         Returns:
             int32 `[T, k]`, the experts, and float32 `[T, k]`, their weights.
         """
@@ -70,11 +67,7 @@ class GroupLimitedGate(MoEGate):
 
     @sharding_strategy.setter
     def sharding_strategy(self, strategy: ShardingStrategy) -> None:
-        """Sets that of its weights.
-
-        Args:
-            strategy: replication.
-        """
+        """Sets that of its weights."""
         self.weight.sharding_strategy = strategy
         self.e_score_correction_bias.sharding_strategy = strategy
 

@@ -160,13 +160,7 @@ def shards(module: Any, config: DeepseekV3Config) -> list[Any]:
 def through_mlps(
     mlps: Sequence[Any], xs: Sequence[TensorValue], ep_inputs: Sequence[Value[Any]]
 ) -> list[TensorValue]:
-    """Runs a layer's experts, or its MLP, on every device: `[T, H]` each.
-
-    Args:
-        mlps: `experts` or `mlp`, one a device.
-        xs: `[T, H]` each.
-        ep_inputs: as in `Communication`.
-    """
+    """Runs a layer's experts, or its MLP, on every device: `[T, H]` each."""
     first = mlps[0]
     if not isinstance(first, MoE) or not ep_inputs:
         return [mlp(x) for mlp, x in zip(mlps, xs, strict=True)]
@@ -185,7 +179,6 @@ def prefill_plans(
     Args:
         attention: any layer's, one a device.
         row_offsets: uint32 `[B + 1]`, one a device.
-        caches: one a device.
         context_lengths: int32 `[1]` on the host, one a device: cached tokens in pages.
 
     Returns:
@@ -205,9 +198,5 @@ def prefill_plans(
 
 
 def unpacked(plan: Sequence[TensorValue]) -> list[MLAPrefillMetadata]:
-    """The last argument of a layer's attention, if it takes one.
-
-    Args:
-        plan: one of `prefill_plans`.
-    """
+    """One of `prefill_plans` as the last argument of a layer's attention, if it takes one."""
     return [MLAPrefillMetadata(*plan)] if plan else []

@@ -48,10 +48,7 @@ class DecoderLayer(Module):
         """Runs the layer over ragged rows and writes their cache entries; all lists by device.
 
         Args:
-            xs: `[T, H]` each.
-            caches: the stack's; row b is written from `cache.cache_lengths[b]` on.
             freqs_cis: `[positions, qk_rope_head_dim]` each, the rotary table.
-            plans: those of `kernels.prefill_plans`.
 
         Returns:
             `[T, H]` each.

@@ -22,10 +22,8 @@ def in_layout(
     """Brings one layer into the layout of `DecoderLayer`; all else stays as it is.
 
     Args:
-        state: a state dictionary that has the layer under the checkpoint's names.
         config: the shape of the model, and where it runs.
         layer: from 0; the MTP layer comes after the last one.
-        prefix: of the layer's names.
     """
     if config.on_gpus:
         return _with_neighbours(state, config, prefix)

@@ -1,4 +1,7 @@
-"""Refuses devices that a stack cannot run on, by name and value."""
+"""Refuses devices that a stack cannot run on, by name and value.
+
+`hf` has passed `check_stack`.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +73,6 @@ def check_gpus(
 ) -> None:
     """Refuses what MAX's layers for GPUs do not take; a CPU takes everything.
 
-    Args:
-        hf: a Hugging Face config that `check_stack` has passed.
-
     Raises:
         InputError: another dtype than bfloat16, other widths of attention than DeepSeek-V3's,
             weights of experts that are not normalised though there is one group, or a size
@@ -115,7 +115,6 @@ def spread_over(
     Args:
         pipeline_config: for `ep_size`.
         model_config: for `data_parallel_degree`.
-        hf: a Hugging Face config that `check_stack` has passed.
 
     Returns:
         False for one device, or for tensor parallelism.

@@ -61,9 +61,6 @@ class DeepseekV3(Module):
     ) -> tuple[TensorValue, TensorValue]:
         """Runs the stack up to the final norm, whose output the head reads.
 
-        Args:
-            tokens: int64 `[T]`, ragged.
-
         Returns:
             As `run`.
         """

@@ -30,8 +30,6 @@ def widen_placeholders(
 
     Args:
         tokens: the prompt, one placeholder an item.
-        items: in the order of their placeholders.
-        placeholder: its token id.
 
     Raises:
         InputError: another number of placeholders than of items.
@@ -88,11 +86,7 @@ class MediaPrompt(Prompt):
 
 
 def media_items(context: Any) -> list[tuple[int, MediaItem]]:
-    """Where each item of a request begins among its tokens, and the item.
-
-    Args:
-        context: a request; one without images has none.
-    """
+    """Where each item of a request begins among its tokens, and the item."""
     images = getattr(context, "images", ())
     grids = getattr(context, "extra_model_args", {}).get(_GRIDS, ())
     return [

@@ -27,7 +27,6 @@ class MediaEncoder:
     """Runs the vision graph and keeps what it made of the last items, in 1 GiB.
 
     Args:
-        model: the compiled graph of `VisionModel`.
         positions: the learned table, `[height, width, D]`.
 
     Attributes:

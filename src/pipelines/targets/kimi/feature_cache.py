@@ -32,12 +32,7 @@ class FeatureCache:
     def get(
         self, name: str, make: Callable[[], npt.NDArray[np.float32]]
     ) -> npt.NDArray[np.float32]:
-        """The array of this name.
-
-        Args:
-            name: equal names stand for equal arrays.
-            make: makes it if it is not kept.
-        """
+        """The array of this name, made if it is not kept; equal names stand for equal arrays."""
         if name not in self._kept:
             self._kept[name] = made = make()
             self.num_bytes += made.nbytes

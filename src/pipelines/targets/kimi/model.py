@@ -100,7 +100,6 @@ class KimiK2_5Model(DeepseekV3Model):
         Args:
             tokens: the encoded prompt, one placeholder an image.
             images: in the order of their placeholders; see `Request.images`.
-            name: what to call the prompt in errors.
 
         Raises:
             InputError: an image that cannot be read, or another number of placeholders.

@@ -33,8 +33,6 @@ def position_embeddings(
 
     Args:
         table: float `[height, width, D]`.
-        rows: patches from top to bottom.
-        columns: patches from left to right.
     """
     height, width, size = table.shape
     spatial = np.asarray(table, np.float64)

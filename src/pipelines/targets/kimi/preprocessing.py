@@ -52,9 +52,7 @@ def patches_of(media: Media, *, patch_size: int, max_frames: int) -> MediaItem:
     padded with black to whole pairs of patches.
 
     Args:
-        media: an image, or the frames of a part of a video.
         patch_size: pixels of a patch's side.
-        max_frames: of one item.
 
     Raises:
         InputError: an image that cannot be read, no frame, or too many.

@@ -218,11 +218,7 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """Cache parameters of one stack, with room for the configured drafts.
 
         Args:
-            huggingface_config: the stack's, for heads and layers.
             pipeline_config: for the speculative method and K.
-            devices: where the cache lies.
-            kv_cache_config: page size and prefix caching.
-            cache_dtype: of keys and values.
         """
         return cache_params(
             kv_cache_config,

@@ -64,11 +64,7 @@ class DecoderLayer(Module):
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> TensorValue:
-        """Runs the layer over ragged rows and writes their keys and values.
-
-        Returns:
-            `[T, H]`.
-        """
+        """Runs the layer over ragged rows and writes their keys and values."""
         normed = self.input_layernorm(x) if self.has_input_norm else x
         attended = self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
         x = x + self._scaled(ops.rebind(attended, x.shape))

@@ -56,9 +56,6 @@ class Llama3(Module):
     ) -> tuple[TensorValue, TensorValue]:
         """Runs the stack up to the final norm, whose output the head reads.
 
-        Args:
-            tokens: int64 `[T]`, ragged.
-
         Returns:
             `[T, H]`, what the head reads, and the draft's features: the same, or
             `[T, n * H]` for n tapped layers.
