@@ -30,7 +30,6 @@ __all__ = [
     "RopeType",
     "num_positions",
     "read_rope",
-    "read_yarn",
     "rotary_embedding",
 ]
 
@@ -81,7 +80,7 @@ def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType])
         return Rope(theta, llama3=_llama3(parameters, source))
     if kind == "longrope":
         return Rope(theta, long=_long(hf, parameters, head_dim, source))
-    return Rope(theta, yarn=read_yarn(parameters, source))
+    return Rope(theta, yarn=_yarn(parameters, source))
 
 
 def num_positions(max_seq_len: int) -> int:
@@ -118,42 +117,6 @@ def rotary_embedding(
         return DeepseekYarnRotaryEmbedding(max_seq_len=positions, scaling_params=rope.yarn, **shape)
     # MAX's table has two rows for each position of this length.
     return Llama3RotaryEmbedding(max_seq_len=positions // 2, scaling_params=rope.llama3, **shape)
-
-
-def read_yarn(parameters: Mapping[str, Any], source: str) -> DeepseekYarnRopeScalingParams:
-    """YaRN's parameters (arXiv 2309.00071), with DeepSeek's two scales of magnitude.
-
-    Args:
-        parameters: the rope's part of a Hugging Face config.
-
-    Raises:
-        InputError: a parameter is missing or out of range, one scale without the other, or
-            a variant that is not supported.
-    """
-    if parameters.get("attention_factor") is not None or parameters.get("truncate") is False:
-        raise InputError(
-            f"attention_factor and truncate of {source}'s rope are not supported; use a checkpoint"
-            " with neither"
-        )
-
-    def constant(name: str, default: float | None = None) -> float:
-        value = parameters.get(name)
-        return positive(name, default if value is None else value, source)
-
-    scales = [parameters.get(name) for name in ("mscale", "mscale_all_dim")]
-    if (scales[0] is None) != (scales[1] is None):
-        raise InputError(
-            f"the rope of {source} has one of mscale and mscale_all_dim; state both or none"
-        )
-    return DeepseekYarnRopeScalingParams(
-        scaling_factor=constant("factor"),
-        original_max_position_embeddings=int(constant("original_max_position_embeddings")),
-        beta_fast=int(constant("beta_fast", 32)),
-        beta_slow=int(constant("beta_slow", 1)),
-        # Where neither is stated the table grows as YaRN says and DeepSeek's scores do not.
-        mscale=1.0 if scales[0] is None else constant("mscale"),
-        mscale_all_dim=0.0 if scales[1] is None else constant("mscale_all_dim"),
-    )
 
 
 class LongRotaryEmbedding(RotaryEmbedding):
@@ -234,6 +197,34 @@ def _long(hf: Any, parameters: dict[str, Any], head_dim: int, source: str) -> Lo
             " remove it, it then follows from the lengths of the contexts"
         )
     return params
+
+
+def _yarn(parameters: Mapping[str, Any], source: str) -> DeepseekYarnRopeScalingParams:
+    """YaRN's parameters (arXiv 2309.00071), with DeepSeek's two scales of magnitude."""
+    if parameters.get("attention_factor") is not None or parameters.get("truncate") is False:
+        raise InputError(
+            f"attention_factor and truncate of {source}'s rope are not supported; use a checkpoint"
+            " with neither"
+        )
+
+    def constant(name: str, default: float | None = None) -> float:
+        value = parameters.get(name)
+        return positive(name, default if value is None else value, source)
+
+    scales = [parameters.get(name) for name in ("mscale", "mscale_all_dim")]
+    if (scales[0] is None) != (scales[1] is None):
+        raise InputError(
+            f"the rope of {source} has one of mscale and mscale_all_dim; state both or none"
+        )
+    return DeepseekYarnRopeScalingParams(
+        scaling_factor=constant("factor"),
+        original_max_position_embeddings=int(constant("original_max_position_embeddings")),
+        beta_fast=int(constant("beta_fast", 32)),
+        beta_slow=int(constant("beta_slow", 1)),
+        # Where neither is stated the table grows as YaRN says and DeepSeek's scores do not.
+        mscale=1.0 if scales[0] is None else constant("mscale"),
+        mscale_all_dim=0.0 if scales[1] is None else constant("mscale_all_dim"),
+    )
 
 
 def _divisors(name: str, parameters: dict[str, Any], head_dim: int, source: str) -> list[float]:

@@ -78,13 +78,9 @@ class Replicas(Mesh):
     def scatter(
         self, xs: Sequence[TensorValue], row_offsets: TensorValue, cache: PagedCacheValues
     ) -> DeviceInputs:
-        """What each device works on: its rows.
+        """What each device works on: its rows; arguments as in `Mesh.scatter`.
 
-        Args:
-            xs: `[T, H]`, ragged, on every device or on the first one; T is the step's merged
-                tokens, or one token a row.
-            row_offsets: uint32 `[B + 1]`, on the first device.
-            cache: the first device's, or a `grown_view` of it.
+        T is the step's merged tokens, or one token a row.
         """
         one_a_row = xs[0].shape[0] == cache.cache_lengths.shape[0]
         own_xs, offsets = [], []
