@@ -1,8 +1,4 @@
-"""The engine: answers prompts with a target and its draft on this machine.
-
-In all modules `config` is what the user states, `outbox` is that of the caller whose requests it
-is about, and `name` is what errors call a prompt.
-"""
+"""The engine: answers prompts with a target and its draft on this machine."""
 
 from __future__ import annotations
 

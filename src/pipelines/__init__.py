@@ -22,3 +22,5 @@ And in graphs:
 - `freqs_cis` is the rotary table, `[positions, head_dim]`, or as wide as what is rotated.
 - `config` is the stack's that a layer is part of; `device` and `devices` are where it runs.
 """
+
+__all__ = []
