@@ -95,6 +95,11 @@ def compiled(*codes: str) -> CompileReachedError:
     return reached.value
 
 
+def text(graph: Graph) -> str:
+    """A graph with its subgraphs."""
+    return str(graph.module.mlir_module)
+
+
 def engine(method: Method | None = None, draft: Path | None = None) -> Engine:
     """Of the page's target; MAX reads each config.json once, by its path."""
     return Engine(
@@ -114,18 +119,15 @@ def changed(folder: str, fields: dict[str, Any], tensors: dict[str, Array | None
 
 
 def test_the_target_leads_to_a_graph_with_the_parts_of_its_joined_matrices() -> None:
-    """They are those of the Llama that the checkpoint was made of."""
+    """Both are those of the Llama that the checkpoint was made of."""
     reached = compiled(CHECKPOINT, REGISTER_TARGET, REFERENCE, RUN_TARGET)
-    _, llama = read(agreeing_llama(Path("llama")))
-    target = {
-        name.removeprefix("target."): np.from_dlpack(weight)
-        for name, weight in reached.weights.items()
-        if name.startswith("target.")
-    }
-    assert set(target) == {name.removeprefix("model.") for name in llama}
-    for name, tensor in llama.items():
-        np.testing.assert_array_equal(target[name.removeprefix("model.")], tensor, err_msg=name)
-    assert "draft.fc.weight" in reached.weights
+    _, tensors = read(agreeing_llama(Path("llama")))
+    llama = compiled('target, draft = "llama", "draft"', REFERENCE, RUN_TARGET)
+    assert text(reached.graph) == text(llama.graph)
+    assert set(reached.weights) == set(llama.weights)
+    for name, tensor in tensors.items():
+        weight = reached.weights[f"target.{name.removeprefix('model.')}"]
+        np.testing.assert_array_equal(np.from_dlpack(weight), tensor, err_msg=name)
 
 
 def test_transformers_reads_the_checkpoint_as_that_llama() -> None:
@@ -227,12 +229,8 @@ def test_the_method_leads_to_a_graph_that_norms_the_features() -> None:
     weight = np.from_dlpack(normed.weights["draft.feature_norm.weight"])
     np.testing.assert_array_equal(weight, tensors["feature_norm.weight"])
     # Of the verified tokens, and in each round.
-    assert norms(normed.graph) == norms(eagle.graph) + 2
-
-
-def norms(graph: Graph) -> int:
-    """How many norms a graph computes, in its subgraphs, too."""
-    return str(graph.module.mlir_module).count("rms_norm")
+    norms = [text(reached.graph).count("rms_norm") for reached in (eagle, normed)]
+    assert norms[1] == norms[0] + 2
 
 
 @pytest.mark.parametrize(
