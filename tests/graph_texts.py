@@ -32,6 +32,7 @@ __all__ = [
     "VIRTUAL",
     "Built",
     "build",
+    "build_pair",
     "describe",
     "nothing_compiled",
     "weight_type",
@@ -94,8 +95,7 @@ def describe(text: str, weights: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _engine(folder: Path, name: str, *, alone: bool = False) -> None:
-    pair: TinyPair = PRESETS[name](folder)
+def _load(pair: TinyPair, *, alone: bool = False) -> None:
     draft = None if alone or pair.draft is None else str(pair.draft)
     speculative: dict[str, Any] = {
         "draft_model": draft,
@@ -121,9 +121,9 @@ def _modulev3(folder: Path) -> None:
 
 
 GRAPHS: Mapping[str, Callable[[Path], None]] = {
-    **{name: lambda folder, name=name: _engine(folder, name) for name in PRESETS},
+    **{name: lambda folder, name=name: _load(PRESETS[name](folder)) for name in PRESETS},
     **{
-        f"{name} alone": lambda folder, name=name: _engine(folder, name, alone=True)
+        f"{name} alone": lambda folder, name=name: _load(PRESETS[name](folder), alone=True)
         for name in ("llama_eagle", "llama_eagle_biased", "deepseek_mtp_agreeing", "kimi_dflash")
     },
     "llama3_modulev3": _modulev3,
@@ -149,12 +149,22 @@ The tests in `gpus/`, which build these graphs anyway, hold them against what is
 
 def build(name: str) -> Built:
     """The graph of this name in `GRAPHS`."""
-    with tempfile.TemporaryDirectory() as folder, nothing_compiled():
+    with tempfile.TemporaryDirectory() as folder:
+        return _built(lambda: GRAPHS[name](Path(folder)))
+
+
+def build_pair(pair: TinyPair, *, alone: bool = False) -> Built:
+    """The graph of a target and its draft, or of the target alone."""
+    return _built(lambda: _load(pair, alone=alone))
+
+
+def _built(load: Callable[[], None]) -> Built:
+    with nothing_compiled():
         try:
-            GRAPHS[name](Path(folder))
+            load()
         except Built as built:
             return built
-    raise AssertionError(f"{name} was loaded without a graph")
+    raise AssertionError("a model was loaded without a graph")
 
 
 def virtual(name: str) -> dict[str, Built]:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from max import tree
-from max.driver import CPU, Buffer
-from max.dtype import DType
-from max.engine import InferenceSession
-from max.graph import DeviceRef, Graph, TensorType
-from max.nn import Module
-from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
+from logits_graph import LogitsGraph, Stack, assert_logits, compile_logits
 from prompts import random_prompt
 from reference.block_fp8 import dequantised_tensors
 from reference.mtp import MtpReference
 from reference.target import TargetReference
+from runs import MAX_LENGTH
 from safetensors.torch import load_file, save_file
 from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
 
@@ -30,8 +24,6 @@ from unispec.checkpoints.block_fp8 import dequantise_blocks
 from unispec.engine import EngineConfig
 from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
-from unispec.kv_cache.manager import make_cache_manager
-from unispec.kv_cache.views import take_caches
 from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.stack import DeepseekV3
@@ -40,131 +32,29 @@ from unispec.pipelines.targets.deepseek.weights import (
     layer_shapes,
     target_state_dict,
 )
-from unispec.pipelines.unified.weights import load_weights
 
 PAIRS = ("deepseek_mtp_agreeing", "deepseek_mtp_sampled", "deepseek_mtp")
-LENGTHS = (5, 40, 17, 1)
-MAX_LENGTH = 512
-TOLERANCE = 1e-4
-"""Largest error, relative to the largest value of the reference."""
 
 
-class Stacks(Module):
-    """Several targets side by side, so that their kernels are compiled once."""
-
-    def __init__(self, configs: list[DeepseekV3Config]) -> None:
-        super().__init__()
-        self.configs = configs
-        self.first, self.second, self.third = (DeepseekV3(config) for config in configs)
-
-    def __call__(self, tokens: Any, offsets: Any, inputs: Any) -> list[Any]:
-        outputs = []
-        for config, stack in zip(self.configs, (self.first, self.second, self.third), strict=True):
-            (cache,) = take_caches(config.kv_params, inputs)
-            hidden, _ = stack(tokens, offsets, cache)
-            outputs.append(stack.logits(hidden))
-        return outputs
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """The graph of all three, and a cache manager of each."""
-
-    model: Any
-    managers: list[Any]
-    weights: dict[str, Any]
-    """On a CPU the compiled graph reads them where they lie and does not own them."""
-
-
-def read_stack(folder: Path) -> tuple[DeepseekV3Config, dict[str, Any]]:
+def read_stack(folder: Path) -> Stack:
     pipeline_config = make_pipeline_config(EngineConfig(model=str(folder), max_length=MAX_LENGTH))
     config = DeepseekV3Config.initialize(pipeline_config)
     tensors = dequantised(read_tensors([folder / "model.safetensors"]), config, source=str(folder))
-    return config, target_state_dict(tensors, config, source=str(folder))
+    weights = target_state_dict(tensors, config, source=str(folder))
+    return Stack(config, DeepseekV3(config), weights)
 
 
 @pytest.fixture(scope="module")
-def deepseek_model(tiny_pair: Callable[[str], TinyPair]) -> Compiled:
-    session = InferenceSession(devices=[CPU()])
-    stacks = [read_stack(tiny_pair(name).target) for name in PAIRS]
-    module = Stacks([config for config, _ in stacks])
-    state = {
-        f"{prefix}.{name}": tensor
-        for prefix, (_, tensors) in zip(("first", "second", "third"), stacks, strict=True)
-        for name, tensor in tensors.items()
-    }
-    load_weights(module, state)
-    cpu = DeviceRef.CPU()
-    types = [
-        TensorType(DType.int64, ["num_tokens"], device=cpu),
-        TensorType(DType.uint32, ["num_row_offsets"], device=cpu),
-        *(leaf for c in module.configs for leaf in tree.leaves(c.kv_params.get_symbolic_inputs())),
-    ]
-    with Graph("deepseekV3_logits", input_types=types) as graph:
-        inputs = iter(graph.inputs)
-        tokens, offsets = next(inputs).tensor, next(inputs).tensor
-        graph.output(*module(tokens, offsets, inputs))
-    managers = [
-        make_cache_manager(
-            config.kv_params, session, num_pages=8, max_batch_size=8, draft_reads_next_token=False
-        )
-        for config in module.configs
-    ]
-    weights = module.state_dict()
-    return Compiled(session.load(graph, weights_registry=weights), managers, weights)
-
-
-def context(prompt: list[int]) -> TextContext:
-    return TextContext(
-        max_length=MAX_LENGTH,
-        tokens=TokenBuffer(np.array(prompt, np.int64)),
-        sampling_params=SamplingParams(temperature=0),
-    )
+def deepseek_model(tiny_pair: Callable[[str], TinyPair]) -> LogitsGraph:
+    stacks = {name: read_stack(tiny_pair(name).target) for name in PAIRS}
+    return compile_logits("deepseekV3_logits", stacks)
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_logits_of_three_shapes(
-    deepseek_model: Compiled, tiny_target: Callable[[str], TargetReference]
+    deepseek_model: LogitsGraph, tiny_target: Callable[[str], TargetReference]
 ) -> None:
-    """A ragged batch of prompts, then one more token a row, which reads the cache."""
-    prompts = [random_prompt(256, length, seed=length) for length in LENGTHS]
-    more = [7, 77, 177, 27]
-    batches = [[context(prompt) for prompt in prompts] for _ in PAIRS]
-    for manager, contexts in zip(deepseek_model.managers, batches, strict=True):
-        for one in contexts:
-            manager.claim(one)
-    expected = {
-        name: [
-            tiny_target(name).features_and_logits([*prompt, token])[1].numpy()
-            for prompt, token in zip(prompts, more, strict=True)
-        ]
-        for name in PAIRS
-    }
-    for step in range(2):
-        caches = []
-        for manager, contexts in zip(deepseek_model.managers, batches, strict=True):
-            for one in contexts:
-                manager.alloc(one)
-            caches.append(manager.runtime_inputs([contexts]))
-        active = [one.tokens.active.tolist() for one in batches[0]]
-        offsets = np.cumsum([0, *map(len, active)]).astype(np.uint32)
-        outputs = deepseek_model.model.execute(
-            Buffer.from_numpy(np.concatenate(active)),
-            Buffer.from_numpy(offsets),
-            *tree.leaves(caches),
-        )
-        for name, output in zip(PAIRS, outputs, strict=True):
-            ours = np.split(output.to_numpy(), offsets[1:-1])
-            for row, logits in enumerate(ours):
-                theirs = expected[name][row]
-                theirs = theirs[:-1] if step == 0 else theirs[-1:]
-                assert logits.shape == theirs.shape
-                error = np.abs(logits - theirs).max() / np.abs(theirs).max()
-                assert error < TOLERANCE, f"{name}, row {row}, step {step}: {error:.1e}"
-        for manager, contexts in zip(deepseek_model.managers, batches, strict=True):
-            for one, token in zip(contexts, more, strict=True):
-                one.advance_token_buffer(token)
-                manager.step(one)
+    assert_logits(deepseek_model, {name: tiny_target(name) for name in PAIRS})
 
 
 def test_choices_differ_from_plain_top_k(tiny_target: Callable[[str], TargetReference]) -> None:

@@ -21,7 +21,7 @@ from reference.eagle import EagleReference, mean_acceptance_length
 from reference.mtp import MtpReference
 from reference.target import TIE_GAP, TargetReference
 from runs import answers, greedy_requests, observing, proposing
-from tiny import COMPILED_PAIRS, TinyPair
+from tiny import COMPILED_PAIRS, RELATIVE_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -109,7 +109,7 @@ class EagleJudge(Judge, EagleReference):
         self, next_ids: Sequence[int], features: Tensor, cache: DynamicCache
     ) -> tuple[int, Tensor]:
         token, output = super()._rows(next_ids, features, cache)
-        self._logits.append((output @ self.head.T)[0])  # [N]
+        self._logits.append(self.logits(output)[0])  # [N]
         return token, output
 
     def judge(self, proposals: Sequence[Proposal]) -> list[bool]:
@@ -233,7 +233,7 @@ def test_demo_draft_after_a_prefix_from_the_cache(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("k", [3, 5, 8])
-@pytest.mark.parametrize("name", [*COMPILED_PAIRS, "llama_dflash_both_ways"])
+@pytest.mark.parametrize("name", [*COMPILED_PAIRS, *RELATIVE_PAIRS, "llama_dflash_both_ways"])
 def test_tiny_draft_after_prefill_in_chunks(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str, k: int
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from prompts import random_prompt, real_prompts
 from reference.target import GreedyTrace, TargetReference, assert_same_greedy
 from runs import MAX_LENGTH, answers, greedy_requests, load_tiny, proposing
-from tiny import COMPILED_PAIRS, TinyPair
+from tiny import COMPILED_PAIRS, RELATIVE_PAIRS, TinyPair
 
 from unispec.engine import Engine
 from unispec.methods import DRAFT_METHODS, Method
@@ -143,7 +143,7 @@ def test_nearly_every_answer_of_smollm2_is_exact(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("batch_size", "k"), [*CELLS, *WIDE_CELLS])
-@pytest.mark.parametrize("name", COMPILED_PAIRS)
+@pytest.mark.parametrize("name", [*COMPILED_PAIRS, *RELATIVE_PAIRS])
 def test_tiny_llama_answers_as_it_does_alone(
     tiny_answers: Callable[[str], Answers],
     exact: Callable[[str, Iterable[bool]], None],
@@ -155,7 +155,7 @@ def test_tiny_llama_answers_as_it_does_alone(
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", COMPILED_PAIRS)
+@pytest.mark.parametrize("name", [*COMPILED_PAIRS, *RELATIVE_PAIRS])
 def test_nearly_every_answer_of_a_tiny_llama_is_exact(
     tiny_answers: Callable[[str], Answers], name: str
 ) -> None:

@@ -206,7 +206,7 @@ class DFlashReference:
         """
         block = [next_token] + [self.mask_token_id] * (self.block_size - 1)
         output: Tensor = self._draft(self.embedding[block], context)  # [B, H]
-        return output[1:] @ self.head.T
+        return output[1:] @ self.head.T / self.target.logits_scaling
 
     def _propose(self, next_token: int, context: Tensor, k: int) -> list[int]:
         if not 1 <= k < self.block_size:

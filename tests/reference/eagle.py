@@ -118,7 +118,11 @@ class EagleReference:
             The proposal of the last row and its output [1, H].
         """
         output = self._draft(self.embedding[list(next_ids)], features, cache)[-1:]  # [1, H]
-        return int(self.target_ids[(output @ self.head.T).argmax()]), output
+        return int(self.target_ids[self.logits(output).argmax()]), output
+
+    def logits(self, output: Tensor) -> Tensor:
+        """The logits [..., N] of outputs [..., H], divided as the target's are."""
+        return output @ self.head.T / self.target.logits_scaling
 
     @torch.inference_mode()
     def propose(self, token_ids: Sequence[int], features: Tensor, k: int) -> list[int]:

@@ -67,6 +67,11 @@ class TargetReference:
         weight: Tensor = self.model.get_output_embeddings().weight.detach()
         return weight
 
+    @property
+    def logits_scaling(self) -> float:
+        """What the head's products are divided by: 1, but in Granite."""
+        return float(getattr(self.model.config, "logits_scaling", 1))
+
     def new_cache(self) -> DynamicCache:
         """An empty KV cache for ``extend``."""
         return DynamicCache(config=self.model.config)
@@ -86,7 +91,7 @@ class TargetReference:
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
         """The logits [..., V] of ``features`` [..., H]."""
-        return features @ self.head.T
+        return features @ self.head.T / self.logits_scaling
 
     def features_and_logits(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Features after the final norm [T, H] and logits [T, V] of ``ids``, in one pass."""

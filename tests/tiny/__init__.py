@@ -12,6 +12,7 @@ from .presets import (
     NEAR_DELTA,
     NEAR_TOP_N,
     PRESETS,
+    RELATIVE_PAIRS,
     TinyPair,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "NEAR_DELTA",
     "NEAR_TOP_N",
     "PRESETS",
+    "RELATIVE_PAIRS",
     "TinyPair",
     "agreeing_deepseek",
     "agreeing_dflash",

@@ -12,9 +12,33 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
-__all__ = ["Array", "decoder_layer", "linear", "norm", "read", "write"]
+__all__ = ["Array", "as_llama", "decoder_layer", "linear", "norm", "read", "write"]
 
 Array = npt.NDArray[Any]
+
+LLAMA_FIELDS = (
+    "architectures",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "bos_token_id",
+    "eos_token_id",
+    "dtype",
+)
+"""What a config of transformers' Llama states."""
 
 GAIN = 1.5
 """Standard deviation of a projection's output for inputs of standard deviation 1."""
@@ -30,10 +54,19 @@ def norm(rng: np.random.Generator, size: int) -> Array:
     return rng.normal(1, 0.1, size)
 
 
+def as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of Llama layers of a target's size, as its drafts have, whatever the target is."""
+    heads = {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
+    fields = {"attention_bias": False, "mlp_bias": False, "rope_scaling": None} | heads
+    fields |= {name: value for name, value in config.items() if name in LLAMA_FIELDS}
+    return fields | {"model_type": "llama"}
+
+
 def decoder_layer(
     rng: np.random.Generator, config: Mapping[str, Any], index: int, *, input_norm: bool = True
 ) -> dict[str, Array]:
-    """The tensors of Llama decoder layer ``index`` under their HF names."""
+    """The tensors of decoder layer ``index`` under their HF names, as its model type has them."""
+    model_type, config = config["model_type"], as_llama(config)
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     q_width = config["num_attention_heads"] * config["head_dim"]
     kv_width = config["num_key_value_heads"] * config["head_dim"]
@@ -44,17 +77,19 @@ def decoder_layer(
         "o_proj": (hidden, q_width),
     }
     tensors = {f"self_attn.{name}.weight": linear(rng, *shape) for name, shape in attention.items()}
-    if config["attention_bias"]:
-        tensors |= {
-            f"self_attn.{name}.bias": rng.normal(0, 0.2, shape[0])
-            for name, shape in attention.items()
-        }
+    biased = list(attention) if config["attention_bias"] else []
+    if model_type == "qwen2":
+        biased = ["q_proj", "k_proj", "v_proj"]
+    tensors |= {f"self_attn.{name}.bias": rng.normal(0, 0.2, attention[name][0]) for name in biased}
     tensors["mlp.gate_proj.weight"] = linear(rng, intermediate, hidden)
     tensors["mlp.up_proj.weight"] = linear(rng, intermediate, hidden)
     tensors["mlp.down_proj.weight"] = linear(rng, hidden, intermediate)
     if input_norm:
         tensors["input_layernorm.weight"] = norm(rng, hidden)
     tensors["post_attention_layernorm.weight"] = norm(rng, hidden)
+    if model_type == "qwen3":
+        tensors["self_attn.q_norm.weight"] = norm(rng, config["head_dim"])
+        tensors["self_attn.k_norm.weight"] = norm(rng, config["head_dim"])
     return {f"layers.{index}.{name}": tensor for name, tensor in tensors.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import Array, decoder_layer, linear, norm, read, write
+from .checkpoint import Array, as_llama, decoder_layer, linear, norm, read, write
 
 __all__ = ["agreeing_dflash", "tiny_dflash"]
 
@@ -92,7 +92,7 @@ def tiny_dflash(
         seed: Equal seeds and shapes give equal weights.
     """
     rng = np.random.default_rng(seed)
-    target, _ = read(target_folder)
+    target = as_llama(read(target_folder)[0])
     rope_parameters = {"rope_type": "default", "rope_theta": target.pop("rope_theta")}
     rope_parameters |= target.pop("rope_scaling") or {}
     config: dict[str, Any] = target | {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import decoder_layer, linear, read, write
+from .checkpoint import as_llama, decoder_layer, linear, read, write
 
 __all__ = ["agreeing_eagle", "tiny_eagle"]
 
@@ -41,7 +41,7 @@ def tiny_eagle(
     """
     rng = np.random.default_rng(seed)
     target, _ = read(target_folder)
-    config: dict[str, Any] = target | {
+    config: dict[str, Any] = as_llama(target) | {
         "architectures": ["LlamaForCausalLMEagle"],
         "num_hidden_layers": layers,
     }
@@ -67,9 +67,11 @@ def agreeing_eagle(folder: Path, target_folder: Path, *, seed: int = 0) -> Path:
     """
     tiny_eagle(folder, target_folder, seed=seed)
     config, tensors = read(folder)
-    _, target = read(target_folder)
+    target_config, target = read(target_folder)
     embedding_half, feature_half = np.split(tensors["fc.weight"], 2, axis=1)  # [H, H] each
     embedding_half[:] = np.diag(target["model.norm.weight"])
+    # Granite's own layers do not see more of an embedding than this.
+    embedding_half *= target_config.get("embedding_multiplier", 1)
     feature_half *= FEATURE_SCALE
     for name, tensor in tensors.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):

@@ -1,4 +1,4 @@
-"""Tiny Llama targets."""
+"""Tiny Llama targets, and those that differ from Llama a little."""
 
 from __future__ import annotations
 
@@ -25,6 +25,43 @@ ROPE_SCALING: dict[str, dict[str, Any] | None] = {
     },
 }
 
+STATED: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"]},
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "max_window_layers": 1,
+        "rms_norm_eps": 1e-6,
+        # It is stated, but switched off.
+        "sliding_window": 64,
+        "use_sliding_window": False,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "max_window_layers": 2,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    },
+    "mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": None},
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        "attention_multiplier": 0.4,
+        "embedding_multiplier": 0.1,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.6,
+    },
+}
+"""What config.json says of each model type, beside Llama's fields or instead of them."""
+
+LEFT_OUT: dict[str, tuple[str, ...]] = {
+    "llama": (),
+    "qwen2": ("head_dim", "attention_bias", "mlp_bias", "rope_scaling"),
+    "qwen3": ("mlp_bias",),
+    "mistral": ("head_dim", "attention_bias", "mlp_bias", "rope_scaling"),
+    "granite": ("head_dim",),
+}
+"""Llama's fields that a published config.json of each model type does not have."""
+
 LOGIT_STD = 4.0
 """Standard deviation of the logits: near-ties are rare and the top token is no certainty."""
 
@@ -48,8 +85,9 @@ def tiny_llama(
     dtype: str = "float32",
     seed: int = 0,
     max_position_embeddings: int = 512,
+    model_type: str = "llama",
 ) -> Path:
-    """Writes a random Llama with tokenizer to ``folder`` and returns it.
+    """Writes a random Llama, or a relative of it, with tokenizer to ``folder`` and returns it.
 
     Args:
         folder: Created if it does not exist.
@@ -66,11 +104,11 @@ def tiny_llama(
         dtype: Type of the stored weights: float32, float16 or bfloat16.
         seed: Equal seeds and shapes give equal weights.
         max_position_embeddings: Context length.
+        model_type: A key of ``STATED``; all but Llama and Qwen3 have heads of hidden_size / heads.
     """
     rng = np.random.default_rng(seed)
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "model_type": model_type,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         "num_hidden_layers": layers,
@@ -89,8 +127,11 @@ def tiny_llama(
         "bos_token_id": 1,
         "eos_token_id": 2,
         "dtype": dtype,
+        **STATED[model_type],
     }
-    head_std = LOGIT_STD * hidden_size**-0.5
+    for name in LEFT_OUT[model_type]:
+        del config[name]
+    head_std = LOGIT_STD * hidden_size**-0.5 * config.get("logits_scaling", 1)
     model: dict[str, Array] = {
         "embed_tokens.weight": rng.normal(0, head_std, (vocab_size, hidden_size)),
         # Random signs: a tied head would otherwise favour the token that was just read.
@@ -106,8 +147,10 @@ def tiny_llama(
     return folder
 
 
-def agreeing_llama(folder: Path, *, seed: int = 0) -> Path:
-    """Writes a Llama whose next token is mostly a fixed function of the current one.
+def agreeing_llama(
+    folder: Path, *, model_type: str = "llama", head_dim: int = 16, seed: int = 0
+) -> Path:
+    """Writes a model whose next token is mostly a fixed function of the current one.
 
     The head's row for ``successor[t]`` points along the embedding of ``t``, and
     ``successor`` is one cycle through the vocabulary, so that greedy text does not settle
@@ -121,10 +164,11 @@ def agreeing_llama(folder: Path, *, seed: int = 0) -> Path:
         layers=2,
         heads=4,
         kv_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         vocab_size=256,
         tie=False,
         seed=seed,
+        model_type=model_type,
     )
     config, tensors = read(folder)
     rng = np.random.default_rng(seed + 1)

@@ -21,6 +21,7 @@ __all__ = [
     "NEAR_DELTA",
     "NEAR_TOP_N",
     "PRESETS",
+    "RELATIVE_PAIRS",
     "TinyPair",
 ]
 
@@ -206,6 +207,31 @@ def _llama_dflash_both_ways(folder: Path) -> TinyPair:
     return _llama_dflash_windowed(folder, both_ways=True)
 
 
+def _qwen2_eagle(folder: Path) -> TinyPair:
+    """A Qwen2.5, q, k and v with biases, and a draft that agrees on most tokens."""
+    target = agreeing_llama(folder / "target", model_type="qwen2", seed=21)
+    return TinyPair(target, agreeing_eagle(folder / "draft", target, seed=31))
+
+
+def _qwen3_dflash(folder: Path) -> TinyPair:
+    """A Qwen3, its heads wider than hidden / heads, and a draft that agrees on most tokens."""
+    target = agreeing_llama(folder / "target", model_type="qwen3", head_dim=32, seed=22)
+    return TinyPair(target, agreeing_dflash(folder / "draft", target, seed=32), "dflash")
+
+
+def _granite_eagle(folder: Path) -> TinyPair:
+    """A Granite, scaled wherever it can be, and a draft that agrees on most tokens; sampled."""
+    target = agreeing_llama(folder / "target", model_type="granite", seed=23)
+    draft = agreeing_eagle(folder / "draft", target, seed=33)
+    return TinyPair(target, draft, draft_proposal="sampled")
+
+
+def _mistral_eagle(folder: Path) -> TinyPair:
+    """`llama_eagle_agreeing` as a Mistral: the graph is the same."""
+    target = agreeing_llama(folder / "target", model_type="mistral", seed=4)
+    return TinyPair(target, agreeing_eagle(folder / "draft", target, seed=14))
+
+
 PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "llama_eagle": _llama_eagle,
     "llama_eagle_biased": _llama_eagle_biased,
@@ -218,6 +244,10 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "deepseek_mtp": _deepseek_mtp,
     "kimi_dflash": _kimi_dflash,
     "llama_dflash_both_ways": _llama_dflash_both_ways,
+    "qwen2_eagle": _qwen2_eagle,
+    "qwen3_dflash": _qwen3_dflash,
+    "granite_eagle": _granite_eagle,
+    "mistral_eagle": _mistral_eagle,
 }
 """Each writes its pair below a folder and returns where."""
 
@@ -232,3 +262,6 @@ COMPILED_PAIRS = (
     "deepseek_mtp_sampled",
 )
 """Those that all engine tests run; a graph takes time to compile."""
+
+RELATIVE_PAIRS = ("qwen2_eagle", "qwen3_dflash", "granite_eagle")
+"""Of targets that differ from Llama in what they compute."""

@@ -10,6 +10,8 @@ from unispec.pipelines.layers.fields import check_only, positive
 
 __all__ = ["check_stack", "check_window"]
 
+_WITHOUT_WINDOW: Final = ("granite", "llama")
+"""Model types that have none in transformers, whatever config.json says."""
 _ONLY: Final = {"hidden_act": "silu", "mlp_bias": False}
 
 
@@ -22,9 +24,11 @@ def check_window(hf: Any, longest: int | None, source: str) -> None:
     Raises:
         InputError: `sliding_window` is shorter than the longest sequence, or no size.
     """
-    # transformers' Llama has no window, whatever config.json says.
-    window = None if hf.model_type == "llama" else getattr(hf, "sliding_window", None)
-    if window is None or longest is None:
+    window = getattr(hf, "sliding_window", None)
+    if window is None or longest is None or hf.model_type in _WITHOUT_WINDOW:
+        return
+    # Qwen's first layers have none; where config.json does not tell layers apart, all have it.
+    if "sliding_attention" not in (getattr(hf, "layer_types", None) or ["sliding_attention"]):
         return
     if longest > positive("sliding_window", window, source):
         raise InputError(
