@@ -99,6 +99,7 @@ def tiny_kimi_draft(folder: Path, target: Path, scratch: Path, *, seed: int = 0)
     text = json.loads((target / "config.json").read_text())["text_config"]
     kept = ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "hidden_act")
     kept += ("max_position_embeddings", "rms_norm_eps", "dtype", "tie_word_embeddings")
+    kept += ("num_attention_heads",)
     write(
         scratch,
         {name: text[name] for name in kept} | {"rope_theta": 10000.0, "rope_scaling": None},
