@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from unispec.errors import InputError
 
 __all__ = [
     "DEFAULT_DRAFT_TOKENS",
     "DRAFT_METHODS",
+    "FACTS",
     "LARGEST_DRAFT_TOKENS",
     "METHODS",
+    "DraftCheckpoint",
     "Method",
+    "MethodFacts",
     "check_num_speculative_tokens",
 ]
 
@@ -21,13 +25,43 @@ Method = Literal["dflash", "eagle", "mtp"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 """Every `Method`."""
 
-DRAFT_METHODS: Final[tuple[Method, ...]] = ("dflash", "eagle")
+
+class DraftCheckpoint(NamedTuple):
+    """What is said of the checkpoints of a method's drafts."""
+
+    kind: str
+    """What tensors and config.json show it to be, by its name in `checkpoints.draft_kinds`."""
+    architecture: str
+    """The class in `architectures` that MAX takes for such a draft."""
+    model_type: str
+    """Of its layers, where a checkpoint of the `speculators` library does not say."""
+
+
+class MethodFacts(NamedTuple):
+    """What is known of a method without MAX."""
+
+    default_draft_tokens: int | None
+    """K where none is asked for; None: the checkpoint's block decides."""
+    largest_draft_tokens: int
+    """The largest K that a graph is built for."""
+    draft: DraftCheckpoint | None
+    """None: the draft is part of its target's checkpoint."""
+
+
+FACTS: Final[Mapping[Method, MethodFacts]] = {
+    "dflash": MethodFacts(None, 31, DraftCheckpoint("DFLASH", "DFlashDraftModel", "qwen3")),
+    "eagle": MethodFacts(3, 8, DraftCheckpoint("EAGLE", "LlamaForCausalLM", "llama")),
+    "mtp": MethodFacts(1, 8, None),
+}
+"""The facts of each method."""
+
+DRAFT_METHODS: Final[tuple[Method, ...]] = tuple(name for name in METHODS if FACTS[name].draft)
 """Those with a checkpoint for the draft; the other drafts are part of their target's."""
 
-DEFAULT_DRAFT_TOKENS: Final[dict[Method, int | None]] = {"dflash": None, "eagle": 3, "mtp": 1}
-"""K where none is count for; None: the checkpoint's block decides."""
+DEFAULT_DRAFT_TOKENS: Final = {name: FACTS[name].default_draft_tokens for name in METHODS}
+"""K where none is asked for; None: the checkpoint's block decides."""
 
-LARGEST_DRAFT_TOKENS: Final[dict[Method, int]] = {"dflash": 31, "eagle": 8, "mtp": 8}
+LARGEST_DRAFT_TOKENS: Final = {name: FACTS[name].largest_draft_tokens for name in METHODS}
 """The largest K that a graph is built for."""
 
 

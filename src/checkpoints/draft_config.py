@@ -10,19 +10,11 @@ from transformers import AutoConfig, PretrainedConfig
 from unispec.checkpoints.draft_kinds import check_draft_kind
 from unispec.checkpoints.model_config import model_config, read_config_object
 from unispec.errors import InputError
-from unispec.methods import Method
+from unispec.methods import FACTS, Method
 
 __all__ = ["adopt", "flat_config", "read_draft_config"]
 
-# What MAX takes for a draft of each method, whoever published it: which draft it is, the method
-# and the tensors say.
-_ARCHITECTURES: Final[Mapping[Method, str]] = {
-    "eagle": "LlamaForCausalLM",
-    "dflash": "DFlashDraftModel",
-}
 _LAYER: Final = "transformer_layer_config"
-# The library's own, where its config.json says nothing.
-_LAYER_TYPES: Final[Mapping[Method, str]] = {"eagle": "llama", "dflash": "qwen3"}
 
 
 class NestedEagleConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
@@ -62,16 +54,18 @@ def flat_config(stated: Mapping[str, Any], method: Method, *, source: str) -> di
     Raises:
         InputError: the nested part is no object.
     """
-    flat = dict(stated)
+    flat, draft = dict(stated), FACTS[method].draft
+    assert draft is not None
     if "speculators_model_type" in stated:
         layer = _part(flat, _LAYER, source)
-        flat = {"model_type": _LAYER_TYPES[method]} | flat | layer
+        flat = {"model_type": draft.model_type} | flat | layer
         if method == "dflash":
             # Versions that did not write the key knew no causal block.
             flat.setdefault("sliding_window_non_causal", True)
     elif stated.get("model_type") == NestedEagleConfig.model_type:
         flat = flat | {"model_type": "llama"} | _part(flat, "model", source)
-    return flat | {"architectures": [_ARCHITECTURES[method]]}
+    # Whoever published it: which draft it is, the method and the tensors say.
+    return flat | {"architectures": [draft.architecture]}
 
 
 def adopt(config: PretrainedConfig, other: PretrainedConfig) -> None:

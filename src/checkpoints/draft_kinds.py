@@ -11,7 +11,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 
 from unispec.errors import InputError
-from unispec.methods import Method
+from unispec.methods import FACTS, Method
 
 __all__ = ["DraftKind", "check_draft_files", "check_draft_kind", "draft_kind"]
 
@@ -52,10 +52,6 @@ class DraftKind(Enum):
         return self.value[0]
 
 
-_FOR_METHOD: Final[Mapping[Method, DraftKind]] = {
-    "eagle": DraftKind.EAGLE,
-    "dflash": DraftKind.DFLASH,
-}
 _SPECULATORS: Final = {
     "dflash": DraftKind.DFLASH,
     "dflash2": DraftKind.DFLASH2,
@@ -136,7 +132,8 @@ def check_draft_kind(
         InputError: the draft is of a kind that this method does not run.
     """
     kind = draft_kind(config, shapes)
-    if kind is None or kind is _FOR_METHOD[method]:
+    draft = FACTS[method].draft
+    if kind is None or (draft is not None and kind is DraftKind[draft.kind]):
         return
     what, advice = kind.value
     raise InputError(f"{source} is {what}; {advice}")

@@ -24,11 +24,11 @@ from unispec.errors import InputError
 from unispec.methods import DEFAULT_DRAFT_TOKENS
 from unispec.pipelines.architectures.registry import (
     ENGINE_ARCHITECTURES,
-    METHODS,
     check_target,
     find,
 )
 from unispec.pipelines.runtime.lengths import longest_sequence
+from unispec.pipelines.unified.method import DraftMethod
 from unispec.pipelines.unified.target import TargetFamily
 
 from .config import EngineConfig
@@ -62,8 +62,8 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     draft: MAXModelConfig | None = None
     files: list[Path] = []
     try:
-        if config.draft_model is not None:
-            draft, files = _draft(config, shared)
+        if config.draft_model is not None and pair.method is not None:
+            draft, files = _draft(config, pair.method, shared)
         arguments = PipelineArgs(
             **location(config.model),
             max_length=config.max_length,
@@ -117,12 +117,14 @@ def _speculative(config: EngineConfig) -> SpeculativeConfig | None:
     )
 
 
-def _draft(config: EngineConfig, shared: dict[str, Any]) -> tuple[MAXModelConfig, list[Path]]:
+def _draft(
+    config: EngineConfig, method: DraftMethod, shared: dict[str, Any]
+) -> tuple[MAXModelConfig, list[Path]]:
     """The draft's configuration, and its weight files; none if they are not there yet."""
-    assert config.draft_model is not None and config.speculative_method is not None
+    assert config.draft_model is not None
     resolved = resolve_model(config.draft_model)
     source = str(resolved)
-    hf_config = read_draft_config(source, config.speculative_method)
+    hf_config = read_draft_config(source, method.name)
     if shared["quantization_encoding"] == FP8:
         # A draft is not quantised with its target.
         shared = {**shared, "quantization_encoding": BFLOAT16}
@@ -130,9 +132,7 @@ def _draft(config: EngineConfig, shared: dict[str, Any]) -> tuple[MAXModelConfig
     adopt(draft.huggingface_config, hf_config)
     # What the files hold says better what the draft is than what config.json lacks.
     files = draft_files(draft, config) if isinstance(resolved, Path) else []
-    METHODS[config.speculative_method].prepare(
-        draft.huggingface_config, config.num_speculative_tokens, source=source
-    )
+    method.prepare(draft.huggingface_config, config.num_speculative_tokens, source=source)
     return draft, files
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 from max.graph.weights import WeightsFormat
@@ -20,7 +21,7 @@ from unispec.pipelines.unified.method import DraftMethod, trained_width
 from unispec.pipelines.unified.target import TargetFamily
 
 from .llama3_modulev3 import Llama3Model
-from .registry import DOCUMENTED, METHODS, targets
+from .registry import DOCUMENTED, methods_of, targets
 from .unserved import UnservedPipeline
 
 __all__ = ["for_commands", "for_engines", "target_entry"]
@@ -56,7 +57,7 @@ def target_entry(family: TargetFamily) -> SupportedArchitecture:
         compose(family, None),
         family.config,
         family,
-        checkpoint_draft_width=_draft_width,
+        checkpoint_draft_width=partial(_draft_width, methods_of(family)),
         pipeline_cls=UnservedPipeline,
     )
 
@@ -78,7 +79,7 @@ def _documented(model: type[Any]) -> Entry:
         model,
         model.model_config_cls,
         model.family,
-        checkpoint_draft_width=_draft_width,
+        checkpoint_draft_width=partial(_draft_width, [model.method]),
         pipeline_cls=UnservedPipeline,
     )
 
@@ -109,9 +110,12 @@ def _entry(
     )
 
 
-def _draft_width(speculative: SpeculativeConfig, target: Any, draft: Any) -> int:
+def _draft_width(
+    methods: Sequence[DraftMethod], speculative: SpeculativeConfig, target: Any, draft: Any
+) -> int:
     """K of a draft that was trained for one; 0: as it is asked for."""
-    methods: dict[Any, DraftMethod] = {**METHODS}
-    method = methods.get(speculative.speculative_method)
-    width = None if method is None or draft is None else method.checkpoint_width(draft)
-    return 0 if width is None else trained_width(width, speculative.num_speculative_tokens)
+    for method in methods:
+        if method.name == speculative.speculative_method and draft is not None:
+            width = method.checkpoint_width(draft)
+            return 0 if width is None else trained_width(width, speculative.num_speculative_tokens)
+    return 0

@@ -26,10 +26,10 @@ from .unified_mtp_deepseekV3 import UnifiedMTPDeepseekV3Model
 __all__ = [
     "DOCUMENTED",
     "ENGINE_ARCHITECTURES",
-    "METHODS",
     "Pair",
     "check_target",
     "find",
+    "methods_of",
     "pairs",
     "pipeline_model",
     "register",
@@ -68,9 +68,6 @@ DOCUMENTED: Final[tuple[type[UnifiedModel], ...]] = (
 ENGINE_ARCHITECTURES: Final = [f"{__package__}.engine_entries"]
 """Modules whose `ARCHITECTURES` an engine lets MAX import: MAX's own entries refuse a CPU."""
 
-METHODS: Final = {method.name: method for method in (DFLASH, EAGLE, MTP)}
-"""Every draft method by its name."""
-
 _RUN: Final[dict[TargetFamily, tuple[DraftMethod, ...]]] = {
     DEEPSEEK_V3: (MTP,),
     GRANITE: (EAGLE, DFLASH),
@@ -86,6 +83,11 @@ _RUN: Final[dict[TargetFamily, tuple[DraftMethod, ...]]] = {
 def targets() -> list[TargetFamily]:
     """Every target."""
     return list(_RUN)
+
+
+def methods_of(family: TargetFamily) -> tuple[DraftMethod, ...]:
+    """The methods that draft for a target."""
+    return _RUN[family]
 
 
 def pairs() -> list[Pair]:

@@ -75,6 +75,10 @@ class UnifiedDraftConfig(UnifiedConfig):
         if draft_model is None or pipeline_config.speculative is None:
             raise InputError("this architecture needs a draft model; give --draft-model-path")
         target, speculative = cls.read_target(pipeline_config, model_config, max_seq_len)
+        if len(target.devices) != 1:
+            raise InputError(
+                f"{len(target.devices)} devices were given; a target with a draft model runs on one"
+            )
         draft = cls.draft_stack.initialize(
             pipeline_config, draft_model, max_seq_len=target.max_seq_len
         )

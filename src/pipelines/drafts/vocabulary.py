@@ -10,7 +10,8 @@ from max.nn import Embedding, Linear, Module
 from typing_extensions import Self
 
 from unispec.pipelines.speculative.step import StepInputs
-from unispec.pipelines.targets.llama.stack_config import StackConfig
+
+from .config import UnifiedDraftConfig
 
 __all__ = ["TargetVocabularyDraft"]
 
@@ -19,22 +20,23 @@ class TargetVocabularyDraft(Module):
     """Base of drafts that embed with the target's embedding and propose the target's tokens.
 
     Args:
-        config: the draft's own stack; its `vocab_size` N counts the tokens it can propose.
+        config: both stacks; the draft's `vocab_size` N counts the tokens it can propose.
         target: the target's stack, which lends its embedding and head; with a reduced
             vocabulary the draft has a head of those rows only.
     """
 
-    def __init__(self, config: StackConfig, target: Any, target_vocab_size: int) -> None:
+    def __init__(self, config: UnifiedDraftConfig, target: Any) -> None:
         super().__init__()
-        device = config.devices[0]
+        stack, vocab_size = config.draft, config.target.vocab_size
+        device = stack.devices[0]
         self.embed_tokens: Embedding = target.embed_tokens
         self.lm_head: Linear = target.lm_head
-        self.logits_scaling = config.logits_scaling
-        self.reduced = config.vocab_size < target_vocab_size
+        self.logits_scaling = stack.logits_scaling
+        self.reduced = stack.vocab_size < vocab_size
         if self.reduced:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, config.dtype, device)
-            self.d2t = Weight("d2t", DType.int64, [config.vocab_size], device)
-            self.t2d = Weight("t2d", DType.int64, [target_vocab_size], device)
+            self.lm_head = Linear(stack.hidden_size, stack.vocab_size, stack.dtype, device)
+            self.d2t = Weight("d2t", DType.int64, [stack.vocab_size], device)
+            self.t2d = Weight("t2d", DType.int64, [vocab_size], device)
 
     def at(self, step: StepInputs) -> Self:
         """The draft in one step: on one device the module itself."""

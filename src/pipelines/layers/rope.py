@@ -20,7 +20,7 @@ from max.nn.rotary_embedding import (
 )
 
 from unispec.errors import InputError
-from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
+from unispec.methods import LARGEST_DRAFT_TOKENS
 
 from .fields import positive
 
@@ -88,7 +88,7 @@ def num_positions(max_seq_len: int) -> int:
 
     A power of two, so that another `max_seq_len` or K seldom is another graph to compile.
     """
-    touched = max_seq_len + 2 * MAX_BLOCK_SIZE
+    touched = max_seq_len + 2 * (max(LARGEST_DRAFT_TOKENS.values()) + 1)
     return max(8192, 1 << (touched - 1).bit_length())
 
 

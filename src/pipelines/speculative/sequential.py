@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from max.dtype import DType
 from max.graph import DeviceRef, DimLike, TensorValue, ops
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.kv_cache.views import grown_view
+from unispec.methods import LARGEST_DRAFT_TOKENS
 from unispec.sampling.acceptance import AcceptanceRule
 
 from .proposal import DraftVocabulary, Proposal, first_columns, propose
-from .step import MAX_DRAFT_TOKENS, StepInputs, StepOutputs
+from .step import StepInputs, StepOutputs
 from .verify import Target, Verified, verify
 
 __all__ = ["SequentialDraft", "sequential_step"]
+
+_MAX_DRAFT_TOKENS: Final = max(LARGEST_DRAFT_TOKENS[method] for method in ("eagle", "mtp"))
+"""Largest K; one graph proposes up to as many."""
 
 
 class SequentialDraft(DraftVocabulary, Protocol):
@@ -82,10 +86,10 @@ class _Rounds:
         """Runs the remaining rounds and packs the step's outputs."""
         one = ops.constant(1, DType.int64, device=DeviceRef.CPU())
         lengths = self.verified.verified_lengths
-        tokens = ops.broadcast_to(first.tokens, [self.batch, MAX_DRAFT_TOKENS])
+        tokens = ops.broadcast_to(first.tokens, [self.batch, _MAX_DRAFT_TOKENS])
         state = [one, ops.squeeze(first.tokens, 1), feature, lengths, tokens]
         if first.probs is not None:
-            shape: list[DimLike] = [self.batch, MAX_DRAFT_TOKENS, first.probs.shape[2]]
+            shape: list[DimLike] = [self.batch, _MAX_DRAFT_TOKENS, first.probs.shape[2]]
             state.append(ops.broadcast_to(first.probs, shape))
         wanted = self.wanted
 
@@ -117,7 +121,12 @@ class _Rounds:
         feature = self.draft(token, feature, ramp, view).rebind(feature.shape)
         proposal = self.propose(feature, lengths + 1)
         columns = ops.range(
-            0, MAX_DRAFT_TOKENS, 1, out_dim=MAX_DRAFT_TOKENS, dtype=DType.int64, device=self.device
+            0,
+            _MAX_DRAFT_TOKENS,
+            1,
+            out_dim=_MAX_DRAFT_TOKENS,
+            dtype=DType.int64,
+            device=self.device,
         )
         here = ops.unsqueeze(columns == round_.to(self.device), 0)  # [1, 8]
         state = [

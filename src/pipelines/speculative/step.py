@@ -13,7 +13,6 @@ from max.graph import BufferType, DeviceRef, DimLike, TensorType, TensorValue, V
 from max.nn.kv_cache import KVCacheParamInterface, MultiKVCacheParams, PagedCacheValues
 
 from unispec.kv_cache.views import as_one_batch, take_copies
-from unispec.methods import LARGEST_DRAFT_TOKENS
 from unispec.sampling.inputs import (
     BITMASK,
     SAMPLING_PARAMETERS,
@@ -23,19 +22,11 @@ from unispec.sampling.inputs import (
 
 __all__ = [
     "INPUT_ORDER",
-    "MAX_BLOCK_SIZE",
-    "MAX_DRAFT_TOKENS",
     "VOID_TOKEN",
     "StepInputs",
     "StepOutputs",
     "StepSignature",
 ]
-
-MAX_DRAFT_TOKENS = LARGEST_DRAFT_TOKENS["eagle"]
-"""Largest number of draft tokens that a sequential draft can propose in a step."""
-
-MAX_BLOCK_SIZE = LARGEST_DRAFT_TOKENS["dflash"] + 1
-"""Largest block of a block draft, the next token included."""
 
 VOID_TOKEN = -1
 """Draft token of a row that has none to verify; no acceptance rule accepts it."""

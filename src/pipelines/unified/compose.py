@@ -22,11 +22,12 @@ def compose(family: TargetFamily, method: DraftMethod | None) -> type[UnifiedMod
     name = family.architecture.removesuffix("ForCausalLM")
     if method is not None:
         name += method.name.title()
-        config = type(f"{name}Config", (method.config,), {"family": family})
+        config = type(f"{name}Config", (method.config,), {"__module__": __name__, "family": family})
     return type(
         f"{name}Model",
         (family.model,),
         {
+            "__module__": __name__,
             "__doc__": f"A {family.model_type} target and its draft, if it has one.",
             "family": family,
             "method": method,

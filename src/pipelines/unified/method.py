@@ -35,10 +35,9 @@ class DraftWeights:
 class DraftMethod:
     """A way to propose tokens: how its checkpoint is read, and what computes it."""
 
-    name: Method
-    """Its facts, such as the largest K, are in `unispec.methods` under this name."""
     config: type[UnifiedConfig]
-    """Reads from MAX's `PipelineConfig` how target and draft work together."""
+    """Reads from MAX's `PipelineConfig` how target and draft work together; its `draft_method` is
+    the method's name."""
     state: Callable[[Checkpoint, Any, Mapping[str, Tensor]], DraftWeights]
     """The draft's weights, checked; given the checkpoint that has them, the configuration and the
     target's weights."""
@@ -54,6 +53,11 @@ class DraftMethod:
     prepare: Callable[..., None] = lambda draft, requested, *, source: None
     """Brings the draft's Hugging Face config into the form that MAX reads, given K if the
     user set it."""
+
+    @property
+    def name(self) -> Method:
+        """Its facts, such as the largest K, are in `unispec.methods` under this name."""
+        return self.config.draft_method
 
 
 def trained_width(width: int, requested: int | None) -> int:

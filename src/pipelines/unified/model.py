@@ -75,7 +75,9 @@ class UnifiedModel(StepModel):
         stack = config if self.method is None else config.target
         checkpoint = self.read_target(stack)
         target = self.family.state(checkpoint.tensors, stack, source=checkpoint.source)
-        stack.tie_word_embeddings = HEAD not in target
+        # Only the tensors tell.
+        stack = replace(stack, tie_word_embeddings=HEAD not in target)
+        config = stack if self.method is None else replace(config, target=stack)
         state = {f"target.{name}": tensor for name, tensor in target.items()}
         if self.method is not None:
             draft = self.method.state(self._draft_checkpoint(checkpoint), config, target)

@@ -8,7 +8,6 @@ at the positions after them; slot i proposes the token at its own position, slot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from max.dtype import DType
@@ -20,50 +19,40 @@ from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
 from unispec.pipelines.layers.linear import fused_linear
 from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.stack import llama_rope
-from unispec.pipelines.targets.llama.stack_config import StackConfig
 
 from .gathered import is_gathered
 from .layers import DflashLayer
+from .unified import UnifiedDflashConfig
 
 __all__ = ["DflashDraft"]
 
 
 class DflashDraft(TargetVocabularyDraft):
-    """A DFlash draft; see `TargetVocabularyDraft` for the other arguments.
+    """A DFlash draft for a target.
 
     Args:
-        num_taps: n, target layers whose outputs are the features.
-        windows: of each layer, None where it sees the whole context.
-        causal: of each layer, whether a slot sees none of those after it.
+        config: both stacks, which target layers are tapped, and how a block looks.
+        target: the target's stack.
     """
 
-    def __init__(
-        self,
-        config: StackConfig,
-        target: Any,
-        target_vocab_size: int,
-        *,
-        num_taps: int,
-        windows: Sequence[int | None],
-        causal: Sequence[bool],
-        block_size: int,
-        mask_token_id: int,
-    ) -> None:
-        super().__init__(config, target, target_vocab_size)
-        self.block_size = block_size
-        self.mask_token_id = mask_token_id
-        self.rope = llama_rope(config)
-        hidden = config.hidden_size
-        self.fc = Linear(num_taps * hidden, hidden, config.dtype, config.devices[0])
-        self.hidden_norm = RMSNorm(hidden, config.dtype, config.norm_eps)
-        gathered = is_gathered(windows, config.devices[0])
+    def __init__(self, config: UnifiedDflashConfig, target: Any) -> None:
+        super().__init__(config, target)
+        stack, count = config.draft, config.draft.num_hidden_layers
+        windows, causal = config.windows or [None] * count, config.causal or [False] * count
+        self.block_size = config.resolve_block_size()
+        self.mask_token_id = config.mask_token_id
+        self.rope = llama_rope(stack)
+        hidden, dtype, device = stack.hidden_size, stack.dtype, stack.devices[0]
+        self.fc = Linear(len(config.target_layer_ids) * hidden, hidden, dtype, device)
+        self.hidden_norm = RMSNorm(hidden, dtype, stack.norm_eps)
+        gathered = is_gathered(windows, device)
         self.layers = LayerList(
             [
-                DflashLayer(config, window=window, causal=hides, gathered=gathered)
+                DflashLayer(stack, window=window, causal=hides, gathered=gathered)
                 for window, hides in zip(windows, causal, strict=True)
             ]
         )
-        self.norm = RMSNorm(hidden, config.dtype, config.norm_eps)
+        self.norm = RMSNorm(hidden, dtype, stack.norm_eps)
 
     def materialize(
         self, features: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues

@@ -34,20 +34,6 @@ def _state(
     return draft_weights(own, target)
 
 
-def _build(config: UnifiedDflashConfig, target: Any) -> DflashDraft:
-    layers = config.draft.num_hidden_layers
-    return DflashDraft(
-        config.draft,
-        target,
-        config.target.vocab_size,
-        num_taps=len(config.target_layer_ids),
-        windows=config.windows or [None] * layers,
-        causal=config.causal or [False] * layers,
-        block_size=config.resolve_block_size(),
-        mask_token_id=config.mask_token_id,
-    )
-
-
 def _width(draft: Any) -> int | None:
     """One less than the block, where the checkpoint says how large that is."""
     size = DflashDraftHFConfig.from_huggingface(draft).block_size
@@ -55,10 +41,9 @@ def _width(draft: Any) -> int | None:
 
 
 DFLASH = DraftMethod(
-    name="dflash",
     config=UnifiedDflashConfig,
     state=_state,
-    build=_build,
+    build=DflashDraft,
     step=block_step,
     reads_next_token=False,
     checkpoint_width=_width,

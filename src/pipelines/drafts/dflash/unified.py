@@ -11,9 +11,8 @@ from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
-from unispec.methods import Method
+from unispec.methods import LARGEST_DRAFT_TOKENS, Method
 from unispec.pipelines.drafts.config import UnifiedDraftConfig
-from unispec.pipelines.speculative.step import MAX_BLOCK_SIZE
 from unispec.pipelines.unified.method import trained_width
 
 from .config import DflashDraftHFConfig, layer_causality, layer_windows
@@ -83,8 +82,9 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
                 f" {self.target.vocab_size}; use a draft that was trained for this target"
             )
         size = self.resolve_block_size()
-        if not 2 <= size <= MAX_BLOCK_SIZE:
-            raise InputError(f"block_size is {size}; choose 2 to {MAX_BLOCK_SIZE}")
+        largest = LARGEST_DRAFT_TOKENS[self.draft_method] + 1
+        if not 2 <= size <= largest:
+            raise InputError(f"block_size is {size}; choose 2 to {largest}")
         if self.windows and len(self.windows) != self.draft.num_hidden_layers:
             raise InputError(
                 f"{len(self.windows)} windows are given for {self.draft.num_hidden_layers} draft"

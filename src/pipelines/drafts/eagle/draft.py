@@ -18,31 +18,30 @@ from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
 from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.layers import DecoderLayer
 from unispec.pipelines.targets.llama.stack import llama_rope
-from unispec.pipelines.targets.llama.stack_config import StackConfig
+
+from .config import UnifiedEagleConfig
 
 __all__ = ["EagleDraft"]
 
 
 class EagleDraft(TargetVocabularyDraft):
-    """An EAGLE draft; see `TargetVocabularyDraft` for the other arguments.
+    """An EAGLE draft for a target.
 
     Args:
-        fc_bias: whether the checkpoint has `fc.bias`.
+        config: both stacks, and whether the checkpoint has `fc.bias`.
+        target: the target's stack.
     """
 
-    def __init__(
-        self, config: StackConfig, target: Any, target_vocab_size: int, *, fc_bias: bool
-    ) -> None:
-        super().__init__(config, target, target_vocab_size)
-        device = config.devices[0]
-        self.rope = llama_rope(config)
-        self.fc = Linear(
-            2 * config.hidden_size, config.hidden_size, config.dtype, device, has_bias=fc_bias
-        )
+    def __init__(self, config: UnifiedEagleConfig, target: Any) -> None:
+        super().__init__(config, target)
+        stack = config.draft
+        size, device = stack.hidden_size, stack.devices[0]
+        self.rope = llama_rope(stack)
+        self.fc = Linear(2 * size, size, stack.dtype, device, has_bias=config.fc_bias)
         self.layers = LayerList(
             [
-                DecoderLayer(config, self.rope, input_norm=index > 0)
-                for index in range(config.num_hidden_layers)
+                DecoderLayer(stack, self.rope, input_norm=index > 0)
+                for index in range(stack.num_hidden_layers)
             ]
         )
 

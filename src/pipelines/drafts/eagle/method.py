@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from unispec.checkpoints import Tensor
 from unispec.pipelines.drafts.copies import check_copies
@@ -27,15 +26,10 @@ def _state(
     return draft_weights(own, target)
 
 
-def _build(config: UnifiedEagleConfig, target: Any) -> EagleDraft:
-    return EagleDraft(config.draft, target, config.target.vocab_size, fc_bias=config.fc_bias)
-
-
 EAGLE = DraftMethod(
-    name="eagle",
     config=UnifiedEagleConfig,
     state=_state,
-    build=_build,
+    build=EagleDraft,
     step=sequential_step,
     reads_next_token=True,
 )

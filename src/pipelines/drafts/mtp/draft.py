@@ -16,12 +16,13 @@ from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.speculative.sequential import SequentialDraft
 from unispec.pipelines.speculative.step import StepInputs
 from unispec.pipelines.targets.deepseek import kernels
-from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.layers import DecoderLayer
 from unispec.pipelines.targets.deepseek.mesh import Mesh
 from unispec.pipelines.targets.deepseek.replicas import mesh_of
 from unispec.pipelines.targets.deepseek.rope import rotary_embedding
 from unispec.pipelines.targets.deepseek.stack import DeepseekV3
+
+from .config import UnifiedMtpConfig
 
 __all__ = ["MtpDraft"]
 
@@ -37,19 +38,20 @@ class MtpDraft(Module):
             the same.
     """
 
-    def __init__(self, config: DeepseekV3Config, target: DeepseekV3) -> None:
+    def __init__(self, config: UnifiedMtpConfig, target: DeepseekV3) -> None:
         super().__init__()
-        hidden, dtype, eps = config.hidden_size, config.dtype, config.rms_norm_eps
+        stack = config.target
+        hidden, dtype, eps = stack.hidden_size, stack.dtype, stack.rms_norm_eps
         self.embed_tokens = target.embed_tokens
         self.lm_head = target.lm_head
-        self.devices = config.devices
-        self.rope = rotary_embedding(config)
+        self.devices = stack.devices
+        self.rope = rotary_embedding(stack)
         self.enorm = RMSNorm(hidden, dtype, eps)
         self.hnorm = RMSNorm(hidden, dtype, eps)
-        self.eh_proj = Linear(2 * hidden, hidden, dtype, config.devices[0])
+        self.eh_proj = Linear(2 * hidden, hidden, dtype, stack.devices[0])
         # Numbered after the target's last layer, so it has experts where that one has.
-        experts = config.has_experts(config.num_hidden_layers)
-        self.layer = DecoderLayer(config.one_layer(), experts=experts)
+        experts = stack.has_experts(stack.num_hidden_layers)
+        self.layer = DecoderLayer(stack.one_layer(), experts=experts)
         self.norm = RMSNorm(hidden, dtype, eps)
 
     def at(self, step: StepInputs) -> SequentialDraft:

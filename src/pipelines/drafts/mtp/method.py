@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from unispec.checkpoints import Tensor
 from unispec.pipelines.speculative.sequential import sequential_step
@@ -23,15 +22,10 @@ def _state(
     return DraftWeights(mtp_state_dict(target.tensors, config.target, source=target.source))
 
 
-def _build(config: UnifiedMtpConfig, target: Any) -> MtpDraft:
-    return MtpDraft(config.target, target)
-
-
 MTP = DraftMethod(
-    name="mtp",
     config=UnifiedMtpConfig,
     state=_state,
-    build=_build,
+    build=MtpDraft,
     step=sequential_step,
     reads_next_token=True,
 )
