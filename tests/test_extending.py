@@ -26,6 +26,7 @@ from unispec.methods import Method
 from unispec.pipelines.architectures import registry
 from unispec.pipelines.drafts.eagle.method import EAGLE
 from unispec.pipelines.runtime.model import StepModel
+from unispec.pipelines.targets.llama import LLAMA
 from unispec.pipelines.targets.llama.stack_config import StackConfig
 from unispec.pipelines.unified.compose import compose
 
@@ -170,8 +171,19 @@ def test_a_model_type_has_one_target_and_a_target_one_method_of_a_name() -> None
     registry.register(phi3, EAGLE)  # it is known already
     with pytest.raises(InputError, match="model_type phi3 has a target already"):
         registry.register(replace(phi3, architecture="OtherForCausalLM"))
-    with pytest.raises(InputError, match="phi3 with eagle runs already"):
+    with pytest.raises(InputError, match="phi3 has a method 'eagle' already"):
         registry.register(phi3, names["NORMED_EAGLE"])
+    other = replace(phi3, model_type="phi", architecture="OtherForCausalLM")
+    with pytest.raises(InputError, match="phi has a method 'eagle' already"):
+        registry.register(other, EAGLE, names["NORMED_EAGLE"])
+    with pytest.raises(InputError, match="LlamaForCausalLM has a target already"):
+        registry.register(replace(phi3, model_type="phi", architecture="LlamaForCausalLM"))
+
+
+def test_a_target_that_is_built_in_stays_max_s_own_for_max() -> None:
+    before = PIPELINE_REGISTRY.retrieve_architecture("LlamaForCausalLM")
+    registry.register(LLAMA, EAGLE)
+    assert PIPELINE_REGISTRY.retrieve_architecture("LlamaForCausalLM") is before
 
 
 @pytest.mark.parametrize(

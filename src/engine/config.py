@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
+from unispec.encodings import ENCODINGS
 from unispec.errors import InputError
 from unispec.methods import DRAFT_METHODS, METHODS, Method, check_num_speculative_tokens
 
@@ -92,6 +93,11 @@ class EngineConfig:
             )
         if self.num_speculative_tokens is not None:
             check_num_speculative_tokens(self.speculative_method, self.num_speculative_tokens)
+        if self.quantization_encoding not in (None, *ENCODINGS):
+            raise InputError(
+                f"quantization encoding {self.quantization_encoding!r} is unknown; known:"
+                f" {', '.join(ENCODINGS)}"
+            )
         if self.draft_proposal not in get_args(_DraftProposal):
             raise InputError(
                 f"draft_proposal {self.draft_proposal!r} is unknown; known:"

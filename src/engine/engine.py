@@ -156,6 +156,8 @@ class Engine:
 
     @on_step.setter
     def on_step(self, hook: Callable[[Step], None] | None) -> None:
+        if hook is not None and not callable(hook):
+            raise InputError(f"on_step is {hook!r}; give a function of a Step, or None")
         self._options.on_step = hook
 
     @property

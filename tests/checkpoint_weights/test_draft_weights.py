@@ -127,6 +127,23 @@ def test_draft_config_that_does_not_fit(draft: Shape, parts: list[str]) -> None:
         eagle_state_dict(eagle_state(Shape()), draft, Shape(), source=SOURCE)
 
 
+def test_biases_of_an_eagle_draft_for_qwen2_are_used() -> None:
+    """Whatever its config.json says: those of q, k and v, in every layer."""
+    shape = Shape()
+    sizes = {"q_proj": 24, "k_proj": 12, "v_proj": 12}
+    biases = {
+        f"layers.{layer}.self_attn.{name}.bias": np.full(size, layer + 1.0, np.float32)
+        for layer in range(2)
+        for name, size in sizes.items()
+    }
+    weights = eagle_state_dict(eagle_state(shape) | biases, shape, shape, source=SOURCE)
+    for name, bias in biases.items():
+        np.testing.assert_array_equal(weights.state[name], bias)
+    del biases["layers.1.self_attn.v_proj.bias"]
+    with refused(SOURCE, "lacks", "layers.1.self_attn.v_proj.bias"):
+        eagle_state_dict(eagle_state(shape) | biases, shape, shape, source=SOURCE)
+
+
 def test_a_draft_that_knows_fewer_tokens_proposes_those() -> None:
     """As that of a model for its fine-tune, which added tokens."""
     draft, target = Shape(vocab_size=40), Shape()

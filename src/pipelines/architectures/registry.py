@@ -7,12 +7,13 @@ from typing import Any, Final, NamedTuple
 from max.pipelines.lib import PIPELINE_REGISTRY, PipelineConfig
 
 from unispec.errors import InputError
+from unispec.methods import FACTS
 from unispec.pipelines.drafts.dflash.method import DFLASH
 from unispec.pipelines.drafts.eagle.method import EAGLE
 from unispec.pipelines.drafts.mtp.method import MTP
 from unispec.pipelines.targets.deepseek import DEEPSEEK_V3
 from unispec.pipelines.targets.kimi import KIMI_K25
-from unispec.pipelines.targets.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3
+from unispec.pipelines.targets.llama import GRANITE, LLAMA, MINISTRAL, MISTRAL, QWEN2, QWEN3
 from unispec.pipelines.unified.compose import compose
 from unispec.pipelines.unified.method import DraftMethod
 from unispec.pipelines.unified.model import UnifiedModel
@@ -73,6 +74,7 @@ _RUN: Final[dict[TargetFamily, tuple[DraftMethod, ...]]] = {
     GRANITE: (EAGLE, DFLASH),
     KIMI_K25: (DFLASH,),
     LLAMA: (EAGLE, DFLASH),
+    MINISTRAL: (EAGLE, DFLASH),
     MISTRAL: (EAGLE, DFLASH),
     QWEN2: (EAGLE, DFLASH),
     QWEN3: (EAGLE, DFLASH),
@@ -153,21 +155,33 @@ def register(family: TargetFamily, *methods: DraftMethod) -> None:
         methods: that draft for it; without any it runs alone.
 
     Raises:
-        InputError: another target has this `model_type`, or another method of it this name.
+        InputError: another target has this `model_type` or `architecture`, or another method of it
+            this name, or the name has no facts.
     """
     from .max_entries import target_entry
 
     known = _RUN.get(family, ())
-    if family not in _RUN and family.model_type in {target.model_type for target in _RUN}:
-        raise InputError(f"model_type {family.model_type} has a target already; choose another")
-    added = tuple(method for method in methods if method not in known)
-    for method in added:
-        if method.name in {other.name for other in known}:
-            pair = Pair(family, method)
-            raise InputError(f"{pair.name} runs already; choose another method name")
+    for target in _RUN:
+        same = {target.model_type, target.architecture} & {family.model_type, family.architecture}
+        if target is not family and same:
+            raise InputError(f"{' and '.join(sorted(same))} has a target already; choose another")
+    added = [method for method in methods if method not in known]
+    names = [method.name for method in (*known, *added)]
+    for name in names:
+        if name not in FACTS:
+            raise InputError(
+                f"method {name!r} has no facts in unispec.methods; known: {', '.join(FACTS)}"
+            )
+        if names.count(name) > 1:
+            raise InputError(
+                f"{family.model_type} has a method {name!r} already; register one of them, or"
+                " another target"
+            )
+    is_new = family not in _RUN
     _RUN[family] = (*known, *added)
-    # MAX finds a target by its class, and may have one of that name for GPUs only.
-    PIPELINE_REGISTRY.register(target_entry(family), allow_override=True)
+    if is_new:
+        # MAX finds a target by its class, and may have one of that name for GPUs only.
+        PIPELINE_REGISTRY.register(target_entry(family), allow_override=True)
 
 
 def _name(method: DraftMethod | None) -> str:

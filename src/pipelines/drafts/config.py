@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,14 +18,21 @@ from unispec.pipelines.unified.config import UnifiedConfig
 if TYPE_CHECKING:
     from unispec.pipelines.unified.method import DraftWeights
 
-__all__ = ["UnifiedDraftConfig"]
+__all__ = ["DraftStackConfig", "UnifiedDraftConfig"]
+
+
+@dataclass(kw_only=True)
+class DraftStackConfig(StackConfig):
+    """The stack of a draft, whose head is the target's, its scale too."""
+
+    CONSTANTS: ClassVar[Collection[str]] = ("logits_scaling",)
 
 
 @dataclass(kw_only=True)
 class UnifiedDraftConfig(UnifiedConfig):
     """Target and draft stacks and how they work together."""
 
-    draft_stack: ClassVar[type[StackConfig]] = StackConfig
+    draft_stack: ClassVar[type[StackConfig]] = DraftStackConfig
     """Reads the draft's stack."""
 
     draft: StackConfig

@@ -29,7 +29,12 @@ def choose_encoding(
     if requested is None:
         return FLOAT32 if all(spec.device_type == "cpu" for spec in devices) else BFLOAT16
     if requested not in supported:
-        known = " or ".join(map(repr, sorted(supported, reverse=True)))
+        here = [
+            name
+            for name in supported
+            if all(supported_encoding_supported_on(name, spec) for spec in devices)
+        ]
+        known = " or ".join(map(repr, sorted(here, reverse=True)))
         raise InputError(f"quantization encoding {requested!r} is not supported; use {known}")
     for spec in devices:
         if not supported_encoding_supported_on(requested, spec):

@@ -60,7 +60,14 @@ def read_rope(hf: Any, head_dim: int, source: str, *, types: Sequence[RopeType])
     parameters: dict[str, Any] = (
         getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None) or {}
     )
-    base: Any = parameters.get("rope_theta") or getattr(hf, "rope_theta", 10000.0)
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        raise InputError(
+            f"the rope parameters of {source} differ by layer type ({', '.join(parameters)}), which"
+            " is not supported; use a checkpoint with the same for all layers"
+        )
+    base: Any = parameters.get("rope_theta")
+    if base is None:
+        base = getattr(hf, "rope_theta", 10000.0)
     theta = positive("rope_theta", base, source)
     part = parameters.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", None))
     if part not in (None, 1.0):

@@ -10,7 +10,7 @@ from max.graph import DeviceRef, TensorValue, ops
 from max.nn import Module
 from max.nn.transformer.transformer import forward_sequential_layers
 
-__all__ = ["LayerGroup", "layer_index", "run_layers", "with_features"]
+__all__ = ["LayerGroup", "layer_index", "run_layers", "weight_prefix", "with_features"]
 
 
 class LayerGroup(NamedTuple):
@@ -28,20 +28,20 @@ def run_layers(
     inputs: Callable[[int, list[TensorValue]], list[Any]],
     *,
     groups: Sequence[LayerGroup],
-    prefix: Callable[[int], str],
     tapped_layers: Sequence[int],
 ) -> tuple[list[TensorValue], list[list[TensorValue]]]:
-    """Runs layers one after the other.
+    """Runs layers, each with an `input_layernorm`, one after the other.
 
     Args:
         hidden_states: `[T, H]`, one a device.
         inputs: a layer's arguments, from its index and the hidden states before it.
         groups: layers that share a subgraph.
-        prefix: what the names of a layer's weights begin with, by its index.
 
     Returns:
         The last layer's output, `[T, H]` of each device, and that of each tapped layer.
     """
+    # Read first: layers that share a subgraph lose the beginnings of their names.
+    prefixes = [weight_prefix(layer) for layer in layers]
     outputs: dict[int, list[TensorValue]] = {}
 
     def keep(index: int, hidden: list[TensorValue]) -> None:
@@ -55,9 +55,15 @@ def run_layers(
         on_layer_output=keep,
         subgraph_layer_groups=[group.layers for group in groups],
         name_for_subgraph=lambda group: groups[group].name,
-        weight_prefix_for_layer=prefix,
+        weight_prefix_for_layer=prefixes.__getitem__,
     )
     return hidden, [outputs[index] for index in tapped_layers]
+
+
+def weight_prefix(layer: Any) -> str:
+    """What the names of a layer's weights begin with, once they are loaded."""
+    name: str = layer.input_layernorm.weight.name
+    return name.removesuffix("input_layernorm.weight")
 
 
 def with_features(

@@ -27,12 +27,14 @@ def load_weights(module: Module, state: Mapping[str, Tensor]) -> None:
         state: float16, float32 or int64, or uint8 that holds float8 e4m3.
     """
     declared = module.raw_state_dict()
+    if unknown := sorted(state.keys() - declared.keys()):
+        raise ValueError(f"the module declares no weights {', '.join(unknown)}")
     cast: dict[str, Tensor | WeightData] = {}
     for name, tensor in state.items():
         dtype = declared[name].dtype
         if dtype == _FLOAT8:
             cast[name] = _as_float8(tensor, name)
-        elif np.issubdtype(tensor.dtype, np.integer):
+        elif dtype.is_integral():
             cast[name] = tensor
         else:
             cast |= cast_weights({name: tensor}, dtype)

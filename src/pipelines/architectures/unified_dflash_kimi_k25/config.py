@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unispec.pipelines.drafts.dflash.unified import UnifiedDflashConfig
-from unispec.pipelines.layers.rope import RopeType
+from unispec.pipelines.drafts.dflash.unified import DflashStackConfig, UnifiedDflashConfig
 from unispec.pipelines.targets.kimi import KIMI_K25
 from unispec.pipelines.targets.kimi.config import KimiK2_5Config
 from unispec.pipelines.targets.llama.stack_config import StackConfig
@@ -17,10 +15,8 @@ __all__ = ["DFlashKimiK25DraftConfig", "UnifiedDflashKimiK25Config"]
 
 
 @dataclass(kw_only=True)
-class DFlashKimiK25DraftConfig(StackConfig):
+class DFlashKimiK25DraftConfig(DflashStackConfig):
     """The draft's stack: ordinary attention, rotated in halves, scaled as YaRN does."""
-
-    ROPE_TYPES: ClassVar[Sequence[RopeType]] = (*StackConfig.ROPE_TYPES, "yarn")
 
 
 @dataclass(kw_only=True)

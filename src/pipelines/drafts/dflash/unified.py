@@ -12,13 +12,22 @@ from typing_extensions import Self
 
 from unispec.errors import InputError
 from unispec.methods import LARGEST_DRAFT_TOKENS, Method
-from unispec.pipelines.drafts.config import UnifiedDraftConfig
+from unispec.pipelines.drafts.config import DraftStackConfig, UnifiedDraftConfig
+from unispec.pipelines.layers.rope import RopeType
+from unispec.pipelines.targets.llama.stack_config import StackConfig
 from unispec.pipelines.unified.method import trained_width
 
 from .config import DflashDraftHFConfig, layer_causality, layer_windows
 from .gathered import is_gathered, wide_head
 
-__all__ = ["UnifiedDflashConfig"]
+__all__ = ["DflashStackConfig", "UnifiedDflashConfig"]
+
+
+@dataclass(kw_only=True)
+class DflashStackConfig(DraftStackConfig):
+    """A DFlash draft's stack, whose rope may be scaled as YaRN does."""
+
+    ROPE_TYPES: ClassVar[Sequence[RopeType]] = (*DraftStackConfig.ROPE_TYPES, "yarn")
 
 
 @dataclass(kw_only=True)
@@ -26,6 +35,7 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
     """Target and draft stacks and how they work together."""
 
     draft_method: ClassVar[Method] = "dflash"
+    draft_stack: ClassVar[type[StackConfig]] = DflashStackConfig
 
     target_layer_ids: list[int] = field(default_factory=list)
     """Target layers, from 0, whose outputs the draft reads, in this order."""

@@ -11,6 +11,8 @@ from typing_extensions import Self
 from unispec.methods import Method
 from unispec.pipelines.drafts.config import UnifiedDraftConfig
 
+from .weights import FC_BIAS, QKV_BIAS
+
 if TYPE_CHECKING:
     from unispec.pipelines.unified.method import DraftWeights
 
@@ -32,7 +34,9 @@ class UnifiedEagleConfig(UnifiedDraftConfig):
 
     def with_draft(self, weights: DraftWeights) -> Self:
         """The configuration, after what only the draft's tensors tell."""
-        return replace(super().with_draft(weights), fc_bias="fc.bias" in weights.state)
+        config = super().with_draft(weights)
+        draft = replace(config.draft, qkv_bias=QKV_BIAS in weights.state)
+        return replace(config, draft=draft, fc_bias=FC_BIAS in weights.state)
 
     @classmethod
     def initialize(

@@ -11,7 +11,13 @@ from max.graph import TensorValue
 from max.nn import LayerList, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 
-from unispec.pipelines.layers.stack import LayerGroup, layer_index, run_layers, with_features
+from unispec.pipelines.layers.stack import (
+    LayerGroup,
+    layer_index,
+    run_layers,
+    weight_prefix,
+    with_features,
+)
 from unispec.pipelines.speculative.step import StepInputs
 from unispec.pipelines.speculative.verify import Target
 
@@ -87,8 +93,7 @@ class DeepseekV3(Module):
         first = self.layers[0]
         assert isinstance(first, DecoderLayer)
         plans = kernels.prefill_plans(first.attention, offsets, caches, mesh.context_lengths)
-        # Read first: layers that share a subgraph lose the beginnings of their names.
-        prefixes = [self._prefix(index) for index in range(len(self.layers))]
+        prefix = weight_prefix(first)
 
         def inputs(index: int, xs: list[TensorValue]) -> list[Any]:
             layer = layer_index(index)
@@ -100,10 +105,9 @@ class DeepseekV3(Module):
             inputs,
             # One subgraph for the dense layers and one for those with experts.
             groups=[
-                LayerGroup(f"{prefixes[0]}deepseekV3_{index}", layers)
+                LayerGroup(f"{prefix}deepseekV3_{index}", layers)
                 for index, layers in enumerate(self.same_kind)
             ],
-            prefix=prefixes.__getitem__,
             tapped_layers=self.tapped_layers,
         )
         normed = self.norm(mesh.gather(hidden, xs[0]))
@@ -112,12 +116,6 @@ class DeepseekV3(Module):
     def logits(self, hidden: TensorValue, mesh: Mesh = ALONE) -> TensorValue:
         """float32 `[R, V]` for hidden states `[R, H]`."""
         return mesh.project(self.lm_head, hidden).cast(DType.float32)
-
-    def _prefix(self, layer: int) -> str:
-        """What the names of a layer's weights begin with, once they are loaded."""
-        decoder = self.layers[layer]
-        assert isinstance(decoder, DecoderLayer)
-        return decoder.input_layernorm.weight.name.removesuffix("input_layernorm.weight")
 
 
 @dataclass(frozen=True)

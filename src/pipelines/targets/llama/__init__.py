@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .family import LLAMA
 from .granite import GRANITE
-from .mistral import MISTRAL
+from .mistral import MINISTRAL, MISTRAL
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 
-__all__ = ["GRANITE", "LLAMA", "MISTRAL", "QWEN2", "QWEN3"]
+__all__ = ["GRANITE", "LLAMA", "MINISTRAL", "MISTRAL", "QWEN2", "QWEN3"]

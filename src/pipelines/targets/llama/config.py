@@ -29,7 +29,13 @@ from unispec.encodings import BFLOAT16, FLOAT32
 from unispec.errors import InputError
 from unispec.pipelines.layers.cache import cache_params
 from unispec.pipelines.layers.encoding import choose_encoding
-from unispec.pipelines.layers.fields import check_cache_format, check_sizes, positive, text_config
+from unispec.pipelines.layers.fields import (
+    check_cache_format,
+    check_sizes,
+    positive,
+    positive_integer,
+    text_config,
+)
 from unispec.pipelines.layers.rope import Rope, RopeType, read_rope
 
 from .checks import check_stack
@@ -252,6 +258,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         model_config = model_config or pipeline_config.model
         hf, source = text_config(model_config), model_config.model_name
         check_sizes(hf, source)
+        if getattr(hf, "head_dim", None) is not None:
+            positive_integer("head_dim", hf.head_dim, source)
         head_dim = cls.get_head_dim_from_config(hf)
         check_stack(hf, head_dim, source)
         check_cache_format(model_config, source)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from .family import LLAMA
 from .stack_config import StackConfig
@@ -16,7 +16,12 @@ __all__ = ["GRANITE", "GraniteConfig"]
 class GraniteConfig(StackConfig):
     """A Granite stack: it has all of the multipliers that `Llama3Config` reads."""
 
-    FIXED: ClassVar[Mapping[str, Any]] = {"clip_qkv": None}
+    CONSTANTS: ClassVar[Collection[str]] = (
+        "attention_multiplier",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+    )
 
 
 GRANITE = replace(

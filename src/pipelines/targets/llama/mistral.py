@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from .family import LLAMA
 
-__all__ = ["MISTRAL"]
+__all__ = ["MINISTRAL", "MISTRAL"]
 
 MISTRAL = replace(
     LLAMA,
@@ -17,4 +17,12 @@ MISTRAL = replace(
     architecture="MistralForCausalLM",
     example_repo_id="mistralai/Mistral-7B-Instruct-v0.3",
 )
-"""Mistral and Ministral, 7B and 8B."""
+"""Mistral 7B."""
+
+MINISTRAL = replace(
+    MISTRAL,
+    model_type="ministral",
+    architecture="MinistralForCausalLM",
+    example_repo_id="mistralai/Ministral-8B-Instruct-2410",
+)
+"""What transformers calls a Mistral whose config.json has `layer_types`."""

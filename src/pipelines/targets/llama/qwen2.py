@@ -16,6 +16,11 @@ class Qwen2Config(StackConfig):
 
     qkv_bias: bool = True
 
+    def __post_init__(self) -> None:
+        # transformers' Qwen2 has no other biases, whatever config.json says.
+        self.attention_bias = False
+        super().__post_init__()
+
 
 QWEN2 = replace(
     LLAMA,

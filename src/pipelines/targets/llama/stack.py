@@ -74,7 +74,6 @@ class Llama3(Module):
             inputs,
             # One subgraph for all layers: the compiler sees a layer once, not thirty times.
             groups=[LayerGroup("llama3_layer", list(range(len(self.layers))))],
-            prefix=lambda index: f"target.layers.{index}.",
             tapped_layers=self.tapped_layers,
         )
         return with_features(self.norm(x), [hidden for (hidden,) in tapped])

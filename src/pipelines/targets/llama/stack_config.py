@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Final
 
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
+from unispec.pipelines.layers.fields import check_only
 from unispec.pipelines.layers.rope import RopeType
 
 from .checks import check_window
 from .config import Llama3Config
 
 __all__ = ["StackConfig"]
+
+_CAUSAL: Final = {"is_causal": True, "use_bidirectional_attention": False}
+"""What a target that writes text may state."""
 
 
 @dataclass(kw_only=True)
@@ -26,13 +31,8 @@ class StackConfig(Llama3Config):
     """
 
     ROPE_TYPES: ClassVar[Sequence[RopeType]] = ("default", "llama3")
-    FIXED: ClassVar[Mapping[str, Any]] = {
-        "embedding_multiplier": 1.0,
-        "residual_multiplier": 1.0,
-        "logits_scaling": 1.0,
-        "clip_qkv": None,
-    }
-    """Fields that this model does not have, each with the only value that it may have."""
+    CONSTANTS: ClassVar[Collection[str]] = ()
+    """Which of Granite's constants this model has; the others must change nothing."""
 
     qkv_bias: bool = False
     """Whether the q, k and v projections have a bias, though `attention_bias` does not say so."""
@@ -53,8 +53,8 @@ class StackConfig(Llama3Config):
             max_seq_len: longest sequence in tokens; None: what the model allows.
 
         Raises:
-            InputError: what `Llama3Config.initialize` refuses, another value of a field than
-                `FIXED` allows, or a target whose sequences outgrow its sliding window.
+            InputError: what `Llama3Config.initialize` refuses, a constant that this model does
+                not have, or a target whose sequences outgrow its sliding window.
         """
         model_config = model_config or pipeline_config.model
         config = super().initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
@@ -62,8 +62,16 @@ class StackConfig(Llama3Config):
         # A draft's layers see what its method says.
         if model_config is pipeline_config.model:
             check_window(model_config.huggingface_config, config.max_seq_len, source)
-        for name, value in cls.FIXED.items():
-            if getattr(config, name) != value:
+            check_only(model_config.huggingface_config, _CAUSAL, source, model="Llama")
+        neutral = {
+            "attention_multiplier": 1 / math.sqrt(config.head_dim),
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "logits_scaling": 1.0,
+            "clip_qkv": None,
+        }
+        for name, value in neutral.items():
+            if name not in cls.CONSTANTS and getattr(config, name) != value:
                 raise InputError(
                     f"{name} of {source} is {getattr(config, name)}, which this stack does not"
                     " have; use a Llama without it"
