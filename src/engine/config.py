@@ -95,8 +95,8 @@ class EngineConfig:
             check_num_speculative_tokens(self.speculative_method, self.num_speculative_tokens)
         if self.quantization_encoding not in (None, *ENCODINGS):
             raise InputError(
-                f"quantization encoding {self.quantization_encoding!r} is unknown; known:"
-                f" {', '.join(ENCODINGS)}"
+                f"quantization encoding {self.quantization_encoding!r} is unknown; use"
+                f" {' or '.join(map(repr, ENCODINGS))}"
             )
         if self.draft_proposal not in get_args(_DraftProposal):
             raise InputError(

@@ -24,11 +24,11 @@ class Checkpoint(NamedTuple):
     """The file or folder, for errors."""
 
 
-def read_checkpoint(model_config: MAXModelConfig, stack: Any = None) -> Checkpoint:
+def read_checkpoint(model_config: MAXModelConfig) -> Checkpoint:
     """Reads the files that a model's configuration names.
 
     Args:
-        stack: not needed: the tensors are taken as they are.
+        model_config: of the target or the draft.
 
     Raises:
         InputError: a file is missing or damaged.

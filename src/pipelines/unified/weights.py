@@ -25,6 +25,9 @@ def load_weights(module: Module, state: Mapping[str, Tensor]) -> None:
     Args:
         module: where the names of `state` are weights.
         state: float16, float32 or int64, or uint8 that holds float8 e4m3.
+
+    Raises:
+        ValueError: a name is no weight of the module.
     """
     declared = module.raw_state_dict()
     if unknown := sorted(state.keys() - declared.keys()):

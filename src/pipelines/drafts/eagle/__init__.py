@@ -1,1 +1,1 @@
-"""The EAGLE draft for Llama targets."""
+"""The EAGLE draft: one layer that foresees the target's next features."""
