@@ -238,7 +238,7 @@ def test_templates_in_which_no_message_can_be_begun(
 ) -> None:
     """Nothing is made before that is known."""
     target.tokenizer.chat_template = template
-    with pytest.raises(InputError, match=r"cannot write prompts.*: use --no-own-prompts") as error:
+    with pytest.raises(InputError, match=r"cannot write prompts.*: use own_prompts=False") as error:
         message_delimiters(target)
     assert ("(no)" in str(error.value)) == (template == "{{ raise_exception('no') }}")
     if template and "raise" not in template:
@@ -280,7 +280,7 @@ def test_the_command_asks_for_own_prompts_where_it_can(
     template.unlink()
     refused = run("no template")
     assert refused.exit_code == 2
-    assert "use --no-chat-template" in " ".join(refused.stderr.split())
+    assert "--no-chat-template" in " ".join(refused.stderr.split())
     assert "built-in prompts" not in caplog.text
     assert not (tmp_path / "no template").exists()
 

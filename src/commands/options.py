@@ -14,7 +14,7 @@ import click
 
 from unispec.commands.standard_input import STANDARD_INPUT, read_standard_input
 from unispec.sampling.ranges import RANGES
-from unispec.training.settings import LIMITS
+from unispec.training.settings import LARGEST, LIMITS
 
 __all__ = [
     "FiniteRange",
@@ -70,12 +70,12 @@ def setting(option: str, group: type[Any], name: str, *, help: str) -> Decorator
     """
     (field,) = (field for field in fields(group) if field.name == name)
     limits, default = field.metadata[LIMITS], field.default
-    kind = click.IntRange if str(field.type).startswith("int") else FiniteRange
+    kind = click.IntRange if limits.is_integer else FiniteRange
     return click.option(
         option,
         type=kind(
             limits.low,
-            None if math.isinf(limits.high) else limits.high,
+            None if limits.high == LARGEST else limits.high,
             min_open=limits.above_low,
         ),
         default=default,

@@ -16,7 +16,7 @@ from unispec.errors import InputError
 
 from .collection import Collection
 from .own_prompts import MessageDelimiters, message_delimiters, write_prompts
-from .prompts import built_in_prompts
+from .prompts import built_in_prompts, check_prompts
 from .seeds import seed_of
 from .settings import CollectSettings
 from .target import TorchTarget
@@ -64,14 +64,17 @@ def collect(
         on_shard: called with the collection at the start and after each shard.
 
     Raises:
-        InputError: too few prompts, a target without chat template or with one in which it cannot
-            write prompts, a target that computes NaN, no room on the disk, or a folder that was
-            collected otherwise.
+        InputError: too few prompts, one that is too long or no text, no such layer, a target
+            without chat template or with one in which it cannot write prompts, a target that
+            computes NaN, no room on the disk, or a folder that was collected otherwise.
     """
     start = time.monotonic()
+    check_prompts(prompts)
+    settings.check(target.config)
     listed = built_in_prompts() if prompts is None else list(prompts)
     texts = list(dict.fromkeys(listed))
     token_ids = _encode(target, texts, settings.chat_template)
+    target.check_length(max(map(len, token_ids)), settings.max_new_tokens)
     delimiters = _delimiters(target, settings, are_built_in=prompts is None)
     template = target.tokenizer.chat_template if settings.chat_template else None
     # Not of the tokens: some templates tell the date.
@@ -145,18 +148,14 @@ def _encode(target: TorchTarget, prompts: Sequence[str], chat_template: bool) ->
     """Encodes prompts up to where the answer begins.
 
     Raises:
-        InputError: fewer than two prompts, or a chat template is wanted and there is none, or
-            it refuses a prompt.
+        InputError: a chat template is wanted and there is none, or it refuses a prompt.
     """
-    if len(prompts) < 2:
-        raise InputError(
-            f"{len(prompts)} prompts were given; one is held out, so give at least two"
-        )
     if not chat_template:
         return [list(target.tokenizer.encode(text)) for text in prompts]
     if not target.tokenizer.chat_template:
         raise InputError(
-            f"{target.name}: its tokenizer has no chat template; use --no-chat-template"
+            f"{target.name}: its tokenizer has no chat template; use chat_template=False"
+            " (--no-chat-template)"
         )
     return [encode_message(target.tokenizer, text) for text in prompts]
 

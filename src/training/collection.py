@@ -106,7 +106,7 @@ class Collection:
         if shards is not None and self.num_shards < shards:
             raise InputError(
                 f"{folder} has {self.num_shards} of the {shards} shards that the fit began with:"
-                " give that folder again, or another --output"
+                " give that folder again, or another output"
             )
 
     def add(

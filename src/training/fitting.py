@@ -173,7 +173,7 @@ def _check_finite(value: torch.Tensor, name: str, history: History, settings: Fi
     if not value.isfinite():
         raise InputError(
             f"the {name} is {value.item()} after {history.step} steps: choose a lower"
-            f" --learning-rate than {settings.learning_rate}"
+            f" learning_rate than {settings.learning_rate}"
         )
 
 
@@ -235,7 +235,7 @@ def _check_identity(found: dict[str, str], identity: dict[str, str], state: Path
         if found.get(name) != value:
             raise InputError(
                 f"{state} is of a fit with another {name} ({str(found.get(name, 'none'))[:80]}, not"
-                f" {value[:80]}): give the same options again, or another --output"
+                f" {value[:80]}): give the same settings again, or another output"
             )
 
 

@@ -16,4 +16,4 @@ def check_output(output: Path, *, resume: bool) -> None:
         InputError: it is not empty.
     """
     if not resume and output.is_dir() and any(output.iterdir()):
-        raise InputError(f"{output} is not empty; give --resume, or another --output")
+        raise InputError(f"{output} is not empty; give resume=True (--resume), or another output")

@@ -51,7 +51,7 @@ def message_delimiters(target: TorchTarget) -> MessageDelimiters:
     except Exception as error:
         raise InputError(
             f"{target.name} cannot write prompts, its chat template refuses a message ({error}):"
-            " use --no-own-prompts"
+            " use own_prompts=False (--no-own-prompts)"
         ) from error
     before, _, after = text.partition(_CONTENT)
     # A blank belongs to the word behind it.
@@ -59,7 +59,7 @@ def message_delimiters(target: TorchTarget) -> MessageDelimiters:
     if not (before and after):
         raise InputError(
             f"{target.name} cannot write prompts, its chat template has no delimiter before and"
-            " behind a message: use --no-own-prompts"
+            " behind a message: use own_prompts=False (--no-own-prompts)"
         )
     end, *_ = tokenizer.encode(after, add_special_tokens=False)
     ends = {end} & set(tokenizer.get_added_vocab().values())

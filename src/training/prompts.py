@@ -1,14 +1,19 @@
-"""Prompts for those who have none: many kinds of tasks on many subjects."""
+"""The prompts of a training: those that are given, or many kinds of tasks on many subjects."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Final
 
-__all__ = ["built_in_prompts"]
+from unispec.errors import InputError
+
+from .settings import shortened
+
+__all__ = ["built_in_prompts", "check_prompts"]
 
 _PARTS: Final = Path(__file__).resolve().parent.parent / "data" / "prompts.json"
 _NUMBERS: Final = 40
@@ -36,3 +41,33 @@ def built_in_prompts() -> list[str]:
         prompts.append(task.format(language, program))
     chance.shuffle(prompts)
     return prompts
+
+
+def check_prompts(prompts: Sequence[str] | None) -> None:
+    """Refuses what is no list of texts.
+
+    Args:
+        prompts: None stands for the built-in ones.
+
+    Raises:
+        InputError: it is no sequence, a single text, too short, or one is empty, no text or holds
+            surrogates.
+    """
+    if prompts is None:
+        return
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise InputError(f"prompts is {shortened(prompts)}: give a list of texts")
+    for number, text in enumerate(prompts):
+        if not isinstance(text, str) or not text:
+            raise InputError(
+                f"prompts[{number}] is {shortened(text)}: give a text of at least one character"
+            )
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise InputError(
+                f"prompts[{number}] is {shortened(text)}, which UTF-8 cannot write: give a text"
+                " without surrogates"
+            )
+    if (count := len(set(prompts))) < 2:
+        raise InputError(
+            f"{count} prompts were given; one is held out, so give at least two that differ"
+        )

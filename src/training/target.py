@@ -19,7 +19,7 @@ from unispec.errors import InputError
 
 from .answering import answer
 from .attention import GROUPED
-from .settings import Device, Dtype
+from .settings import Choices, Device, Dtype, check
 
 __all__ = ["Answered", "TorchTarget"]
 
@@ -59,12 +59,10 @@ class TorchTarget:
     """
 
     def __init__(self, model: str, device: Device = "cpu", dtype: Dtype = "float32") -> None:
-        if device not in get_args(Device):
-            raise InputError(
-                f"device {device!r} is unknown: choose {' or '.join(get_args(Device))}"
-            )
+        check("device", device, Choices(get_args(Device)))
+        check("dtype", dtype, Choices(get_args(Dtype)))
         if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda was asked for, but torch finds no GPU: use cpu")
+            raise InputError("device is 'cuda', but torch finds no GPU: choose 'cpu'")
         self.name, self.device = model, torch.device(device)
         self.config: Any = read_model_config(model)
         (architecture,) = self.config.architectures or [""]
@@ -74,10 +72,11 @@ class TorchTarget:
                 f" {architecture}: choose a Llama or a Mistral"
             )
         self.tokenizer: Any = read_tokenizer(model, self.config.model_type)
+        self._limits = {"max_position_embeddings": self.config.max_position_embeddings}
         # `write` keeps within a Mistral's window, so that no layer needs one.
-        self._window: int | None = None
-        if self.config.model_type == "mistral":
-            self._window, self.config.sliding_window = self.config.sliding_window, None
+        if self.config.model_type == "mistral" and self.config.sliding_window is not None:
+            self._limits["sliding_window"] = self.config.sliding_window
+            self.config.sliding_window = None
         self.model: Any
         # Downloads those of a repository into the folder of its config.json.
         weight_files(model)
@@ -114,6 +113,25 @@ class TorchTarget:
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight.float()
 
+    def check_length(self, prompt_length: int, max_new_tokens: int) -> None:
+        """Refuses texts that the model cannot read to the end.
+
+        Args:
+            prompt_length: tokens of the longest prompt.
+            max_new_tokens: length of the longest answer.
+
+        Raises:
+            InputError: prompt and answer are longer than the model's positions or, of a Mistral,
+                its sliding window.
+        """
+        name, limit = min(self._limits.items(), key=lambda item: item[1])
+        if prompt_length + max_new_tokens > limit:
+            raise InputError(
+                f"the longest prompt has {prompt_length} tokens and answers have up to"
+                f" {max_new_tokens}, more than the {name} {limit} of {self.name}: shorten the"
+                " prompts or lower max_new_tokens"
+            )
+
     def answers(
         self,
         prompts: Sequence[Sequence[int]],
@@ -132,8 +150,9 @@ class TorchTarget:
             max_new_tokens: length of the longest answer.
 
         Raises:
-            InputError: the target computes NaN.
+            InputError: the target computes NaN, or see `check_length`.
         """
+        self.check_length(max(map(len, prompts)), max_new_tokens)
         width = self.config.hidden_size * max(len(layers), 1)
         longest = max(map(len, prompts)) + max_new_tokens
         features = torch.zeros(len(prompts), longest, width, dtype=torch.float16)  # [B, T, F]
@@ -175,14 +194,9 @@ class TorchTarget:
             on_pass: see `answer`.
 
         Raises:
-            InputError: the target computes NaN, or a text may outgrow its sliding window.
+            InputError: the target computes NaN, or see `check_length`.
         """
-        longest = max(map(len, prompts)) + max_new_tokens
-        if self._window is not None and longest > self._window:
-            raise InputError(
-                f"sliding_window {self._window} of {self.name} is not supported for sequences of up"
-                f" to {longest} tokens: shorten the prompts or lower --max-new-tokens"
-            )
+        self.check_length(max(map(len, prompts)), max_new_tokens)
         try:
             return answer(self.model, prompts, temperatures, max_new_tokens, ends, seed, on_pass)
         except ArithmeticError as error:

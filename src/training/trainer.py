@@ -20,8 +20,18 @@ from .collection import Collection, make_folder, read_num_shards, write_atomical
 from .draft import Draft
 from .fitting import History, fit
 from .output import check_output
+from .prompts import check_prompts
 from .publishing import publish
-from .settings import CollectSettings, Device, DraftShape, FitSettings
+from .settings import (
+    SECONDS,
+    SWITCH,
+    CollectSettings,
+    Device,
+    DraftShape,
+    FitSettings,
+    check,
+    shortened,
+)
 from .target import TorchTarget
 
 __all__ = ["Progress", "TrainedDraft", "train_draft"]
@@ -57,17 +67,17 @@ class TrainedDraft:
 def train_draft(
     model: str,
     shape: DraftShape,
-    output: Path,
+    output: Path | str,
     *,
     prompts: Sequence[str] | None = None,
-    data: Path | None = None,
-    initial_draft: Path | None = None,
+    data: Path | str | None = None,
+    initial_draft: Path | str | None = None,
     collecting: CollectSettings | None = None,
     fitting: FitSettings | None = None,
     seconds: float | None = None,
     device: Device = "cpu",
     resume: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainedDraft:
     """Trains a draft: the target answers prompts, then the draft learns to predict such answers.
 
@@ -90,7 +100,16 @@ def train_draft(
         InputError: a model, draft, folder or setting that cannot be used, a full disk or a full
             memory.
     """
+    output = _path("output", output)
+    data = output / "data" if data is None else _path("data", data)
+    initial_draft = None if initial_draft is None else _path("initial_draft", initial_draft)
+    _check_types(shape, collecting, fitting, on_progress)
+    check("resume", resume, SWITCH)
+    if seconds is not None:
+        check("seconds", seconds, SECONDS)
+    check_prompts(prompts)
     check_output(output, resume=resume)
+    report = on_progress or (lambda progress: None)
     collecting, fitting = collecting or CollectSettings(), fitting or FitSettings()
     if seconds is not None:
         time_to_collect = _COLLECTING_SHARE * seconds
@@ -109,9 +128,9 @@ def train_draft(
             target,
             prompts,
             collecting,
-            data or output / "data",
+            data,
             working / "collected.json",
-            on_progress,
+            report,
         )
         draft = make_draft(target, collection, shape, fitting.seed, initial_draft)
         history = fit(
@@ -119,18 +138,36 @@ def train_draft(
             collection,
             fitting,
             working / "state.pt",
-            lambda history, done: on_progress(
+            lambda history, done: report(
                 Progress(stage="fitting", done=done, collection=collection, history=history)
             ),
         )
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"the memory of {device} is full: use a lower --max-new-tokens or --batch-size, shorter"
-            " prompts or --device cpu"
+            f"the memory of {device} is full: use a lower max_new_tokens or batch_size, shorter"
+            " prompts or device 'cpu'"
         ) from error
     card = _card(target, shape, prompts, collecting, fitting, collection, draft, history)
     publish(draft, history, card, output)
     return TrainedDraft(folder=output, history=history)
+
+
+def _path(name: str, value: object) -> Path:
+    if not isinstance(value, str | Path) or "\0" in str(value):
+        raise InputError(f"{name} is {shortened(value)}: give a path")
+    return Path(value)
+
+
+def _check_types(shape: object, collecting: object, fitting: object, on_progress: object) -> None:
+    for name, value, kind in (
+        ("shape", shape, DraftShape),
+        ("collecting", collecting, CollectSettings),
+        ("fitting", fitting, FitSettings),
+    ):
+        if not isinstance(value, kind) and (value is not None or kind is DraftShape):
+            raise InputError(f"{name} is {shortened(value)}: give {kind.__name__}(...)")
+    if on_progress is not None and not callable(on_progress):
+        raise InputError(f"on_progress is {shortened(on_progress)}: give a function")
 
 
 def _collect(

@@ -264,8 +264,30 @@ def test_a_mistral_answers_as_the_llama_that_it_is(
 
 
 def test_texts_that_outgrow_a_mistrals_window(mistral: TorchTarget) -> None:
-    with pytest.raises(InputError, match=r"sliding_window 32 of .* up to 33 tokens: shorten"):
+    with pytest.raises(
+        InputError, match=r"has 24 tokens.* up to 9, .* sliding_window 32 of .*: shorten"
+    ):
         mistral.write([[5] * 3, [5] * 24], [0.0, 0.0], 9, [2], 0)
+
+
+def test_texts_that_fill_the_models_positions(target: TorchTarget, tmp_path: Path) -> None:
+    """512 of them: up to there it answers, beyond it is refused before a folder is made."""
+    (answered,) = target.answers([[5] * 504], [0.0], (), 8, seed=0)
+    assert len(answered.tokens) > 504
+    with pytest.raises(InputError, match=r"505 tokens.* up to 8, .* max_position_embeddings 512"):
+        target.answers([[5] * 505, [5]], [0.0, 0.0], (), 8, seed=0)
+    longest = len(target.tokenizer.encode(text := "ab" * 300))
+    settings = CollectSettings(tokens=1, max_new_tokens=8, chat_template=False)
+    with pytest.raises(InputError, match=rf"longest prompt has {longest} tokens.*: shorten"):
+        collect(target, [*PROMPTS, text], settings, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_layer_that_the_target_does_not_have(target: TorchTarget, tmp_path: Path) -> None:
+    settings = CollectSettings(layers=(0, 2), tokens=1, **SETTINGS)
+    with pytest.raises(InputError, match=r"layers\[1\] is 2: choose .* at least 0 and at most 1$"):
+        collect(target, PROMPTS, settings, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 def test_what_the_checkpoint_says_of_generation_changes_no_greedy_answer(

@@ -59,7 +59,7 @@ def test_the_command_makes_a_draft_that_generate_loads(
 
     again = run(*given)
     assert again.exit_code == 2
-    assert f"{output} is not empty; give --resume" in again.stderr.replace("\n", "")
+    assert f"{output} is not empty; give resume=True (--resume)" in again.stderr.replace("\n", "")
     weights = (output / "model.safetensors").read_bytes()
     assert run(*given, "--resume").exit_code == 0
     assert (output / "model.safetensors").read_bytes() == weights

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from unispec.training import (
     TrainedDraft,
     train_draft,
 )
-from unispec.training.settings import LIMITS
+from unispec.training.settings import LARGEST, LIMITS, Limits
 
 SHAPE = DraftShape(method="eagle", vocab_size=100)
 COLLECTING = CollectSettings(tokens=800, max_new_tokens=16, chat_template=False)
@@ -116,8 +117,42 @@ def test_a_training_by_time(model: str, tmp_path: Path) -> None:
             {"shape": DraftShape(method="eagle", vocab_size=257)}, "beyond the target's 256", id="V"
         ),
         pytest.param({"initial_draft": Path("nowhere")}, "nowhere", id="initial-draft"),
-        pytest.param({"device": "tpu"}, "'tpu' is unknown: choose cpu or cuda", id="device"),
-        pytest.param({"seconds": 0.0}, "seconds is 0.0: choose more than 0", id="seconds"),
+        pytest.param(
+            {"shape": DraftShape(method="dflash", mask_token_id=256)},
+            "mask_token_id is 256: choose an integer, at least 0 and at most 255",
+            id="mask",
+        ),
+        pytest.param({"shape": "eagle"}, r"shape is 'eagle': give DraftShape\(...\)", id="shape"),
+        pytest.param(
+            {"collecting": {"tokens": 800}},
+            r"collecting is {'tokens': 800}: give CollectSettings\(...\)",
+            id="collecting",
+        ),
+        pytest.param(
+            {"fitting": CollectSettings()}, r"give FitSettings\(...\)", id="other-settings"
+        ),
+        pytest.param({"initial_draft": 3}, "initial_draft is 3: give a path", id="no-path"),
+        pytest.param({"data": b"x"}, "data is b'x': give a path", id="no-data"),
+        pytest.param({"on_progress": 1}, "on_progress is 1: give a function", id="on-progress"),
+        pytest.param({"resume": "no"}, "resume is 'no': choose True or False", id="resume"),
+        pytest.param({"prompts": "hello"}, "'hello': give a list of texts", id="one-text"),
+        pytest.param({"prompts": {"a", "b"}}, "give a list of texts", id="set"),
+        pytest.param({"prompts": ["a", 2]}, r"prompts\[1\] is 2: give a text", id="no-text"),
+        pytest.param({"prompts": ["", "a"]}, r"prompts\[0\] is '': give a text", id="empty"),
+        pytest.param(
+            {"prompts": ["a", "b\ud800"]}, r"prompts\[1\] is .*surrogates", id="surrogate"
+        ),
+        pytest.param({"data": "a\0b"}, r"data is 'a\\x00b': give a path", id="null"),
+        # The tiny target's tokens are bytes, and it has 512 positions.
+        pytest.param(
+            {"prompts": ["a", "b " * 256]},
+            r"has 5\d\d tokens and answers have up to 16, .* max_position_embeddings 512",
+            id="long-prompt",
+        ),
+        pytest.param({"device": "tpu"}, "device is 'tpu': choose 'cpu' or 'cuda'", id="device"),
+        pytest.param({"seconds": 0.0}, "seconds is 0.0: choose a number, more than 0", id="0 s"),
+        pytest.param({"seconds": -1}, "seconds is -1: choose a number, more than 0", id="-1 s"),
+        pytest.param({"seconds": "60"}, "seconds is '60': choose a number", id="text-seconds"),
     ],
 )
 def test_nothing_is_made_of_what_is_refused(
@@ -127,6 +162,19 @@ def test_nothing_is_made_of_what_is_refused(
     with pytest.raises(InputError, match=message):
         train_draft(model, output=tmp_path / "draft", **given)
     assert not (tmp_path / "draft").exists()
+
+
+def test_paths_may_be_texts(model: str, tmp_path: Path) -> None:
+    """And None is no function to call."""
+    shape = DraftShape(method="eagle", mask_token_id=255)  # the last token
+    given: dict[str, Any] = {"prompts": PROMPTS, "data": str(tmp_path / "data"), "fitting": None}
+    given |= {"collecting": replace(COLLECTING, tokens=1), "on_progress": None, "seconds": 1}
+    first = train_draft(model, shape, str(tmp_path / "first"), **given)
+    assert first.folder == tmp_path / "first"
+    assert (tmp_path / "data" / "shard-00000.safetensors").is_file()
+    train_draft(model, shape, str(tmp_path / "next"), initial_draft=str(first.folder), **given)
+    record = json.loads((tmp_path / "next" / "training.json").read_text())
+    assert record["settings"]["initial draft"].startswith("first, sha256 ")
 
 
 def test_a_folder_that_holds_something(model: str, tmp_path: Path) -> None:
@@ -140,27 +188,90 @@ LIMITED = [
     (group, field.name, field.metadata[LIMITS])
     for group in (CollectSettings, DraftShape, FitSettings)
     for field in fields(group)
-    if LIMITS in field.metadata
+    if isinstance(field.metadata.get(LIMITS), Limits)
 ]
 
 
 @pytest.mark.parametrize(("group", "name", "limits"), LIMITED, ids=lambda one: str(one)[:20])
-def test_numbers_beyond_their_limits(group: type, name: str, limits: Any) -> None:
+def test_numbers_beyond_their_limits(group: type, name: str, limits: Limits) -> None:
     given: dict[str, Any] = {"method": "dflash"} if group is DraftShape else {}
     wrong = [limits.low if limits.above_low else limits.low - 1, float("nan"), float("inf")]
-    wrong += [limits.high + 1] if math.isfinite(limits.high) else []
+    wrong += [limits.high + 1, -math.inf]
     for value in wrong:
-        with pytest.raises(InputError, match=rf"^{name} is {value}: choose (at least|more than) "):
+        with pytest.raises(InputError, match=rf"^{name} is {value}: choose an? \w+, (at|more) "):
             group(**given, **{name: value})
-    highest = limits.high if math.isfinite(limits.high) else 10**12
-    for value in (limits.low + 1e-9 if limits.above_low else limits.low, highest):
+    lowest = limits.low + 1e-9 if limits.above_low else limits.low
+    for value in (lowest, limits.high):
         assert getattr(group(**given, **{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("group", "name", "limits"), LIMITED, ids=lambda one: str(one)[:20])
+def test_what_is_no_such_number(group: type, name: str, limits: Limits) -> None:
+    given: dict[str, Any] = {"method": "dflash"} if group is DraftShape else {}
+    kind = "a number" if name in ("seconds", "learning_rate") else "an integer"
+    wrong: list[Any] = ["4", True, [4], {}, object(), 4j, b"4"]
+    wrong += [4.5, 4.0] if kind == "an integer" else []
+    for value in wrong:
+        text = re.escape(repr(value))
+        with pytest.raises(InputError, match=rf"^{name} is {text}: choose {kind}, "):
+            group(**given, **{name: value})
+    with pytest.raises(InputError, match=rf"^{name} is 10{{99}}\.\.\.: choose {kind}, .* at most "):
+        group(**given, **{name: 10**400})
+    with pytest.raises(InputError, match=rf"^{name} is too long a number: choose {kind}, "):
+        group(**given, **{name: 10**5000})
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (CollectSettings, "max_new_tokens"),
+        (CollectSettings, "seed"),
+        (CollectSettings, "chat_template"),
+        (DraftShape, "block_size"),
+        (DraftShape, "method"),
+        (FitSettings, "epochs"),
+        (FitSettings, "batch_size"),
+        (FitSettings, "learning_rate"),
+        (FitSettings, "seed"),
+    ],
+)
+def test_none_where_it_says_nothing(group: type, name: str) -> None:
+    given: dict[str, Any] = {"method": "dflash"} if group is DraftShape else {}
+    with pytest.raises(InputError, match=rf"^{name} is None: choose "):
+        group(**given | {name: None})
+
+
+def test_an_integer_is_a_number() -> None:
+    assert FitSettings(learning_rate=1, seconds=2) == FitSettings(learning_rate=1.0, seconds=2.0)
+    assert FitSettings(epochs=LARGEST).epochs == 10**12
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", [True], 1.0])
+@pytest.mark.parametrize("name", ["chat_template", "own_prompts"])
+def test_what_is_neither_true_nor_false(name: str, value: Any) -> None:
+    text = re.escape(repr(value))
+    with pytest.raises(InputError, match=rf"^{name} is {text}: choose True or False$"):
+        CollectSettings(**{name: value})
+
+
+@pytest.mark.parametrize("value", [3, "01", (1, -1), (1, "2"), (True,), (1.0,), None])
+def test_what_are_no_layers(value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^layers is {re.escape(repr(value))}: choose a tuple"):
+        CollectSettings(layers=value)
 
 
 def test_settings_without_sense() -> None:
     with pytest.raises(InputError, match="give tokens or seconds"):
         CollectSettings(tokens=None)
-    with pytest.raises(InputError, match=r"dtype 'float16' is unknown: choose float32 or bfloat16"):
-        FitSettings(dtype=cast(Any, "float16"))
-    with pytest.raises(InputError, match=r"'mtp' cannot be trained: choose eagle or dflash"):
-        DraftShape(method="mtp")
+    for dtype in ("float16", ["float32"]):
+        with pytest.raises(InputError, match=r"^dtype is .*: choose 'float32' or 'bfloat16'$"):
+            FitSettings(dtype=cast(Any, dtype))
+    for method in ("mtp", ["eagle"]):
+        with pytest.raises(InputError, match=r"^method is .*: choose 'eagle' or 'dflash'$"):
+            DraftShape(method=cast(Any, method))
+
+
+@pytest.mark.parametrize("token", [-5, "x", 2.0])
+def test_what_is_no_mask_token(token: Any) -> None:
+    with pytest.raises(InputError, match=r"^mask_token_id is .*: choose an integer, at least 0 "):
+        DraftShape(method="dflash", mask_token_id=token)
