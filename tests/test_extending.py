@@ -169,7 +169,7 @@ def test_a_model_type_has_one_target_and_a_target_one_method_of_a_name() -> None
     names = run(CHECKPOINT, REGISTER_TARGET, "from normed_eagle import NORMED_EAGLE")
     phi3 = names["PHI3"]
     registry.register(phi3, EAGLE)  # it is known already
-    with pytest.raises(InputError, match="model_type phi3 has a target already"):
+    with pytest.raises(InputError, match="phi3 has a target already"):
         registry.register(replace(phi3, architecture="OtherForCausalLM"))
     with pytest.raises(InputError, match="phi3 has a method 'eagle' already"):
         registry.register(phi3, names["NORMED_EAGLE"])
