@@ -45,8 +45,8 @@ from unispec.pipelines.architectures.llama3_modulev3 import (
 from unispec.pipelines.layers.rope import (
     LongRotaryEmbedding,
     read_rope,
-    rotary_embedding,
 )
+from unispec.pipelines.targets.llama.stack import llama_rope
 
 TOLERANCE = 1e-4
 """Largest error, relative to the largest value of the reference."""
@@ -321,7 +321,7 @@ def test_longrope_frequencies(
 ) -> None:
     """The longest sequence chooses the divisors: HF's for a sequence of that length."""
     hf = phi3(**extension)
-    rope = rotary_embedding(read(tmp_path, hf, max_seq_len))
+    rope = llama_rope(read(tmp_path, hf, max_seq_len))
     assert isinstance(rope, LongRotaryEmbedding)
     expected, magnitude = ROPE_INIT_FUNCTIONS["longrope"](hf, seq_len=max_seq_len)
     np.testing.assert_allclose(rope.frequencies(), expected.numpy(), rtol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from time import perf_counter
 from typing import Any
 
@@ -56,7 +56,6 @@ class Engine:
         tokenizer: the target's.
         max_length: longest sequence, prompt and output, in tokens.
         reads_images: whether a request may have images.
-        eos_token_ids: tokens that end an answer, unless its request ignores them.
         num_pages: cache pages in all.
         max_speculative_tokens: largest `num_speculative_tokens`; 0 without a draft.
 
@@ -79,14 +78,13 @@ class Engine:
         arch_config: Any = self._model_class.model_config_cls
         arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
         self._kv_params = arch.get_kv_params()
-        self.eos_token_ids = read_eos_token_ids(config.model, hf)
         self.tokenizer: PreTrainedTokenizerFast = read_tokenizer(config.model, hf.model_type)
         self._answers = AnswerFactory(
             self._model_class,
             hf,
             self.tokenizer,
             max_length=self.max_length,
-            eos_token_ids=self.eos_token_ids,
+            eos_token_ids=read_eos_token_ids(config.model, hf),
         )
         self._thinking = (
             ThinkingTokens.of(self.tokenizer, config.thinking_tokens)
@@ -143,6 +141,15 @@ class Engine:
             self._config.speculative_method, count, loaded=self.max_speculative_tokens
         )
         self._options.num_speculative_tokens = count
+
+    @property
+    def eos_token_ids(self) -> Set[int]:
+        """Tokens that end an answer, unless its request ignores them; may be set for others."""
+        return self._answers.eos_token_ids
+
+    @eos_token_ids.setter
+    def eos_token_ids(self, token_ids: Set[int]) -> None:
+        self._answers.eos_token_ids = token_ids
 
     @property
     def on_step(self) -> Callable[[Step], None] | None:

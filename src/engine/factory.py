@@ -27,6 +27,9 @@ class AnswerFactory:
     Args:
         max_length: longest sequence, prompt and output, in tokens.
         eos_token_ids: end an answer, unless its request ignores them.
+
+    Attributes:
+        eos_token_ids: those of the answers that are made from now on.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class AnswerFactory:
         self._hf = hf
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._eos_token_ids = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         self._vocab_size = int(hf.get_text_config().vocab_size)
         self._grammars: GrammarCompiler | None = None
         self._compiling = threading.Lock()
@@ -90,7 +93,7 @@ class AnswerFactory:
         ends = set(params.stop_token_ids or ())
         # What ignores EOS under a grammar goes on until nothing else is allowed.
         if request.grammar is not None or not params.ignore_eos:
-            ends |= self._eos_token_ids
+            ends |= self.eos_token_ids
         return prompt.context(
             max_length=max_length,
             eos_tracker=EOSTracker(eos_token_ids=ends),
@@ -104,6 +107,6 @@ class AnswerFactory:
         with self._compiling:
             if self._grammars is None:
                 self._grammars = GrammarCompiler(
-                    self._tokenizer, self._vocab_size, sorted(self._eos_token_ids)
+                    self._tokenizer, self._vocab_size, sorted(self.eos_token_ids)
                 )
             return self._grammars.compile(grammar).start()

@@ -47,7 +47,7 @@ def check_prompts(prompts: Sequence[str] | None) -> None:
     """Refuses what is no list of texts.
 
     Args:
-        prompts: None stands for the built-in ones.
+        prompts: texts; None stands for the built-in ones.
 
     Raises:
         InputError: it is no sequence, a single text, too short, or one is empty, no text or holds
