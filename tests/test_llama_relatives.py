@@ -36,7 +36,7 @@ from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.methods import Method
 from unispec.pipelines.architectures import registry
-from unispec.pipelines.layers.stack import LayerGroup, run_layers
+from unispec.pipelines.layers.stack import LayerGroup, run_layers, weight_prefix
 from unispec.pipelines.targets.llama import stack
 
 RELATIVES: dict[str, dict[str, Any]] = {
@@ -79,12 +79,10 @@ def read_stack(folder: Path, model_type: str) -> Stack:
 
 
 def run_layers_apart(layers: Sequence[Module], *given: Any, **named: Any) -> Any:
-    """`run_layers`, whose subgraph and weights have names of their own in each stack."""
-    # Read first: layers that share a subgraph lose the beginnings of their names.
-    norm = "input_layernorm.weight"
-    prefixes = [layer.raw_state_dict()[norm].name.removesuffix(norm) for layer in layers]
-    groups = [LayerGroup(prefixes[0] + group.name, group.layers) for group in named.pop("groups")]
-    return run_layers(layers, *given, **named | {"groups": groups, "prefix": prefixes.__getitem__})
+    """`run_layers`, whose subgraph has a name of its own in each stack."""
+    prefix = weight_prefix(layers[0])
+    groups = [LayerGroup(prefix + group.name, group.layers) for group in named.pop("groups")]
+    return run_layers(layers, *given, **named, groups=groups)
 
 
 @pytest.fixture(scope="module")

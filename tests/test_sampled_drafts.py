@@ -98,11 +98,11 @@ class Following(EagleReference):
         self, next_ids: Sequence[int], features: Tensor, cache: DynamicCache
     ) -> tuple[int, Tensor]:
         _, output = super()._rows(next_ids, features, cache)
-        self._logits.append((output @ self.head.T)[0])  # [N]
+        self._logits.append(self.logits(output)[0])  # [N]
         return self._given.pop(0), output
 
     @torch.inference_mode()
-    def logits(self, steps: Sequence[Sampled]) -> list[Tensor]:
+    def step_logits(self, steps: Sequence[Sampled]) -> list[Tensor]:
         """Of one request's steps, [K, N] each."""
         features = self.target.extend(steps[-1].token_ids[:-1], self.target.new_cache())
         draft_cache, found = DynamicCache(config=self.config), []
@@ -142,7 +142,7 @@ def drafts_laws(
         logits = draft.block_logits(steps)
     else:
         draft = (FollowingMtp if pair.method == "mtp" else Following)(folder, target)
-        logits = draft.logits(steps)
+        logits = draft.step_logits(steps)
     for step, scores in zip(steps, logits, strict=True):
         law = np.zeros((len(scores), len(target.embedding)))
         soft = (scores.double() / step.temperature).softmax(dim=-1)

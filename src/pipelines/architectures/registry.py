@@ -13,7 +13,11 @@ from unispec.pipelines.drafts.eagle.method import EAGLE
 from unispec.pipelines.drafts.mtp.method import MTP
 from unispec.pipelines.targets.deepseek import DEEPSEEK_V3
 from unispec.pipelines.targets.kimi import KIMI_K25
-from unispec.pipelines.targets.llama import GRANITE, LLAMA, MINISTRAL, MISTRAL, QWEN2, QWEN3
+from unispec.pipelines.targets.llama import LLAMA
+from unispec.pipelines.targets.llama.granite import GRANITE
+from unispec.pipelines.targets.llama.mistral import MINISTRAL, MISTRAL
+from unispec.pipelines.targets.llama.qwen2 import QWEN2
+from unispec.pipelines.targets.llama.qwen3 import QWEN3
 from unispec.pipelines.unified.compose import compose
 from unispec.pipelines.unified.method import DraftMethod
 from unispec.pipelines.unified.model import UnifiedModel
