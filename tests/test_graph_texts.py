@@ -1,7 +1,7 @@
 """Every graph is the one that was recorded: its text, its inputs and the names of its weights.
 
 A graph that is the same computes the same and comes from the cache of compiled graphs. One that is
-changed on purpose is recorded anew: `python tests/graph_texts.py /tmp/graphs --record`.
+changed on purpose is recorded anew: `python tests/graph_texts.py FOLDER --record`.
 """
 
 from __future__ import annotations
