@@ -88,7 +88,7 @@ def dequantise(tensor: GGUFTensor) -> FloatTensor:
     """
     try:
         flat = gguf.dequantize(tensor.data, tensor.kind)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # The gguf package's, for a type it cannot unpack.
         raise InputError(
             f"{tensor.path}: tensor {tensor.name!r} has the unsupported type {tensor.kind.name}:"
             " use a file in F32, F16, BF16, Q8_0, a K-quant or a Q4/Q5 type"

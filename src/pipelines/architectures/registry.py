@@ -56,11 +56,6 @@ class Pair(NamedTuple):
         found = (m for m in DOCUMENTED if m.family is self.family and m.method is self.method)
         return next(found, None) or compose(self.family, self.method)
 
-    @property
-    def name(self) -> str:
-        """What to call it in errors."""
-        return f"{self.family.model_type} with {_name(self.method)}"
-
 
 DOCUMENTED: Final[tuple[type[UnifiedModel], ...]] = (
     UnifiedDflashKimiK25Model,
@@ -186,7 +181,3 @@ def register(family: TargetFamily, *methods: DraftMethod) -> None:
     if is_new:
         # MAX finds a target by its class, and may have one of that name for GPUs only.
         PIPELINE_REGISTRY.register(target_entry(family), allow_override=True)
-
-
-def _name(method: DraftMethod | None) -> str:
-    return "no draft" if method is None else method.name

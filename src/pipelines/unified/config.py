@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -52,9 +53,9 @@ class UnifiedConfig(ArchConfigWithKVCache):
         return list(self.target.devices)
 
     @property
+    @abstractmethod
     def draft_kv_params(self) -> KVCacheParams:
         """Parameters of the draft's cache."""
-        raise NotImplementedError
 
     @property
     def tapped_layers(self) -> Sequence[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from max.graph import Graph
-from max.graph import Module as CompilationUnit
 from max.nn import Module
 from max.nn.kv_cache import KVCacheParamInterface
 
@@ -89,13 +88,9 @@ class UnifiedStep(Module):
         return self.method.step(target.at(step), draft.at(step), self.config.rule(step), step)
 
 
-def build_graph(module: UnifiedStep, unit: CompilationUnit | None = None) -> Graph:
-    """Builds the graph of one step; nothing is compiled.
-
-    Args:
-        unit: what the graph is compiled with; None: alone.
-    """
+def build_graph(module: UnifiedStep) -> Graph:
+    """Builds the graph of one step; nothing is compiled."""
     inputs = module.signature()
-    with Graph(module.name, input_types=inputs.types(), module=unit) as graph:
+    with Graph(module.name, input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())
     return graph
