@@ -6,10 +6,11 @@ import threading
 from collections.abc import Set
 from typing import Any
 
-from max.pipelines.context import EOSTracker, TextContext
+from max.pipelines.context import TextContext
 from transformers import PreTrainedTokenizerFast
 
 from unispec.errors import InputError
+from unispec.pipelines.runtime.contexts import make_context
 from unispec.pipelines.runtime.model import StepModel
 from unispec.pipelines.runtime.rows import make_row
 from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
@@ -74,31 +75,14 @@ class AnswerFactory:
         return Answer(context, row, stream, outbox)
 
     def _context(self, request: Request, name: str) -> TextContext:
-        params = request.sampling
-        prompt = self._model.read_prompt(self._hf, request.token_ids, request.images, name=name)
-        length = len(prompt.tokens)
-        if length >= self._max_length:
-            raise InputError(
-                f"{name} has {length} tokens, max_length is {self._max_length} and an answer needs"
-                " at least one more: shorten the prompt or raise max_length"
-            )
-        limit = self._max_length - length
-        max_length = length + min(params.max_new_tokens or limit, limit)
-        if params.min_new_tokens > max_length - length:
-            raise InputError(
-                f"min_new_tokens is {params.min_new_tokens}, but {name} has room for"
-                f" {max_length - length} new tokens: lower it, or raise max_new_tokens or"
-                " max_length"
-            )
-        ends = set(params.stop_token_ids or ())
-        # What ignores EOS under a grammar goes on until nothing else is allowed.
-        if request.grammar is not None or not params.ignore_eos:
-            ends |= self.eos_token_ids
-        return prompt.context(
-            max_length=max_length,
-            eos_tracker=EOSTracker(eos_token_ids=ends),
-            sampling_params=params,
+        return make_context(
+            self._model.read_prompt(self._hf, request.token_ids, request.images, name=name),
+            request.sampling,
+            name=name,
+            max_length=self._max_length,
             vocab_size=self._vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            has_grammar=request.grammar is not None,
         )
 
     def _grammar(self, grammar: Grammar | None) -> GrammarState | None:
