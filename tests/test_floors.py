@@ -16,7 +16,7 @@ FLOORS = (
     ("pipelines.runtime",),
     ("pipelines.layers",),
     ("pipelines.unified",),
-    ("pipelines.targets",),
+    ("pipelines.targets", "pipelines.served"),
     ("pipelines.drafts",),
     ("pipelines.architectures",),
     ("engine",),

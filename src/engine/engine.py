@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
-from unispec.kv_cache.manager import make_cache_manager, pages_per_row
+from unispec.kv_cache.manager import make_cache_manager
 from unispec.methods import check_num_speculative_tokens
 from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
@@ -25,6 +25,7 @@ from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
 from .answer import Answer, Outbox
+from .cache_pages import count_pages
 from .config import EngineConfig
 from .factory import AnswerFactory
 from .model_files import add_weights
@@ -36,8 +37,6 @@ from .scheduler import Scheduler, check_pages
 from .steps import StepOptions
 
 __all__ = ["Engine"]
-
-_CACHE_BYTES = 4 << 30
 
 
 class Engine:
@@ -99,7 +98,7 @@ class Engine:
         self._added = Outbox(goes_on=False)
         self.max_speculative_tokens = int(self._kv_params.num_draft_tokens)
         self._options = StepOptions(self.max_speculative_tokens)
-        self.num_pages = self._count_pages()
+        self.num_pages = count_pages(config, self._kv_params, self.max_length)
 
     def load(self) -> None:
         """Reads the weights and compiles the graph now, if no request made it do so before.
@@ -330,13 +329,6 @@ class Engine:
             check_pages(self._kv_params, context.max_length, self.num_pages)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-
-    def _count_pages(self) -> int:
-        one_row = pages_per_row(self._kv_params, self.max_length)
-        if self._config.kv_cache_pages is not None:
-            return self._config.kv_cache_pages
-        affordable = _CACHE_BYTES // int(self._kv_params.bytes_per_block)
-        return max(1, min(one_row * self._config.max_batch_size, affordable))
 
     def _load(self) -> SpeculativePipeline:
         config = self._pipeline_config

@@ -87,8 +87,6 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
         raise _refused(model, "these options", str(error)) from error
     if made.draft_model is not None and files:
         made.draft_model.weight_path[:] = files
-    # MAX renames the target after its draft, in an object that it keeps for the process.
-    made.model.huggingface_config.architectures = hf_config.architectures
     if weights:
         add_weights(made, config)
     return made

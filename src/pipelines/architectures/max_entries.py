@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, Final
 
 from max.graph.weights import WeightsFormat
 from max.pipelines.context import TextContext
@@ -14,73 +14,110 @@ from max.pipelines.modeling.types import PipelineTask
 from max.pipelines.speculative import SpeculativeConfig
 
 from unispec.methods import DRAFT_METHODS
+from unispec.pipelines.served.context import ServedContext
+from unispec.pipelines.served.memory import ServedMemoryPlanner
+from unispec.pipelines.served.pipeline import ServedPipeline
+from unispec.pipelines.served.tokenizer import ServedTokenizer
 from unispec.pipelines.targets.llama import LLAMA
 from unispec.pipelines.targets.llama.config import Llama3Config
-from unispec.pipelines.unified.compose import compose
 from unispec.pipelines.unified.method import DraftMethod, trained_width
+from unispec.pipelines.unified.model import UnifiedModel
 from unispec.pipelines.unified.target import TargetFamily
 
 from .llama3_modulev3 import Llama3Model
-from .registry import DOCUMENTED, methods_of, targets
-from .unserved import UnservedPipeline
+from .registry import DOCUMENTED, Pair, pairs, targets
 
-__all__ = ["for_commands", "for_engines", "target_entry"]
+__all__ = ["for_commands", "for_engines", "pair_entry", "target_entry"]
 
 Entry = SupportedArchitecture | Speculator
+
+_RENAMED_DRAFTS: Final[Mapping[str, str]] = {
+    "dflash": "LlamaForCausalLM",
+    "eagle": "LlamaForCausalLMEagle",
+}
+"""What MAX makes of the class that a method's drafts name in config.json."""
 
 
 @cache
 def for_commands() -> list[Entry]:
     """What MAX's own commands find, always the same list.
 
-    DeepSeek-V3 and Kimi K2.5 without a draft are not among them: MAX has its own.
+    Targets without a draft are not among them, but for the Llama on the ModuleV3 API: MAX has its
+    own. MAX renames two targets for a draft, and the documented pairs stand under those names.
     """
     alone = _entry("LlamaForCausalLM_ModuleV3", Llama3Model, Llama3Config, LLAMA)
-    return [alone, *map(_documented, DOCUMENTED)]
-
-
-@cache
-def for_engines() -> list[Entry]:
-    """What an engine lets MAX find: the targets of which MAX's own entries take no CPU."""
-    others = [model for model in DOCUMENTED if model.family is not LLAMA]
+    own = [_documented(model) for model in DOCUMENTED]
+    named = {Pair(model.family, model.method) for model in DOCUMENTED}
     return [
-        *(target_entry(family) for family in targets() if family is not LLAMA),
-        *map(_documented, others),
+        alone,
+        *own,
+        *(pair_entry(*pair) for pair in pairs() if pair.method and pair not in named),
     ]
 
 
 @cache
+def for_engines() -> list[Entry]:
+    """What engines and our server let MAX find: each target alone, and its pairs.
+
+    MAX renames no target that has pairs of its own.
+    """
+    return [*map(target_entry, targets()), *(pair_entry(*pair) for pair in _with_draft())]
+
+
+@cache
 def target_entry(family: TargetFamily) -> SupportedArchitecture:
-    """The entry of a target; one that MAX does not rename for a draft stands for both."""
-    return _entry(
-        family.architecture,
-        compose(family, None),
-        family.config,
-        family,
-        checkpoint_draft_width=partial(_draft_width, methods_of(family)),
-        pipeline_cls=UnservedPipeline,
+    """The entry of a target alone, on which those of its pairs are based."""
+    return _served(family.architecture, Pair(family, None))
+
+
+@cache
+def pair_entry(family: TargetFamily, method: DraftMethod) -> Speculator:
+    """The entry of a target with a draft: MAX finds it by target, method and kind of draft."""
+    pair = Pair(family, method)
+    return Speculator(
+        name=_name(pair.model),
+        base=target_entry(family),
+        draft_arch=_RENAMED_DRAFTS.get(method.name),
+        method=method.name,
+        pipeline_model=pair.model,
+        config=pair.model.model_config_cls,
+        checkpoint_draft_width=partial(_draft_width, method),
     )
 
 
-def _documented(model: type[Any]) -> Entry:
-    """The entry of a documented pair, under the name that MAX gives a target with such a draft."""
-    name = model.__name__.removesuffix("Model") + "ForCausalLM"
+def _with_draft() -> list[tuple[TargetFamily, DraftMethod]]:
+    return [(family, method) for family, method in pairs() if method is not None]
+
+
+def _documented(model: type[UnifiedModel]) -> Entry:
+    """The entry of a documented pair; one with a draft checkpoint has a target that MAX renames."""
+    assert model.method is not None
     if model.method.name not in DRAFT_METHODS:
-        return Speculator(
-            name=name,
-            base=target_entry(model.family),
-            draft_arch=None,
-            method=model.method.name,
-            pipeline_model=model,
-            config=model.model_config_cls,
-        )
+        return pair_entry(model.family, model.method)
+    return _served(
+        _name(model),
+        Pair(model.family, model.method),
+        checkpoint_draft_width=partial(_draft_width, model.method),
+    )
+
+
+def _name(model: type[UnifiedModel]) -> str:
+    return model.__name__.removesuffix("Model") + "ForCausalLM"
+
+
+def _served(name: str, pair: Pair, **options: Any) -> SupportedArchitecture:
+    """A pair whose graph our own pipeline drives, on any device."""
+    config: Any = pair.model.model_config_cls
     return _entry(
         name,
-        model,
-        model.model_config_cls,
-        model.family,
-        checkpoint_draft_width=partial(_draft_width, [model.method]),
-        pipeline_cls=UnservedPipeline,
+        pair.model,
+        config,
+        pair.family,
+        tokenizer=ServedTokenizer,
+        context_type=ServedContext,
+        memory_planner=ServedMemoryPlanner,
+        pipeline_cls=ServedPipeline,
+        **options,
     )
 
 
@@ -92,30 +129,29 @@ def _entry(
     **options: Any,
 ) -> SupportedArchitecture:
     """A model that generates text."""
+    usual: dict[str, Any] = {
+        "tokenizer": TextTokenizer,
+        "context_type": TextContext,
+        "memory_planner": PagedMemoryPlanner,
+    }
     return SupportedArchitecture(
         name=name,
         pipeline_model=model,
         config=config,
         task=PipelineTask.TEXT_GENERATION,
-        tokenizer=TextTokenizer,
-        context_type=TextContext,
         default_weights_format=WeightsFormat.safetensors,
         default_encoding=family.config.DEFAULT_ENCODING,
         supported_encodings=family.config.SUPPORTED_ENCODINGS,
         example_repo_ids=[family.example_repo_id],
-        memory_planner=PagedMemoryPlanner,
         supports_overlap_scheduler=False,
         supports_device_graph_capture=False,
-        **options,
+        **{**usual, **options},
     )
 
 
 def _draft_width(
-    methods: Sequence[DraftMethod], speculative: SpeculativeConfig, target: Any, draft: Any
+    method: DraftMethod, speculative: SpeculativeConfig, target: Any, draft: Any
 ) -> int:
     """K of a draft that was trained for one; 0: as it is asked for."""
-    for method in methods:
-        if method.name == speculative.speculative_method and draft is not None:
-            width = method.checkpoint_width(draft)
-            return 0 if width is None else trained_width(width, speculative.num_speculative_tokens)
-    return 0
+    width = None if draft is None else method.checkpoint_width(draft)
+    return 0 if width is None else trained_width(width, speculative.num_speculative_tokens)

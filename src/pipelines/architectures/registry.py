@@ -54,7 +54,14 @@ class Pair(NamedTuple):
     def model(self) -> type[UnifiedModel]:
         """The pipeline model: the documented class, or one that is composed."""
         found = (m for m in DOCUMENTED if m.family is self.family and m.method is self.method)
-        return next(found, None) or compose(self.family, self.method)
+        return next(found, None) or _composed(self.family, self.method)
+
+
+def _composed(family: TargetFamily, method: DraftMethod | None) -> type[UnifiedModel]:
+    """A composed class, in the module where pickle finds it in any process."""
+    model = compose(family, method)
+    model.__module__ = f"{__package__}.composed"
+    return model
 
 
 DOCUMENTED: Final[tuple[type[UnifiedModel], ...]] = (
@@ -66,7 +73,7 @@ DOCUMENTED: Final[tuple[type[UnifiedModel], ...]] = (
 """The classes of pairs that have a package of their own; others are composed."""
 
 ENGINE_ARCHITECTURES: Final = [f"{__package__}.engine_entries"]
-"""Modules whose `ARCHITECTURES` an engine lets MAX import: MAX's own entries refuse a CPU."""
+"""Modules whose `ARCHITECTURES` an engine, or our server, lets MAX import."""
 
 _RUN: Final[dict[TargetFamily, tuple[DraftMethod, ...]]] = {
     DEEPSEEK_V3: (MTP,),
@@ -157,7 +164,7 @@ def register(family: TargetFamily, *methods: DraftMethod) -> None:
         InputError: another target has this `model_type` or `architecture`, or another method of it
             this name, or the name has no facts.
     """
-    from .max_entries import target_entry
+    from .max_entries import pair_entry, target_entry
 
     known = _RUN.get(family, ())
     for target in _RUN:
@@ -181,3 +188,5 @@ def register(family: TargetFamily, *methods: DraftMethod) -> None:
     if is_new:
         # MAX finds a target by its class, and may have one of that name for GPUs only.
         PIPELINE_REGISTRY.register(target_entry(family), allow_override=True)
+    for method in added:
+        PIPELINE_REGISTRY.register(pair_entry(family, method))

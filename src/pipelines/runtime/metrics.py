@@ -76,6 +76,15 @@ class Acceptance:
         return sum(self.accepted_at)
 
     @property
+    def totals(self) -> tuple[int, int]:
+        """Draft tokens that were verified, and how many of them were accepted."""
+        return self.drafted, self.accepted
+
+    def since(self, before: tuple[int, int]) -> tuple[int, int]:
+        """How much the `totals` have grown."""
+        return self.drafted - before[0], self.accepted - before[1]
+
+    @property
     def mean_length(self) -> float:
         """Tokens per verification: 1 + accepted drafts."""
         return 1.0 + self.accepted / self.verifications if self.verifications else 1.0

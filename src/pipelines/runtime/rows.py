@@ -16,7 +16,7 @@ from unispec.sampling.inputs import PER_ROW, RowSampling
 from .metrics import Acceptance
 from .sampling_params import check_sampling
 
-__all__ = ["Row", "make_row"]
+__all__ = ["Row", "check_vocabulary", "make_row"]
 
 
 @dataclass
@@ -66,7 +66,7 @@ def make_row(
     """
     check_sampling(params)
     stop_token_ids = params.stop_token_ids or ()
-    _check_vocabulary((min(prompt), max(prompt), *stop_token_ids, *(logit_bias or ())), vocab_size)
+    check_vocabulary((min(prompt), max(prompt), *stop_token_ids, *(logit_bias or ())), vocab_size)
     sampling = RowSampling(**{name: getattr(params, name) for name in PER_ROW})
     neutral = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
     if neutral != (0, 0, 1):
@@ -81,7 +81,12 @@ def make_row(
     return row
 
 
-def _check_vocabulary(token_ids: Iterable[int], vocab_size: int) -> None:
+def check_vocabulary(token_ids: Iterable[int], vocab_size: int) -> None:
+    """Refuses tokens that the model does not have.
+
+    Raises:
+        InputError: a token outside the vocabulary.
+    """
     for token in token_ids:
         if not 0 <= token < vocab_size:
             raise InputError(
