@@ -16,7 +16,7 @@ import uvloop
 from uvicorn import Config, Server
 
 from unispec.engine import Engine, EngineConfig
-from unispec.engine.served import served_pipeline
+from unispec.engine.served_config import served_pipeline
 from unispec.errors import InputError
 
 from .app import App, make_app
