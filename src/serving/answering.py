@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,24 +98,22 @@ class _Merged:
     ) -> AsyncGenerator[Piece, None]:
         context, text = choice.context, choice.text
         meter = self.statistics.request()
-        source = await self.worker.stream(context)
         try:
-            async for output in source:
-                if begun is not None and not begun.is_set():
-                    begun.set()
-                    self.usage.cached_tokens += output.num_cached_tokens or 0
-                piece = _take(index, output, text)
-                self.usage.completion_tokens += len(piece.token_ids)
-                self.usage.drafted += output.drafted
-                self.usage.accepted += output.accepted
-                meter.took(len(piece.token_ids), output.drafted, output.accepted)
-                yield piece
-                if piece.finish_reason is not None:
-                    return
+            async with aclosing(await self.worker.stream(context)) as source:
+                async for output in source:
+                    if begun is not None and not begun.is_set():
+                        begun.set()
+                        self.usage.cached_tokens += output.num_cached_tokens or 0
+                    piece = _take(index, output, text)
+                    self.usage.completion_tokens += len(piece.token_ids)
+                    self.usage.drafted += output.drafted
+                    self.usage.accepted += output.accepted
+                    meter.took(len(piece.token_ids), output.drafted, output.accepted)
+                    yield piece
+                    if piece.finish_reason is not None:
+                        return
         finally:
             meter.end()
-            # Takes the request out where it has not ended by itself.
-            await source.aclose()
         raise Refused("the answer ended early: the request was taken out", status=500)
 
 
