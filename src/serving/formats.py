@@ -134,8 +134,7 @@ class _Chat(Form):
         content = []
         for one in tokens:
             own = self._entry(one.sampled_token_ids[0], one.token_log_probabilities[0])
-            top = sorted(one.top_log_probabilities[0].items(), key=lambda pair: -pair[1])
-            entries = [self._entry(*pair) for pair in top[: self.asked.logprobs]]
+            entries = [self._entry(*pair) for pair in _most_probable(one, self.asked.logprobs)]
             content.append(own | {"top_logprobs": entries})
         return {"content": content, "refusal": None}
 
@@ -148,6 +147,12 @@ class _Chat(Form):
             "logprob": logprob,
             "bytes": list(text.encode()) if known else None,
         }
+
+
+def _most_probable(one: LogProbabilities, count: int) -> list[tuple[int, float]]:
+    """So many tokens and their log probabilities; MAX may have the token itself among them."""
+    found = sorted(one.top_log_probabilities[0].items(), key=lambda pair: -pair[1])
+    return found[:count]
 
 
 class _Text(Form):
@@ -178,9 +183,11 @@ class _Text(Form):
             offset += len(text)
         top = []
         for one in tokens:
-            best = sorted(one.top_log_probabilities[0].items(), key=lambda pair: -pair[1])
-            named = ((self.token_text(token), value) for token, value in best)
-            top.append(dict(list(named)[: self.asked.logprobs]))
+            named: dict[str, float] = {}
+            for token, value in _most_probable(one, self.asked.logprobs):
+                # Of tokens with the same text, such as parts of characters, the first counts.
+                named.setdefault(self.token_text(token), value)
+            top.append(named)
         values = list(chain.from_iterable(one.token_log_probabilities for one in tokens))
         found = {
             "tokens": texts,

@@ -96,6 +96,9 @@ class Frontend:
         context = ServedContext.of(self.engine.check(request), logit_bias=asked.logit_bias)
         context.model_name = self.model_name
         context.cache_salt = asked.cache_salt
+        if asked.logprobs is not None:
+            # MAX's context has no way to ask for the token's alone.
+            context.log_probabilities = max(asked.logprobs, 1)
         if asked.grammar is not None:
             is_schema = asked.grammar.kind == "json_schema"
             setattr(context, "json_schema" if is_schema else "grammar", asked.grammar.text)

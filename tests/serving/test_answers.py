@@ -277,8 +277,9 @@ def test_log_probabilities(server: Served, eagle_engine: Engine) -> None:
         [one.logprob for one in expected.logprobs], abs=1e-4
     )
     for top, one in zip(found["top_logprobs"], expected.logprobs, strict=True):
-        assert list(top) == [decode([token]) for token in one.top]
-        assert list(top.values()) == pytest.approx(list(one.top.values()), abs=1e-4)
+        # Keys are texts, and of the tiny tokenizer's tokens many are parts of characters.
+        named = {decode([token]): value for token, value in reversed(one.top.items())}
+        assert top == pytest.approx(named, abs=1e-4)
     assert found["text_offset"][:2] == [0, len(found["tokens"][0])]
 
 
@@ -411,13 +412,13 @@ def leave(server: Served, tokens: Sequence[int], **fields: Any) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_is_taken_out(server: Served, stream: bool) -> None:
     """Long answers without a reader do not hold up others."""
-    body = {"prompt": prompt(1), "max_tokens": 490, "ignore_eos": True, "n": 8, "stream": stream}
+    fields: dict[str, Any] = {"max_tokens": 490, "ignore_eos": True, "n": 8}
     for _ in range(5):
-        with (
-            pytest.raises(httpx.ReadTimeout),
-            httpx.Client(base_url=server.url, timeout=0.5) as client,
-        ):
-            client.post("/v1/completions", json=body)
+        if stream:
+            leave(server, prompt(1), **fields)
+            continue
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/v1/completions", json={"prompt": prompt(1), **fields}, timeout=0.5)
     answered = server.complete(prompt(2), max_tokens=2)
     assert answered.status_code == 200
     assert answered.elapsed.total_seconds() < 3
