@@ -348,7 +348,6 @@ class Engine:
         self._progress("allocating the cache")
         manager = make_cache_manager(
             model.kv_params,
-            session,
             num_pages=self.num_pages,
             max_batch_size=self._config.max_batch_size,
             draft_reads_next_token=model.draft_reads_next_token,

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from max.pipelines.context import TextContext, TextGenerationOutput
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.pipeline_variants.text_generation import TextGenerationPipelineInterface
 from max.pipelines.modeling.types import PipelineTokenizer, TextGenerationInputs
@@ -41,7 +41,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
     def __init__(
         self,
         model: StepModel,
-        kv_manager: PagedKVCacheManager,
+        kv_manager: PagedKVCacheManagerInterface,
         tokenizer: PipelineTokenizer[Any, Any, Any] | None = None,
         thinking: ThinkingTokens | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         return self._model
 
     @property
-    def kv_manager(self) -> PagedKVCacheManager:
+    def kv_manager(self) -> PagedKVCacheManagerInterface:
         """Pages of both caches."""
         return self._kv_manager
 
