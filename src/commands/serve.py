@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from unispec.commands.model import DEFAULT_MAX_BATCH_SIZE, ModelOptions, model_o
 from unispec.timers import let_timers_be_late
 
 if TYPE_CHECKING:
+    from unispec.serving.config import ServeConfig
     from unispec.serving.server import Ready
 
 __all__ = ["serve"]
@@ -63,7 +65,7 @@ def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> 
 @click.option(
     "--max-queue-size",
     type=click.IntRange(min=1),
-    help="Most requests that wait for a row; more get status 429.  [default: no limit]",
+    help="Most requests that wait for their first token; more get status 429.  [default: no limit]",
 )
 @click.option(
     "--api-key",
@@ -99,6 +101,30 @@ def serve(
         draft=model.draft,
         method=model.speculative_method,
     )
+    from unispec.serving.config import ServeConfig
+    from unispec.serving.listening import bind, check_certificate
+
+    config = ServeConfig(
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        served_model_name=served_model_name,
+        max_queue_size=max_queue_size,
+        api_key=api_key,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        page=page,
+    )
+    check_certificate(config)
+    with bind(host, port, "--port") as listening:
+        with bind(host, metrics_port, "--metrics-port") as reserved:
+            metrics_port = reserved.getsockname()[1]
+        sys.exit(_serve(model, config, listening, metrics_port))
+
+
+def _serve(
+    model: ModelOptions, config: ServeConfig, listening: socket.socket, metrics_port: int
+) -> int:
     from rich.console import Console
 
     from unispec.commands.console import progress, served
@@ -109,26 +135,17 @@ def serve(
         if model.devices == "cpu":
             let_timers_be_late()
         phase("starting MAX")
-        from unispec.serving.config import ServeConfig
         from unispec.serving.server import serve as run
-
-        config = ServeConfig(
-            host=host,
-            port=port,
-            metrics_port=metrics_port,
-            served_model_name=served_model_name,
-            max_queue_size=max_queue_size,
-            api_key=api_key,
-            ssl_certfile=ssl_certfile,
-            ssl_keyfile=ssl_keyfile,
-            page=page,
-        )
 
         def ready(server: Ready) -> None:
             waiting.close()
-            terminal.print(served(server, page=page))
+            terminal.print(served(server, page=config.page))
 
-        status = run(
-            model.engine_config(DEFAULT_MAX_BATCH_SIZE), config, on_progress=phase, on_ready=ready
+        return run(
+            model.engine_config(DEFAULT_MAX_BATCH_SIZE),
+            config,
+            listening,
+            metrics_port,
+            on_progress=phase,
+            on_ready=ready,
         )
-    sys.exit(status)

@@ -14,7 +14,7 @@ from unispec.engine.text_stream import TextStream
 from unispec.pipelines.served.output import ServedOutput
 
 from .frontend import Choice
-from .max_server import ModelWorker, QueueFull, Rejected, WorkerEnded
+from .max_server import ModelWorker, Rejected, WorkerEnded
 from .refusal import Refused
 from .statistics import Statistics
 
@@ -151,6 +151,7 @@ async def answer(
     Raises:
         Refused: the worker cannot answer; says why, and with which status.
     """
+    place = statistics.queue()
     merged = _Merged(worker, usage, statistics)
     tasks = [
         asyncio.create_task(_answer_prompt(merged, number * len(choices), choices))
@@ -161,6 +162,7 @@ async def answer(
     try:
         while open_choices:
             piece = await merged.pieces.get()
+            place.leave()
             if isinstance(piece, Exception):
                 raise _refusal(piece)
             if piece is None:
@@ -168,6 +170,7 @@ async def answer(
             else:
                 yield piece
     finally:
+        place.leave()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -193,12 +196,6 @@ async def _answer_prompt(merged: _Merged, first: int, choices: Sequence[Choice])
 def _refusal(error: Exception) -> Refused:
     if isinstance(error, Refused):
         return error
-    if isinstance(error, QueueFull):
-        return Refused(
-            "as many requests wait as this server takes; try again later",
-            status=429,
-            headers={"Retry-After": "1"},
-        )
     if isinstance(error, Rejected):
         return Refused(str(error))
     if isinstance(error, WorkerEnded):

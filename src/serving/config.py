@@ -23,7 +23,7 @@ class ServeConfig:
     served_model_name: str | None = None
     """What clients call the model; None: the name that it was given by."""
     max_queue_size: int | None = None
-    """Most requests on their way to a row; more get 429. None: any number."""
+    """Most requests that wait for their first token; more get 429. None: any number."""
     api_key: str | None = None
     """What clients send as bearer token; None: nothing is asked."""
     ssl_certfile: Path | None = None

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -28,7 +29,6 @@ from max.serve.pipelines.telemetry_worker import start_telemetry_consumer
 from max.serve.process_control import SubprocessExit
 from max.serve.scheduler_result import SchedulerResult
 from max.serve.telemetry.metrics import METRICS
-from max.serve.worker_interface import RequestQueueFull
 from max.serve.worker_interface._zmq_queue import ZmqConfig, generate_zmq_ipc_path
 from max.serve.worker_interface.zmq_interface import ZmqModelWorkerInterface
 
@@ -36,17 +36,15 @@ from unispec.errors import InputError
 from unispec.pipelines.served.context import ServedContext
 from unispec.pipelines.served.output import ServedOutput
 
-__all__ = ["METRICS", "ModelWorker", "QueueFull", "Rejected", "WorkerEnded", "start_worker"]
+__all__ = ["METRICS", "ModelWorker", "Rejected", "WorkerEnded", "start_worker"]
 
 INPUT_ERROR_STATUS: Final = 2
 """How a worker ends whose model cannot be used; it has said why."""
 
+_ASK_AGAIN_S: Final = 0.1
+
 _SET_DEATH_SIGNAL: Final = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""
-
-
-class QueueFull(Exception):
-    """There are as many requests on their way to a row as the server takes."""
 
 
 class Rejected(Exception):
@@ -105,6 +103,7 @@ class ModelWorker:
     def __init__(self, proxy: Any) -> None:
         self._proxy = proxy
         self._ended: str | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def stream(self, context: ServedContext) -> AsyncGenerator[ServedOutput, None]:
         """Hands a request over; the outputs of its steps come from what is returned.
@@ -112,7 +111,6 @@ class ModelWorker:
         Closing that before its end takes the request out.
 
         Raises:
-            QueueFull: it was not taken.
             WorkerEnded: there is no worker any more.
         """
         if self._ended is not None:
@@ -120,14 +118,12 @@ class ModelWorker:
         self._proxy.note_awaiting_admission(1)
         try:
             source = await self._proxy.stream(context.request_id, context)
-        except RequestQueueFull as error:
-            raise QueueFull from error
         finally:
             self._proxy.note_awaiting_admission(-1)
-        return self._outputs(source)
+        return self._outputs(context.request_id, source)
 
     async def _outputs(
-        self, source: AsyncGenerator[Any, None]
+        self, request_id: RequestID, source: AsyncGenerator[Any, None]
     ) -> AsyncGenerator[ServedOutput, None]:
         """Outputs one by one.
 
@@ -135,17 +131,51 @@ class ModelWorker:
             Rejected: the worker did not begin, for example because a grammar cannot be compiled.
             WorkerEnded: the worker's process has ended.
         """
+        found: asyncio.Queue[ServedOutput | Exception | None] = asyncio.Queue()
+        reading = self._keep(self._read(source, found))
+        try:
+            while (item := await found.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            if not reading.done():
+                self._keep(self._withdraw(request_id, reading))
+
+    async def _read(
+        self,
+        source: AsyncGenerator[Any, None],
+        found: asyncio.Queue[ServedOutput | Exception | None],
+    ) -> None:
+        """Moves a request's outputs on, and behind them a None or what went wrong."""
+        end: Exception | None = None
         try:
             async for outputs, _ in source:
                 for output in outputs:
-                    yield output
+                    found.put_nowait(output)
         except MaxInputError as error:
-            if self._ended is not None:
-                raise WorkerEnded(self._ended) from None
             # What a grammar's compiler says stands behind MAX's own words.
-            raise Rejected(str(error).rpartition("From llguidance: ")[2]) from None
-        finally:
-            await source.aclose()
+            said = str(error).rpartition("From llguidance: ")[2]
+            end = Rejected(said) if self._ended is None else WorkerEnded(self._ended)
+        except Exception as error:
+            end = error
+        found.put_nowait(end)
+
+    async def _withdraw(self, request_id: RequestID, reading: asyncio.Task[None]) -> None:
+        """Asks until the worker has taken a request out.
+
+        MAX's scheduler forgets a cancellation that overtakes its request.
+        """
+        while not reading.done():
+            self._proxy.cancel(request_id)
+            await asyncio.wait({reading}, timeout=_ASK_AGAIN_S)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that lives until it is done; the loop alone would not keep it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def end(self, reason: str) -> None:
         """Lets every request that waits for outputs know that none will come."""
@@ -162,7 +192,6 @@ async def start_worker(
     *,
     host: str,
     metrics_port: int,
-    max_queue_size: int | None,
 ) -> AsyncIterator[ModelWorker]:
     """Starts the worker's process and the one that collects metrics; ends both afterwards.
 
@@ -171,7 +200,6 @@ async def start_worker(
     Args:
         factory: makes the pipeline, in the worker; can be pickled.
         host: where MAX's metrics are shown, at `metrics_port`.
-        max_queue_size: most requests on their way to a row; None: any number.
 
     Raises:
         WorkerEnded: the worker's process has ended by itself, whenever that is.
@@ -180,14 +208,10 @@ async def start_worker(
         MAX_SERVE_HOST=host,
         MAX_SERVE_METRICS_ENDPOINT_PORT=metrics_port,
         MAX_SERVE_METRIC_RECORDING_METHOD=MetricRecordingMethod.PROCESS,
-        MAX_SERVE_MAX_QUEUE_SIZE=max_queue_size,
-        MAX_SERVE_MAX_PENDING_REQUESTS=max_queue_size,
         MAX_SERVE_MW_TIMEOUT=None,
         MAX_SERVE_LOGS_CONSOLE_LEVEL=os.environ.get("MAX_SERVE_LOGS_CONSOLE_LEVEL", "WARNING"),
     )
-    interface: Any = ZmqModelWorkerInterface(
-        PipelineTask.TEXT_GENERATION, ServedContext, request_queue_size=max_queue_size
-    )
+    interface: Any = ZmqModelWorkerInterface(PipelineTask.TEXT_GENERATION, ServedContext)
     # MAX's own outputs do not say what became of the drafts.
     interface.response_queue_config = ZmqConfig(dict[RequestID, SchedulerResult[ServedOutput]])
     ending = get_context("spawn").Event()

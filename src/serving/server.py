@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from uvicorn import Config, Server
 
 from unispec.engine import Engine, EngineConfig
 from unispec.engine.served_config import served_pipeline
-from unispec.errors import InputError
 
 from .app import App, make_app
 from .config import ServeConfig
 from .frontend import Frontend
+from .listening import url_of
 from .max_server import WorkerEnded, start_worker
 from .state import State
 from .statistics import Statistics
@@ -48,6 +47,8 @@ class Ready:
 def serve(
     engine_config: EngineConfig,
     config: ServeConfig,
+    listening: socket.socket,
+    metrics_port: int,
     *,
     on_progress: Callable[[str], None],
     on_ready: Callable[[Ready], None],
@@ -55,6 +56,8 @@ def serve(
     """Serves until a signal ends it.
 
     Args:
+        listening: bound to where the server listens.
+        metrics_port: of MAX's own metrics.
         on_progress: gets the name of each phase of starting as it begins.
         on_ready: called once requests are answered.
 
@@ -63,17 +66,11 @@ def serve(
         where its process has ended by itself.
 
     Raises:
-        InputError: a model or draft that cannot be used, a certificate that cannot be read, or a
-            port that cannot be had.
+        InputError: a model or draft that cannot be used.
     """
-    _check_certificate(config)
-    with _bind(config.host, config.port, "--port") as listening:
-        with _bind(config.host, config.metrics_port, "--metrics-port") as reserved:
-            metrics_port: int = reserved.getsockname()[1]
-        engine = Engine(engine_config, on_progress=on_progress)
-        frontend = Frontend(engine_config, config.served_model_name, engine)
-        host = _Host(frontend, config, listening, metrics_port, on_progress, on_ready)
-        return uvloop.run(host.run())
+    engine = Engine(engine_config, on_progress=on_progress)
+    frontend = Frontend(engine_config, config.served_model_name, engine)
+    return uvloop.run(_Host(frontend, config, listening, metrics_port, on_progress, on_ready).run())
 
 
 class _Server(Server):
@@ -103,8 +100,10 @@ class _Host:
         self._on_progress = on_progress
         self._on_ready = on_ready
         self._state = State()
-        self._statistics = Statistics(frontend.model_name)
-        app = App(frontend, self._state, self._statistics, _url("http", config.host, metrics_port))
+        self._statistics = Statistics(frontend.model_name, config.max_queue_size)
+        app = App(
+            frontend, self._state, self._statistics, url_of("http", config.host, metrics_port)
+        )
         self._server = _Server(
             Config(
                 make_app(app, api_key=config.api_key, page=config.page),
@@ -160,57 +159,12 @@ class _Host:
             found.memory_plan,
             host=self._config.host,
             metrics_port=self._metrics_port,
-            max_queue_size=self._config.max_queue_size,
         ) as worker:
             self._state.begin(worker)
             scheme = "http" if self._config.ssl_certfile is None else "https"
             port = self._listening.getsockname()[1]
-            self._on_ready(Ready(self._frontend, _url(scheme, self._config.host, port)))
+            self._on_ready(Ready(self._frontend, url_of(scheme, self._config.host, port)))
             while True:
                 await asyncio.sleep(_LOG_INTERVAL_S)
                 if (line := self._statistics.line()) is not None:
                     logger.info(line)
-
-
-def _url(scheme: str, host: str, port: int) -> str:
-    named = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"{scheme}://{named}:{port}"
-
-
-def _bind(host: str, port: int, option: str) -> socket.socket:
-    """A socket at an address, bound before anything slow begins.
-
-    Raises:
-        InputError: the address cannot be had.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(
-            f"--host {host} is not known ({error.strerror}); give an address"
-        ) from None
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise InputError(
-            f"{option} {port} of {host} cannot be used ({error.strerror}); choose another"
-        ) from None
-    return bound
-
-
-def _check_certificate(config: ServeConfig) -> None:
-    if config.ssl_certfile is None or config.ssl_keyfile is None:
-        return
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
-    except OSError as error:
-        raise InputError(
-            f"--ssl-certfile {config.ssl_certfile} and --ssl-keyfile {config.ssl_keyfile} cannot be"
-            f" used ({error.strerror or error}); give a certificate and its key in PEM"
-        ) from None

@@ -9,8 +9,9 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from .max_server import METRICS
+from .refusal import Refused
 
-__all__ = ["Meter", "Statistics"]
+__all__ = ["Meter", "Place", "Statistics"]
 
 _PREFIX: Final = "vllm:spec_decode_num_"
 
@@ -31,9 +32,14 @@ class Statistics:
 
     Args:
         model_name: label of the counters.
+        max_queue_size: most requests that wait for their first token; None: any number.
+
+    Attributes:
+        running: answers that have begun and not ended.
+        waiting: requests without a token yet.
     """
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, max_queue_size: int | None = None) -> None:
         self._registry = CollectorRegistry()
 
         def counter(name: str, help: str, *labels: str) -> Counter:
@@ -47,7 +53,24 @@ class Statistics:
         )
         self._model_name = model_name
         self._window = _Window(time.monotonic())
+        self._max_queue_size = max_queue_size
         self.running = 0
+        self.waiting = 0
+
+    def queue(self) -> Place:
+        """Lets a request wait for its first token.
+
+        Raises:
+            Refused: as many wait as may; with 429.
+        """
+        if self._max_queue_size is not None and self.waiting >= self._max_queue_size:
+            raise Refused(
+                f"{self.waiting} requests wait already, as many as this server takes; try again"
+                " later",
+                status=429,
+                headers={"Retry-After": "1"},
+            )
+        return Place(self)
 
     def request(self) -> Meter:
         """Counts one answer, from now on."""
@@ -75,7 +98,8 @@ class Statistics:
         if not window.tokens and not self.running:
             return None
         rate = window.tokens / max(self._window.began - window.began, 1e-9)
-        parts = [f"{self.running} running", f"{rate:.1f} tokens/s"]
+        running = self.running - self.waiting
+        parts = [f"{running} running", f"{self.waiting} waiting", f"{rate:.1f} tokens/s"]
         if window.drafts:
             length = 1 + window.accepted / window.drafts
             share = window.accepted / window.drafted
@@ -85,6 +109,20 @@ class Statistics:
     def exposition(self) -> bytes:
         """The counters as Prometheus reads them."""
         return generate_latest(self._registry)
+
+
+class Place:
+    """A request's, among those that wait."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics: Statistics | None = statistics
+        statistics.waiting += 1
+
+    def leave(self) -> None:
+        """Makes room for another, once."""
+        if self._statistics is not None:
+            self._statistics.waiting -= 1
+            self._statistics = None
 
 
 class Meter:

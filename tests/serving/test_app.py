@@ -21,8 +21,9 @@ from unispec.pipelines.served.output import ServedOutput
 from unispec.serving.app import App, make_app
 from unispec.serving.frontend import Frontend
 from unispec.serving.gate import Gate
-from unispec.serving.max_server import QueueFull, Rejected, WorkerEnded
+from unispec.serving.max_server import Rejected, WorkerEnded
 from unispec.serving.parameters import CHAT, PARAMETERS, TEXT
+from unispec.serving.refusal import Refused
 from unispec.serving.state import State
 from unispec.serving.statistics import Statistics
 
@@ -144,7 +145,6 @@ def test_a_failed_step_is_a_500_or_an_event(serving: Serving) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (QueueFull(), 429, "as many requests wait as this server takes"),
         (WorkerEnded("Killed"), 503, "the model's process has ended"),
     ],
 )
@@ -155,6 +155,19 @@ def test_what_the_worker_does_not_take(
     for stream in (False, True):
         answer = serving.post(TEXT, {"prompt": "ab", "stream": stream, "n": 3})
         assert answer.status_code == status and said in message(answer)
+
+
+def test_more_than_may_wait_are_sent_away() -> None:
+    first = Statistics(MODEL_NAME, max_queue_size=1)
+    place = first.queue()
+    with pytest.raises(Refused) as caught:
+        first.queue()
+    assert caught.value.status == 429 and caught.value.headers == {"Retry-After": "1"}
+    assert "1 requests wait already" in str(caught.value)
+    place.leave()
+    place.leave()
+    assert first.waiting == 0
+    first.queue()
 
 
 def test_what_the_worker_does_not_begin_is_a_400(serving: Serving) -> None:
@@ -223,7 +236,7 @@ def test_counters_of_drafts(chat_pair: TinyPair) -> None:
         assert f"{name}{{{labels}}} {count}" in text
     line = serving.statistics.line()
     assert line is not None
-    assert line.startswith("0 running, ")
+    assert line.startswith("0 running, 0 waiting, ")
     assert line.endswith("acceptance length 1.67, 22% of drafts accepted")
     assert serving.statistics.line() is None
 

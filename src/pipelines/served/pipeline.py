@@ -9,7 +9,7 @@ from max.driver import is_virtual_device_mode, load_devices
 from max.engine import InferenceSession
 from max.graph.weights import load_weights
 from max.pipelines.context import TextContext, TextGenerationOutput
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.lib import MemoryPlan, PipelineConfig
 from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
@@ -73,7 +73,7 @@ class ServedPipeline(SpeculativePipeline):
         )
         super().__init__(
             model,
-            _allocate(model, session, memory_plan, whole_row=tokenizer.longest_in_cache is None),
+            _allocate(model, memory_plan, whole_row=tokenizer.longest_in_cache is None),
             tokenizer,
             _thinking(pipeline_config, tokenizer),
         )
@@ -179,13 +179,12 @@ class ServedPipeline(SpeculativePipeline):
 
 
 def _allocate(
-    model: UnifiedModel, session: InferenceSession, plan: MemoryPlan, *, whole_row: bool
-) -> PagedKVCacheManager:
+    model: UnifiedModel, plan: MemoryPlan, *, whole_row: bool
+) -> PagedKVCacheManagerInterface:
     if is_virtual_device_mode():
         return None  # type: ignore[return-value]
     return make_cache_manager(
         model.kv_params,
-        session,
         num_pages=planned_pages(model.kv_params, plan, whole_row=whole_row),
         max_batch_size=plan.planned_max_batch_size,
         draft_reads_next_token=model.draft_reads_next_token,
