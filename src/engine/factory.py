@@ -82,6 +82,7 @@ class AnswerFactory:
                 self._vocab_size,
                 logit_bias=request.logit_bias,
                 grammar=grammar,
+                logprobs=request.logprobs,
             )
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
