@@ -29,6 +29,7 @@ from unispec.pipelines.runtime.model import StepModel
 from unispec.pipelines.runtime.rows import check_vocabulary
 from unispec.pipelines.runtime.sampling_params import check_sampling, is_integer
 
+from .checks import check_server
 from .context import ServedContext
 from .max_serving import without_stopwatch
 from .refusals import refuse_unsupported
@@ -56,7 +57,7 @@ class ServedTokenizer(TextTokenizer):
         thinking_tokens: what opens and closes a thinking block, for relaxed acceptance.
 
     Raises:
-        InputError: a tokenizer file that is missing or damaged.
+        InputError: a tokenizer file that is missing or damaged, or what `check_server` refuses.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ServedTokenizer(TextTokenizer):
         chat_template: str | None = None,
         **options: Any,
     ) -> None:
+        check_server(pipeline_config)
         # MAX's own reads by transformers' AutoTokenizer, which has no class for some models.
         hf: Any = pipeline_config.model.huggingface_config
         self.model_path = model_path
