@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from max.pipelines.context import (
     EOSTracker,
     GenerationStatus,
@@ -36,13 +37,18 @@ from unispec.pipelines.served.output import ServedOutput
 def sent(value: Any, payload_type: Any) -> Any:
     """A value through MAX's own queue, read as this type."""
     push, pull = ZmqConfig[Any](payload_type).pair()
-    push.put_nowait(value)
+    until_done(lambda: push.put_nowait(value))
+    return until_done(pull.get_nowait)
+
+
+def until_done(work: Callable[[], Any]) -> Any:
+    """Tries again while the two ends are not connected yet, or nothing has arrived."""
     for _ in range(1000):
         try:
-            return pull.get_nowait()
-        except queue.Empty:
+            return work()
+        except (queue.Empty, zmq.Again):
             time.sleep(0.01)
-    raise AssertionError("nothing arrived")
+    raise AssertionError("nothing arrives")
 
 
 def context(**fields_: Any) -> TextContext:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,19 +23,17 @@ class LibraryPanic(BaseException):
     """As those of libraries written in Rust are no `Exception`."""
 
 
-def fail_at(scheduled: Scheduled, step: int, when: str) -> Callable[..., Any]:
-    """The model's `execute`, or the manager's `step`, which fails once."""
-    owner = scheduled.pipeline.model if when == "in the graph" else scheduled.pipeline.kv_manager
-    method = getattr(owner, "execute" if when == "in the graph" else "step")
-    calls = [0]
+def fail_once(patch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> None:
+    """Lets one call of a method fail."""
+    method, calls = getattr(owner, name), [0]
 
     def failing(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
-        if calls[0] == step:
+        if calls[0] == at:
             raise LibraryPanic("the device is gone")
         return method(*arguments, **options)
 
-    return failing
+    patch.setattr(owner, name, failing)
 
 
 @pytest.mark.parametrize("when", ["in the graph", "after it"])
@@ -50,11 +47,11 @@ def test_a_failed_step_ends_its_requests_and_no_others(
     """The later request was not in the step; it is answered, and so is the same one again."""
     prompt = random_prompt(256, 40, seed=6)
     ids = [scheduled.add(scheduled.context(prompt[:length], greedy())) for length in (10, 20)]
-    failing = fail_at(scheduled, 4, when)
-    owner: Any = (
-        scheduled.pipeline.model if when == "in the graph" else scheduled.pipeline.kv_manager
-    )
-    monkeypatch.setattr(owner, "execute" if when == "in the graph" else "step", failing)
+    pipeline = scheduled.pipeline
+    if when == "in the graph":
+        fail_once(monkeypatch, pipeline.model, "execute", at=4)
+    else:
+        fail_once(monkeypatch, pipeline.kv_manager, "step", at=4)
     later: list[Any] = []
 
     def come(iteration: int) -> None:

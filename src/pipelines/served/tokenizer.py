@@ -171,6 +171,7 @@ class ServedTokenizer(TextTokenizer):
             raise InputError(f"{_NAME} is empty; give at least one token")
         named = (*(params.stop_token_ids or ()), *(logit_bias or ()))
         check_vocabulary((min(tokens), max(tokens), *named), self.vocab_size)
+        params = _sendable(params, self.max_length)
         schema, grammar = _constraints(request)
         plain = make_context(
             self._model.read_prompt(self._hf, tokens, (), name=_NAME),
@@ -228,6 +229,16 @@ def _comparable(params: SamplingParams) -> SamplingParams:
     if not params.logits_processors:
         return params
     return replace(params, logits_processors=without_stopwatch(params.logits_processors) or None)
+
+
+def _sendable(params: SamplingParams, max_length: int) -> SamplingParams:
+    """The same parameters in integers of 64 bits, which is all that a message holds."""
+    count = params.max_new_tokens
+    return replace(
+        params,
+        seed=int(params.seed) % 2**64,
+        max_new_tokens=None if count is None else min(int(count), max_length),
+    )
 
 
 def _constraints(request: TextGenerationRequest) -> tuple[str | None, str | None]:
