@@ -12,7 +12,7 @@ from unispec.checkpoints.model_config import model_config, read_config_object
 from unispec.errors import InputError
 from unispec.methods import FACTS, Method
 
-__all__ = ["adopt", "flat_config", "read_draft_config"]
+__all__ = ["adopt", "flat_config", "read_draft_config", "register_with_transformers"]
 
 _LAYER: Final = "transformer_layer_config"
 
@@ -24,6 +24,11 @@ class NestedEagleConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """As config.json has it."""
 
 
+def register_with_transformers() -> None:
+    """Lets transformers read config.json of such a draft."""
+    AutoConfig.register(NestedEagleConfig.model_type, NestedEagleConfig, exist_ok=True)
+
+
 def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
     """Reads config.json, as published or in the form of the `speculators` library.
 
@@ -31,7 +36,7 @@ def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
         InputError: it says that the draft is of another kind, or what `model_config` refuses.
     """
     # MAX reads the file too, and knows no other place for what stands in it.
-    AutoConfig.register(NestedEagleConfig.model_type, NestedEagleConfig, exist_ok=True)
+    register_with_transformers()
     stated = read_config_object(draft)
     names = stated.get("architectures")
     names = [] if names is None else names

@@ -18,7 +18,7 @@ from unispec.checkpoints.packed_int4 import PACKED, WORD
 from unispec.checkpoints.quantisation import unsupported
 from unispec.errors import InputError
 
-__all__ = ["Tensor", "check_weight_files", "read_tensors"]
+__all__ = ["Tensor", "bytes_held", "check_weight_files", "read_tensors"]
 
 Tensor: TypeAlias = npt.NDArray[Any]
 """A weight as a numpy array of any dtype and shape."""
@@ -107,13 +107,28 @@ def check_weight_files(paths: Sequence[Path], *, float8_stays: bool = False) -> 
     """
     if not paths:
         raise InputError("no weight file is given: name at least one safetensors or GGUF file")
+    needed = bytes_held(paths, float8_stays=float8_stays)
+    check_memory(needed, paths[0] if len(paths) == 1 else paths[0].parent)
+
+
+def bytes_held(
+    paths: Sequence[Path], *, width: int = _FLOAT32_BYTES, float8_stays: bool = False
+) -> int:
+    """Bytes that the tensors of files take in memory, by their headers.
+
+    Args:
+        paths: what `read_tensors` takes.
+        width: bytes of a number; what is no number is as large as in the file.
+        float8_stays: see `check_weight_files`.
+
+    Raises:
+        InputError: a header is missing or damaged.
+    """
     gguf = gguf_among(paths)
     if gguf is not None:
-        needed = sum(_FLOAT32_BYTES * math.prod(t.shape) for t in open_gguf_parts(gguf).tensors)
-    else:
-        entries = [item for path in paths for item in _open_safetensors(path)[0].items()]
-        needed = sum(_held(name, entry, float8_stays) for name, entry in entries)
-    check_memory(needed, paths[0] if len(paths) == 1 else paths[0].parent)
+        return sum(width * math.prod(t.shape) for t in open_gguf_parts(gguf).tensors)
+    entries = [item for path in paths for item in _open_safetensors(path)[0].items()]
+    return sum(_held(name, entry, width, float8_stays) for name, entry in entries)
 
 
 class _Entry(NamedTuple):
@@ -125,13 +140,13 @@ class _Entry(NamedTuple):
     end: int
 
 
-def _held(name: str, entry: _Entry, float8_stays: bool) -> int:
-    """Bytes that a tensor takes in memory: numbers as float32, all else as it lies in the file."""
-    as_float32 = _FLOAT32_BYTES * math.prod(entry.shape)
+def _held(name: str, entry: _Entry, width: int, float8_stays: bool) -> int:
+    """Bytes that a tensor takes in memory; what is no number takes those of the file."""
+    as_numbers = width * math.prod(entry.shape)
     if name.endswith(PACKED) and entry.dtype_name == _INT32:
-        return WORD * as_float32
+        return WORD * as_numbers
     widened = _FLOATS if float8_stays else (*_FLOATS, _FLOAT8)
-    return as_float32 if entry.dtype_name in widened else entry.end - entry.begin
+    return as_numbers if entry.dtype_name in widened else entry.end - entry.begin
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

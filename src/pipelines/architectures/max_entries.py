@@ -117,6 +117,9 @@ def _served(name: str, pair: Pair, **options: Any) -> SupportedArchitecture:
         context_type=ServedContext,
         memory_planner=ServedMemoryPlanner,
         pipeline_cls=ServedPipeline,
+        # A step has room for so many tokens of prompts.
+        required_arguments={"enable_chunked_prefill": True},
+        supports_spec_decode_mixed_batches=True,
         **options,
     )
 

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
-from max.driver import Buffer, Device
+from max.driver import CPU, Buffer, Device, is_virtual_device_mode
 from max.engine import InferenceSession, Model
 from max.graph import Graph
 from max.graph.weights import Weights, WeightsAdapter
@@ -124,7 +124,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             * max(pipeline_config.runtime.max_batch_input_tokens, max_batch_size),
             vocab_size=int(hf.get_text_config().vocab_size),
             num_speculative_tokens=self.kv_params.num_draft_tokens,
-            device=devices[0],
+            # A virtual device runs no step and has no memory.
+            device=CPU() if is_virtual_device_mode() else devices[0],
             sampled_drafts=sampled_drafts,
             thinking_phase=self._optional_inputs["in_thinking_phase"],
         )

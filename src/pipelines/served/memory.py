@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from max.pipelines.kv_cache import PagedMemoryPlanner
-from max.pipelines.lib import PipelineConfig
+from max.pipelines.lib import MAXModelConfig, PipelineConfig
+
+from unispec.checkpoints.tensors import bytes_held
 
 __all__ = ["ServedMemoryPlanner"]
 
+_INT32_BYTES: Final = 4
+_FLOAT32_BYTES: Final = 4
+
 
 class ServedMemoryPlanner(PagedMemoryPlanner):
-    """Counts what MAX's own planner leaves out: the draft, and what sampling needs."""
+    """Counts what MAX's own planner leaves out: the draft, and the inputs of sampling."""
 
     def estimate_weights_size(self, pipeline_config: PipelineConfig) -> int:
-        """Bytes of the weights of target and draft on the device."""
-        return int(super().estimate_weights_size(pipeline_config))
+        """Bytes of the weights of target and draft in the number format that is computed in.
+
+        Both are counted whole, though a draft may use its target's embedding and head.
+        """
+        models = (pipeline_config.model, pipeline_config.draft_model)
+        return sum(self._weights(model) for model in models if model is not None)
 
     def estimate_activation_memory(
         self, pipeline_config: PipelineConfig, huggingface_config: Any
     ) -> int:
-        """Bytes of the inputs of sampling."""
-        return 0
+        """Bytes of the sampling inputs that are as wide as the vocabulary.
+
+        With B rows and V tokens these are token counts and biases `[B, V]` and grammar masks
+        `[B, K + 1, V / 32]`, and of sampled drafts the distributions `[B, K, V]`, one going in
+        and one coming out.
+        """
+        params = self._config.get_kv_params()
+        vocab, width = int(huggingface_config.get_text_config().vocab_size), params.num_draft_tokens
+        speculative = pipeline_config.speculative
+        sampled = speculative is not None and speculative.draft_proposal == "sampled"
+        row = (_INT32_BYTES + _FLOAT32_BYTES) * vocab
+        row += _INT32_BYTES * (width + 1) * -(-vocab // 32)
+        row += 2 * _FLOAT32_BYTES * width * vocab if sampled else 0
+        rows = (pipeline_config.runtime.max_batch_size or 1) * params.data_parallel_degree
+        return int(rows * row)
+
+    def _weights(self, model: MAXModelConfig) -> int:
+        """Bytes of a model's weights; of files that are not here yet, as many as they have."""
+        root = Path(model.model_path)
+        paths = [path if path.is_absolute() else root / path for path in model.weight_path]
+        if not paths or not all(path.is_file() for path in paths):
+            return int(model.weights_size())
+        stack = getattr(self._config, "target", self._config)
+        return bytes_held(
+            paths,
+            width=stack.dtype.size_in_bytes,
+            float8_stays=getattr(stack, "fp8", None) is not None,
+        )

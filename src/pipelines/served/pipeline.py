@@ -14,6 +14,7 @@ from max.pipelines.lib import MemoryPlan, PipelineConfig
 from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
 
+from unispec.checkpoints import draft_config, kimi_config
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.pipelines.runtime.metrics import Acceptance
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
@@ -32,6 +33,11 @@ from .tokenizer import ServedTokenizer
 __all__ = ["ServedPipeline"]
 
 logger = logging.getLogger(__name__)
+
+# A worker that unpickles a pipeline's configuration reads each config.json anew, before anything
+# here is called.
+kimi_config.register_with_transformers()
+draft_config.register_with_transformers()
 
 
 class ServedPipeline(SpeculativePipeline):

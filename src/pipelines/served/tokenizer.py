@@ -29,6 +29,7 @@ from unispec.pipelines.runtime.model import StepModel
 from unispec.pipelines.runtime.rows import check_vocabulary
 from unispec.pipelines.runtime.sampling_params import check_sampling, is_integer
 
+from .checks import check_server
 from .context import ServedContext
 from .max_serving import without_stopwatch
 from .refusals import refuse_unsupported
@@ -56,7 +57,7 @@ class ServedTokenizer(TextTokenizer):
         thinking_tokens: what opens and closes a thinking block, for relaxed acceptance.
 
     Raises:
-        InputError: a tokenizer file that is missing or damaged.
+        InputError: a tokenizer file that is missing or damaged, or what `check_server` refuses.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ServedTokenizer(TextTokenizer):
         chat_template: str | None = None,
         **options: Any,
     ) -> None:
+        check_server(pipeline_config)
         # MAX's own reads by transformers' AutoTokenizer, which has no class for some models.
         hf: Any = pipeline_config.model.huggingface_config
         self.model_path = model_path
@@ -169,6 +171,7 @@ class ServedTokenizer(TextTokenizer):
             raise InputError(f"{_NAME} is empty; give at least one token")
         named = (*(params.stop_token_ids or ()), *(logit_bias or ()))
         check_vocabulary((min(tokens), max(tokens), *named), self.vocab_size)
+        params = _sendable(params, self.max_length)
         schema, grammar = _constraints(request)
         plain = make_context(
             self._model.read_prompt(self._hf, tokens, (), name=_NAME),
@@ -226,6 +229,16 @@ def _comparable(params: SamplingParams) -> SamplingParams:
     if not params.logits_processors:
         return params
     return replace(params, logits_processors=without_stopwatch(params.logits_processors) or None)
+
+
+def _sendable(params: SamplingParams, max_length: int) -> SamplingParams:
+    """The same parameters in integers of 64 bits, which is all that a message holds."""
+    count = params.max_new_tokens
+    return replace(
+        params,
+        seed=int(params.seed) % 2**64,
+        max_new_tokens=None if count is None else min(int(count), max_length),
+    )
 
 
 def _constraints(request: TextGenerationRequest) -> tuple[str | None, str | None]:
