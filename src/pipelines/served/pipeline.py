@@ -174,6 +174,7 @@ class ServedPipeline(SpeculativePipeline):
             self._vocab_size,
             logit_bias=getattr(context, "logit_bias", None),
             grammar=self._grammars.start(context),
+            logprobs=context.log_probabilities or None,
         )
 
     def _fail(self, context: TextContext) -> ServedOutput:
