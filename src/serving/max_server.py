@@ -43,6 +43,8 @@ INPUT_ERROR_STATUS: Final = 2
 
 _ASK_AGAIN_S: Final = 0.1
 
+_PYTHON: Final = "PYTHONEXECUTABLE"
+
 _SET_DEATH_SIGNAL: Final = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""
 
@@ -214,6 +216,10 @@ async def start_worker(
     interface: Any = ZmqModelWorkerInterface(PipelineTask.TEXT_GENERATION, ServedContext)
     # MAX's own outputs do not say what became of the drafts.
     interface.response_queue_config = ZmqConfig(dict[RequestID, SchedulerResult[ServedOutput]])
+    if _PYTHON not in os.environ:
+        # Importing MAX names another Python in the native environment alone, and processes that
+        # are spawned would not find the packages of a virtual environment.
+        os.unsetenv(_PYTHON)
     ending = get_context("spawn").Event()
     worker: ModelWorker | None = None
     try:
