@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from max.pipelines.context import GenerationStatus, TokenBuffer
-from max.pipelines.context import TextGenerationResponseFormat
+from max.pipelines.context import GenerationStatus, TextGenerationResponseFormat, TokenBuffer
 from max.pipelines.modeling.types import TextGenerationInputs
 from prompts import random_prompt
 from scheduling import Scheduled, greedy

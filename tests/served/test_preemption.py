@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from max.pipelines.context import SamplingParams
-from max.pipelines.context import TextGenerationResponseFormat
+from max.pipelines.context import SamplingParams, TextGenerationResponseFormat
 from prompts import random_prompt
 from scheduling import Scheduled
 
