@@ -10,6 +10,7 @@ from runs import run_python
 from tiny import TinyPair
 
 from unispec.pipelines.architectures import ARCHITECTURES
+from unispec.pipelines.architectures.registry import pairs
 
 # What `max serve --custom-architectures` does, up to the point where it loads the model.
 RESOLVE = """
@@ -46,6 +47,9 @@ print(json.dumps([
     f"{model.__module__}.{model.__qualname__}",
     f"{architecture.config.__module__}.{architecture.config.__qualname__}",
     speculative.num_speculative_tokens if speculative else None,
+    found.factory.func.__name__,
+    type(found.tokenizer).__name__,
+    PIPELINE_REGISTRY.retrieve_context_type(config).__name__,
 ]))
 """
 
@@ -97,12 +101,28 @@ COMBINATIONS = [
         3,
     ),
 ]
+"""Those with a package of their own."""
+
+RELATIVES = [
+    ("mistral_eagle", "eagle", 4, "MistralEagle", 4),
+    ("qwen3_dflash", "dflash", None, "Qwen3Dflash", 5),
+]
+"""Two of those that are composed."""
+
+SERVED = ["ServedPipeline", "ServedTokenizer", "ServedContext"]
+OF_MAX = ["TextGenerationPipeline", "TextTokenizer", "TextContext"]
 
 
 def test_every_entry_is_resolved_below() -> None:
-    """DeepSeek-V3 and Kimi K2.5 without a draft are no entries: MAX has its own."""
+    """Targets without a draft are no entries, but for one: MAX has its own."""
     packages = [entry.pipeline_model.__module__.split(".")[3] for entry in ARCHITECTURES]
-    assert sorted(packages) == sorted(package for _, _, _, package, *_ in COMBINATIONS)
+    own = sorted(name for name in packages if name != "composed")
+    assert own == sorted(package for _, _, _, package, *_ in COMBINATIONS)
+    composed = {pair.model.__name__ for pair in pairs() if pair.method} - {
+        model for *_, model, _, _ in COMBINATIONS
+    }
+    assert packages.count("composed") == len(composed)
+    assert {f"{name}Model" for _, _, _, name, _ in RELATIVES} <= composed
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,27 @@ def test_max_resolves_each_combination_to_our_class(
         f"{root}.architectures.{package}.model.{model}",
         f"{root}.{config}",
         width,
+        *(SERVED if method else OF_MAX),
+    ]
+
+
+@pytest.mark.parametrize(("pair", "method", "asked", "name", "width"), RELATIVES)
+def test_max_resolves_relatives_of_llama_to_composed_classes(
+    tiny_pair: Callable[[str], TinyPair],
+    pair: str,
+    method: str,
+    asked: int | None,
+    name: str,
+    width: int,
+) -> None:
+    """MAX renames no target but Llama and Kimi: it finds these by target, method and draft."""
+    found = tiny_pair(pair)
+    resolved = run_python(RESOLVE, json.dumps([str(found.target), str(found.draft), method, asked]))
+    assert json.loads(resolved) == [
+        f"unispec.pipelines.architectures.composed.{name}Model",
+        f"unispec.pipelines.unified.compose.{name}Config",
+        width,
+        *SERVED,
     ]
 
 
@@ -147,19 +188,16 @@ logging.getLogger("unispec").addHandler(Counter())
     assert len(said) == 1
 
 
-def test_max_does_not_drive_a_unified_graph(tiny_pair: Callable[[str], TinyPair]) -> None:
-    """Who asks for it is told before anything is read."""
+def test_chunked_prefill_stays_on(tiny_pair: Callable[[str], TinyPair]) -> None:
+    """Without it a step could be larger than what is reserved for one."""
     pair = tiny_pair("llama_eagle_agreeing")
-    build = """
-try:
-    found.factory()
-except Exception as error:
-    print(json.dumps([type(error).__name__, str(error)]))
-"""
     asked = json.dumps([str(pair.target), str(pair.draft), "eagle", 3])
-    kind, text = json.loads(run_python(RESOLVE + build, asked))
-    assert kind == "InputError"
-    assert "run `unispec generate`" in text
+    switched_off = RESOLVE.replace(
+        "max_batch_size=1,", "max_batch_size=1, enable_chunked_prefill=False,"
+    )
+    assert switched_off != RESOLVE
+    shown = "print(json.dumps(config.runtime.enable_chunked_prefill))"
+    assert json.loads(run_python(f"{switched_off}\n{shown}", asked)) is True
 
 
 def test_the_package_imports_nothing_before_it_is_asked() -> None:
