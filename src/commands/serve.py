@@ -125,10 +125,14 @@ def serve(
 def _serve(
     model: ModelOptions, config: ServeConfig, listening: socket.socket, metrics_port: int
 ) -> int:
+    import logging
+
     from rich.console import Console
 
     from unispec.commands.console import progress, served
 
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("unispec").setLevel(logging.INFO)
     terminal = Console(stderr=True)
     with ExitStack() as waiting:
         phase = waiting.enter_context(progress(terminal))

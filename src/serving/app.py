@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 from urllib.request import urlopen
 
@@ -91,8 +92,8 @@ class App:
                 "state": self.state.name,
                 "phase": self.state.phase,
                 "model": self.frontend.model_name,
-                "target": config.model,
-                "draft": config.draft_model,
+                "target": _last_part(config.model),
+                "draft": _last_part(config.draft_model),
                 "speculative_method": config.speculative_method,
                 "num_speculative_tokens": self.frontend.engine.max_speculative_tokens or None,
                 "max_length": self.frontend.engine.max_length,
@@ -178,6 +179,11 @@ def make_app(app: App, *, api_key: str | None, page: bool) -> Gate:
         await response(scope, receive, send)
 
     return Gate(dispatch, app.state, api_key)
+
+
+def _last_part(model: str | None) -> str | None:
+    """A model's name without the folders of this machine before it."""
+    return Path(model).name if model is not None and Path(model).exists() else model
 
 
 async def _missing(request: Request) -> Response:

@@ -44,18 +44,24 @@ class Form(ABC):
     Args:
         prompts: token ids of each prompt.
         token_text: for log probabilities.
+
+    Attributes:
+        asked: the request.
     """
 
     kind: str
+    """What `object` names a whole answer."""
     chunk_kind: str
+    """Likewise a chunk of a stream."""
     prefix: str
+    """What ids begin with."""
 
     def __init__(
         self, asked: Asked, model: str, prompts: Sequence[Sequence[int]], token_text: TokenText
     ) -> None:
         self.asked = asked
-        self.token_text = token_text
-        self.prompts = prompts
+        self._token_text = token_text
+        self._prompts = prompts
         self._head = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -97,7 +103,7 @@ class Form(ABC):
         made |= {"index": index, "finish_reason": choice.finish_reason}
         if self.asked.return_token_ids:
             made["token_ids"] = choice.token_ids
-            made["prompt_token_ids"] = list(self.prompts[index // self.asked.n])
+            made["prompt_token_ids"] = list(self._prompts[index // self.asked.n])
         return made
 
     @abstractmethod
@@ -139,7 +145,7 @@ class _Chat(Form):
         return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.token_text(token)
+        text = self._token_text(token)
         # A part of a character has no bytes that its text would tell.
         known = "\N{REPLACEMENT CHARACTER}" not in text
         return {
@@ -176,7 +182,7 @@ class _Text(Form):
     ) -> tuple[dict[str, Any] | None, int]:
         if self.asked.logprobs is None:
             return None, offset
-        texts = [self.token_text(one.sampled_token_ids[0]) for one in tokens]
+        texts = [self._token_text(one.sampled_token_ids[0]) for one in tokens]
         offsets = []
         for text in texts:
             offsets.append(offset)
@@ -186,7 +192,7 @@ class _Text(Form):
             named: dict[str, float] = {}
             for token, value in _most_probable(one, self.asked.logprobs):
                 # Of tokens with the same text, such as parts of characters, the first counts.
-                named.setdefault(self.token_text(token), value)
+                named.setdefault(self._token_text(token), value)
             top.append(named)
         values = list(chain.from_iterable(one.token_log_probabilities for one in tokens))
         found = {

@@ -37,14 +37,14 @@ class Frontend:
     """Checks requests and encodes their prompts; the model itself is in the worker.
 
     Args:
+        config: of the model.
         served_model_name: what clients call the model; None: as it was given.
+        engine: of the same configuration; it is never loaded.
 
     Attributes:
-        engine: of the same configuration; it is never loaded.
+        config: of the model.
+        engine: checks requests, has the tokenizer and the limits.
         model_name: what clients call the model.
-
-    Raises:
-        InputError: a model or draft that cannot be used.
     """
 
     def __init__(self, config: EngineConfig, served_model_name: str | None, engine: Engine) -> None:

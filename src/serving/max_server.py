@@ -211,6 +211,8 @@ async def start_worker(
         MAX_SERVE_METRICS_ENDPOINT_PORT=metrics_port,
         MAX_SERVE_METRIC_RECORDING_METHOD=MetricRecordingMethod.PROCESS,
         MAX_SERVE_MW_TIMEOUT=None,
+        # MAX shows what its own loggers say, and no others that are not named.
+        MAX_SERVE_LOGS_ENABLE_COMPONENTS="unispec",
         MAX_SERVE_LOGS_CONSOLE_LEVEL=os.environ.get("MAX_SERVE_LOGS_CONSOLE_LEVEL", "WARNING"),
     )
     interface: Any = ZmqModelWorkerInterface(PipelineTask.TEXT_GENERATION, ServedContext)

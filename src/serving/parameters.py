@@ -18,14 +18,19 @@ from .refusal import Refused
 __all__ = ["CHAT", "MAX_CHOICES", "PARAMETERS", "TEXT", "Parameter", "is_text", "shown"]
 
 CHAT: Final = "/v1/chat/completions"
+"""The path of conversations."""
+
 TEXT: Final = "/v1/completions"
+"""The path of prompts without roles."""
 
 _SHOWN: Final = Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 MAX_CHOICES: Final = 8
-MAX_STOPS: Final = 64
-MAX_TOP_LOGPROBS: Final = 20
+"""Most answers to one prompt."""
+
+_MAX_STOPS: Final = 64
+_MAX_TOP_LOGPROBS: Final = 20
 _MAX_SALT: Final = 512
 _LARGEST_COUNT: Final = 2**31 - 1
 
@@ -117,8 +122,8 @@ def _stop(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(is_text(text) and text for text in texts):
         raise _Wrong("give a text or a list of texts, of at least one character each")
-    if len(texts) > MAX_STOPS:
-        raise _Wrong(f"give at most {MAX_STOPS} texts")
+    if len(texts) > _MAX_STOPS:
+        raise _Wrong(f"give at most {_MAX_STOPS} texts")
     return texts
 
 
@@ -191,7 +196,7 @@ def _stream_options(value: Any) -> bool:
 def _text_logprobs(value: Any) -> int | None:
     if value is False:
         return None
-    return _within(0, MAX_TOP_LOGPROBS)(value)
+    return _within(0, _MAX_TOP_LOGPROBS)(value)
 
 
 def _template_arguments(value: Any) -> dict[str, Any]:
@@ -294,7 +299,7 @@ _ALL: Final = (
     ),
     Parameter(
         "stop",
-        f"a text, or up to {MAX_STOPS} of them",
+        f"a text, or up to {_MAX_STOPS} of them",
         "The answer ends before the first of them.",
         _stop,
     ),
@@ -343,13 +348,13 @@ _ALL: Final = (
     _counted(
         "top_logprobs",
         0,
-        MAX_TOP_LOGPROBS,
+        _MAX_TOP_LOGPROBS,
         "Give those of so many most probable tokens too; needs `logprobs`.",
         CHAT,
     ),
     Parameter(
         "logprobs",
-        f"0 to {MAX_TOP_LOGPROBS}",
+        f"0 to {_MAX_TOP_LOGPROBS}",
         "Give the log probability of each token, before sampling parameters, and those of so "
         "many most probable ones.",
         _text_logprobs,

@@ -6,7 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from .max_server import METRICS
 from .refusal import Refused
@@ -40,6 +45,7 @@ class Statistics:
     """
 
     def __init__(self, model_name: str, max_queue_size: int | None = None) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
 
         def counter(name: str, help: str, *labels: str) -> Counter:

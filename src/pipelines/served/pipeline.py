@@ -32,7 +32,8 @@ from .tokenizer import ServedTokenizer
 
 __all__ = ["ServedPipeline"]
 
-logger = logging.getLogger(__name__)
+# MAX's server shows what its own loggers say, and no others.
+logger = logging.getLogger("max.pipelines.unispec")
 
 # A worker that unpickles a pipeline's configuration reads each config.json anew, before anything
 # here is called.
@@ -51,6 +52,9 @@ class ServedPipeline(SpeculativePipeline):
         weight_adapters: not used, the checkpoints' names are known.
         tokenizer: the target's.
         memory_plan: rows, length and memory of the cache.
+
+    Attributes:
+        compiled_artifacts: what MAX keeps of the compiled graph.
 
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
