@@ -79,14 +79,14 @@ def test_sampled_drafts_have_distributions(tiny_pair: Callable[[str], TinyPair])
     assert found == by_hand == 23_400
 
 
-@pytest.mark.parametrize("options", [{}, {"kv_cache_pages": 7}])
+@pytest.mark.parametrize("options", [{}, {"kv_cache_pages": 7}, {"kv_cache_pages": 90}])
 def test_a_server_has_the_pages_of_an_engine(
     tiny_pair: Callable[[str], TinyPair], options: dict[str, Any]
 ) -> None:
     config = config_of(tiny_pair("llama_eagle_agreeing"), max_batch_size=4, **options)
     served, engine = served_pipeline(config), Engine(config)
     params = engine._kv_params
-    assert planned_pages(params, served.memory_plan, whole_row=False) == engine.num_pages
+    assert planned_pages(params, served.memory_plan, exact=True) == engine.num_pages
     assert served.memory_plan.planned_max_length == served.tokenizer.max_length == 300
     assert served.memory_plan.planned_max_batch_size == 4
 
@@ -97,11 +97,18 @@ def test_a_row_that_never_fits_is_refused(tiny_pair: Callable[[str], TinyPair]) 
     model = served.factory.keywords["pipeline_model"]  # type: ignore[attr-defined]
     config = model.model_config_cls.initialize(served.pipeline_config, max_seq_len=300)
     params = config.get_kv_params()
-    assert planned_pages(params, served.memory_plan, whole_row=False) == 2
+    assert planned_pages(params, served.memory_plan, exact=True) == 2
     with pytest.raises(InputError, match="holds 2 pages, and one request of up to 300 tokens"):
-        planned_pages(params, served.memory_plan, whole_row=True)
-    with pytest.raises(InputError, match="holds 0 pages"):
-        planned_pages(params, with_pages(params, served.memory_plan, 0), whole_row=False)
+        planned_pages(params, served.memory_plan, exact=False)
+
+
+def test_a_plan_with_more_memory_gives_what_all_rows_can_fill(
+    tiny_pair: Callable[[str], TinyPair],
+) -> None:
+    """4 rows of 300 tokens and 2 * 3 + 1 more have 3 pages each."""
+    served = served_pipeline(config_of(tiny_pair("llama_eagle_agreeing"), max_batch_size=4))
+    params = Engine(config_of(tiny_pair("llama_eagle_agreeing")))._kv_params
+    assert planned_pages(params, with_pages(params, served.memory_plan, 50), exact=False) == 12
 
 
 def test_the_longest_row_fits_and_one_token_more_does_not(

@@ -22,8 +22,6 @@ from tiny import TinyPair
 
 from unispec.engine import EngineConfig
 from unispec.engine.served_config import served_pipeline
-from unispec.errors import InputError
-from unispec.pipelines.served.checks import check_server
 from unispec.pipelines.served.context import ServedContext
 from unispec.pipelines.served.tokenizer import ServedTokenizer
 
@@ -182,23 +180,3 @@ def test_a_conversation_is_written_by_the_template(tokenizer: ServedTokenizer) -
 def test_half_a_character_is_replaced(tokenizer: ServedTokenizer) -> None:
     made = context(tokenizer, request("a\ud800b", GREEDY))
     assert made.tokens.all.tolist() == tokenizer.delegate.encode("a\ufffdb")
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"pipeline_role": "prefill_only"}, "pipeline_role is 'prefill_only'"),
-        ({"enable_chunked_prefill": False}, "prompts are read in chunks"),
-    ],
-    ids=["role", "chunks"],
-)
-def test_options_that_would_break_a_step(
-    tiny_pair: Callable[[str], TinyPair], changes: dict[str, Any], text: str
-) -> None:
-    made = served_pipeline(
-        EngineConfig(model=str(tiny_pair("llama_eagle_agreeing").target), max_length=300)
-    ).pipeline_config
-    check_server(made)
-    runtime = made.runtime.model_copy(update=changes)
-    with pytest.raises(InputError, match=text):
-        check_server(made.model_copy(update={"runtime": runtime}))

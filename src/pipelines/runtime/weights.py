@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from max.pipelines.lib import MAXModelConfig
 
 from unispec.checkpoints import Tensor, check_weight_files, read_gguf, read_tensors
@@ -25,11 +23,7 @@ def read_weights(
     Raises:
         InputError: a file is missing or damaged, or the weights do not fit the memory.
     """
-    root = Path(model_config.model_path)
-    paths = [
-        path if path.is_absolute() or not root.is_dir() else root / path
-        for path in model_config.resolved_weight_paths()
-    ]
+    paths = model_config.resolved_weight_paths()
     source = model_config.model_name
     if gguf := gguf_among(paths):
         check_weight_files(paths)

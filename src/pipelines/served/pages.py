@@ -13,29 +13,31 @@ from unispec.kv_cache.manager import pages_per_row
 __all__ = ["longest_row", "planned_pages", "with_pages"]
 
 
-def planned_pages(params: KVCacheParamInterface, plan: MemoryPlan, *, whole_row: bool) -> int:
-    """Pages of each replica: what the plan's memory holds, and no more than all rows can fill.
+def planned_pages(params: KVCacheParamInterface, plan: MemoryPlan, *, exact: bool) -> int:
+    """Pages of each replica for which a plan has memory.
 
     Args:
         params: the cache, or the tree of both.
         plan: has a length and the memory of the cache.
-        whole_row: whether a row of the plan's length must fit. MAX's scheduler ends with an error
-            where one does not, unless whoever makes requests keeps them shorter.
+        exact: whether `with_pages` made it, and requests are kept so short that they fit. Else it
+            may have more memory than all rows can fill, and MAX's scheduler ends with an error
+            where a row of its length does not fit.
 
     Raises:
-        InputError: no page fits, or no whole row.
+        InputError: a row of the plan's length does not fit.
     """
     assert plan.available_cache_memory is not None and plan.planned_max_length is not None
     # The manager allocates one page more than it is asked for.
-    affordable = plan.available_cache_memory // _page_bytes(params) - 1
-    one_row = pages_per_row(params, plan.planned_max_length)
-    needed = one_row if whole_row else 1
-    if affordable < needed:
+    pages = plan.available_cache_memory // _page_bytes(params) - 1
+    if exact:
+        return pages
+    needed = pages_per_row(params, plan.planned_max_length)
+    if pages < needed:
         raise InputError(
-            f"the memory that is left for the cache holds {max(affordable, 0)} pages, and one"
-            f" request of up to {plan.planned_max_length} tokens needs {needed}: lower --max-length"
+            f"the memory that is left for the cache holds {max(pages, 0)} pages, and one request of"
+            f" up to {plan.planned_max_length} tokens needs {needed}: lower --max-length"
         )
-    return min(affordable, one_row * plan.planned_max_batch_size)
+    return min(pages, needed * plan.planned_max_batch_size)
 
 
 def with_pages(params: KVCacheParamInterface, plan: MemoryPlan, num_pages: int) -> MemoryPlan:

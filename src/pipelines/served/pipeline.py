@@ -83,7 +83,7 @@ class ServedPipeline(SpeculativePipeline):
         )
         super().__init__(
             model,
-            _allocate(model, memory_plan, whole_row=tokenizer.longest_in_cache is None),
+            _allocate(model, memory_plan, exact=tokenizer.longest_in_cache is not None),
             tokenizer,
             _thinking(pipeline_config, tokenizer),
         )
@@ -190,13 +190,13 @@ class ServedPipeline(SpeculativePipeline):
 
 
 def _allocate(
-    model: UnifiedModel, plan: MemoryPlan, *, whole_row: bool
+    model: UnifiedModel, plan: MemoryPlan, *, exact: bool
 ) -> PagedKVCacheManagerInterface:
     if is_virtual_device_mode():
         return None  # type: ignore[return-value]
     return make_cache_manager(
         model.kv_params,
-        num_pages=planned_pages(model.kv_params, plan, whole_row=whole_row),
+        num_pages=planned_pages(model.kv_params, plan, exact=exact),
         max_batch_size=plan.planned_max_batch_size,
         draft_reads_next_token=model.draft_reads_next_token,
     )
