@@ -83,7 +83,6 @@ class ServedPipeline(SpeculativePipeline):
             tokenizer,
             _thinking(pipeline_config, tokenizer),
         )
-        self.compiled_artifacts = model.compiled_artifacts
         self._vocab_size = tokenizer.vocab_size
         self._grammars = ServedGrammars(
             tokenizer.delegate, tokenizer.vocab_size, tokenizer.eos_token_ids

@@ -52,6 +52,7 @@ class ServedTokenizer(TextTokenizer):
         options: MAX's, for reading the tokenizer otherwise; not used.
 
     Attributes:
+        delegate: the tokenizer itself.
         vocab_size: V, the width of the logits.
         longest_in_cache: longest sequence that the cache holds, in tokens; None: any.
         thinking_tokens: what opens and closes a thinking block, for relaxed acceptance.
