@@ -12,9 +12,11 @@ from click.exceptions import NoArgsIsHelpError
 from unispec.allocator import restart_with_jemalloc
 from unispec.commands.convert import convert
 from unispec.commands.generate import generate
+from unispec.commands.serve import serve
 from unispec.commands.streams import prepare_streams
 from unispec.commands.train import train
 from unispec.errors import InputError
+from unispec.telemetry import turn_off_telemetry
 
 __all__ = ["main", "unispec"]
 
@@ -72,12 +74,14 @@ def unispec() -> None:
 
 unispec.add_command(convert)
 unispec.add_command(generate)
+unispec.add_command(serve)
 unispec.add_command(train)
 
 
 def main() -> None:
     """Entry point of the `unispec` script."""
     prepare_streams()
+    turn_off_telemetry()
     restart_with_jemalloc()
     unispec(prog_name="unispec")
 

@@ -96,7 +96,6 @@ def compile_logits(name: str, stacks: Mapping[str, Stack]) -> LogitsGraph:
     managers = {
         key: make_cache_manager(
             stack.config.kv_params,
-            session,
             num_pages=8,
             max_batch_size=8,
             draft_reads_next_token=False,

@@ -56,7 +56,6 @@ class Driver:
         )
         self._manager = make_cache_manager(
             self.model.kv_params,
-            self.session,
             num_pages=8,
             max_batch_size=8,
             draft_reads_next_token=False,

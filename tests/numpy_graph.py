@@ -16,7 +16,10 @@ from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Model
 from unispec.pipelines.speculative.step import INPUT_ORDER
 
-__all__ = ["NumpyGraph", "continuation", "numpy_engine"]
+__all__ = ["NO_LOGPROBS", "NumpyGraph", "continuation", "numpy_engine"]
+
+NO_LOGPROBS = (np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+"""A graph's last outputs, which have no meaning where nobody asks."""
 
 
 def _next(token: int) -> int:
@@ -38,8 +41,6 @@ class NumpyGraph:
         before: Called in each step with the last token of each row.
     """
 
-    output_metadata = (None,) * 3
-
     def __init__(self) -> None:
         self.before: Callable[[list[int]], None] = lambda last: None
         self.steps: list[int] = []
@@ -57,7 +58,7 @@ class NumpyGraph:
         self.steps.append(len(last))
         rows = [self._row(*row, int(count)) for row in zip(last, drafts.tolist(), strict=True)]
         outputs = [np.array([row[at] for row in rows], np.int64) for at in range(3)]
-        return [Buffer.from_numpy(output) for output in outputs]
+        return [Buffer.from_numpy(output) for output in (*outputs, *NO_LOGPROBS)]
 
     def _row(self, last: int, drafts: Sequence[int], count: int) -> tuple[int, int, list[int]]:
         answer = continuation(last, len(drafts) + 1)

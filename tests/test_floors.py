@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src"
 
 FLOORS = (
-    ("errors", "allocator", "timers"),
+    ("errors", "allocator", "telemetry", "timers"),
     ("encodings", "methods"),
     ("checkpoints", "images", "chat"),
     ("sampling", "kv_cache"),
@@ -20,7 +20,7 @@ FLOORS = (
     ("pipelines.drafts",),
     ("pipelines.architectures",),
     ("engine",),
-    ("training",),
+    ("training", "serving"),
     ("commands",),
     ("cli",),
 )

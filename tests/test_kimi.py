@@ -16,6 +16,7 @@ from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from PIL import Image
 from prompts import random_prompt
 from reference.dflash import DFlashReference
+from reference.logprobs import assert_logprobs
 from reference.seeing import SeeingReference
 from reference.target import assert_same_greedy
 from test_draft_proposals import DFlashJudge, recording
@@ -142,6 +143,14 @@ def test_text_needs_no_vision(kimi_model: Kimi) -> None:
     before = kimi_model.encoder.encoded
     kimi_model.assert_right([prompt(length, seed=length) for length in (1, 5, 63, 64, 65, 130)])
     assert kimi_model.encoder.encoded == before
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_log_probabilities_behind_an_image(kimi_model: Kimi) -> None:
+    request = replace(prompt(9, image(56, 84, 41), seed=2), logprobs=5)
+    [result] = kimi_model.engine.generate([request]).results
+    assert_logprobs(result, kimi_model.reference, kimi_model.show(request), count=5)
+    assert result.drafted > 0
 
 
 @pytest.mark.usefixtures("one_thread")

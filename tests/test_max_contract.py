@@ -1,6 +1,7 @@
 """What the server needs of MAX beyond its public API: which name moved, if one did.
 
-Written against max 26.7.0; `pipelines/served/max_serving.py` is the only user but for tests.
+Written against max 26.7.0; the users are `pipelines/served/max_serving.py` and, of what is in
+`max.serve`, `serving/max_server.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,32 @@ SIGNATURES = {
     "max.pipelines.context.TextContext.set_matcher": ("self", "matcher"),
     "max._entrypoints.cli.generate.TrackMetrics.__call__": ("self", "inputs"),
     "max.serve.scheduler.batch_constructor.grammar_gate.AsyncGrammarGate.create": ("pipeline",),
+    "max.serve.pipelines.model_worker.start_model_worker": (
+        "model_factory",
+        "pipeline_config",
+        "settings",
+        "metric_client",
+        "model_worker_interface",
+        "zmq_endpoint_base",
+        "memory_plan",
+    ),
+    "max.serve.pipelines.telemetry_worker.start_telemetry_consumer": ("settings",),
+    "max.serve.worker_interface.zmq_interface.ZmqModelWorkerInterface": (
+        "pipeline_task",
+        "context_type",
+        "request_queue_size",
+    ),
+    "max.serve.worker_interface._zmq_queue.ZmqConfig": ("payload_type", "high_water_mark"),
+    "max.serve.worker_interface._zmq_queue.generate_zmq_ipc_path": (),
+    "max.serve.worker_interface.zmq_interface.ZmqModelWorkerProxy.stream": (
+        "self",
+        "req_id",
+        "data",
+    ),
+    "max.serve.worker_interface.zmq_interface.ZmqModelWorkerProxy.cancel": ("self", "req_id"),
+    "max.serve.worker_interface.ModelWorkerProxy.note_awaiting_admission": ("self", "delta"),
+    "max.serve.scheduler_result.SchedulerResult.failed": ("error",),
+    "max.serve.process_control.SubprocessExit": ("info",),
 }
 """Functions by their path, and their parameters; of `install_matcher` the names may differ."""
 
@@ -128,3 +155,42 @@ def test_the_base_of_the_tokenizer_keeps_its_methods() -> None:
         "tokenizer_vocab_size",
     ):
         assert hasattr(TextTokenizer, name), f"TextTokenizer.{name} moved"
+
+
+def test_the_server_has_these_settings() -> None:
+    aliases = {field.alias for field in found("max.serve.config.Settings").model_fields.values()}
+    assert {
+        "MAX_SERVE_HOST",
+        "MAX_SERVE_METRICS_ENDPOINT_PORT",
+        "MAX_SERVE_METRIC_RECORDING_METHOD",
+        "MAX_SERVE_MW_TIMEOUT",
+        "MAX_SERVE_LOGS_ENABLE_COMPONENTS",
+        "MAX_SERVE_LOGS_CONSOLE_LEVEL",
+    } <= aliases
+
+
+def test_the_way_to_the_worker_has_these_parts() -> None:
+    source = inspect.getsource(
+        found("max.serve.worker_interface.zmq_interface.ZmqModelWorkerInterface")
+    )
+    assert "self.response_queue_config" in source
+    proxy = inspect.getsource(found("max.serve.worker_interface.zmq_interface.ZmqModelWorkerProxy"))
+    assert "self.pending_out_queues" in proxy
+    assert "enqueue_s, item = await queue.get()" in proxy
+
+
+def test_metrics_have_these_names() -> None:
+    metrics = found("max.serve.telemetry.metrics.METRICS")
+    for name in (
+        "configure",
+        "input_time",
+        "input_tokens",
+        "itl",
+        "output_tokens",
+        "reqs_running",
+        "request_count",
+        "request_time",
+        "time_per_output_token",
+        "ttft",
+    ):
+        assert hasattr(metrics, name), f"METRICS.{name} moved"

@@ -11,6 +11,7 @@ import pytest
 from max.driver import Buffer
 from max.engine import InferenceSession
 from max.pipelines.context import SamplingParams
+from numpy_graph import NO_LOGPROBS
 from PIL import Image
 from runs import assert_left_empty
 from tiny.kimi import PLACEHOLDER, tiny_kimi
@@ -40,8 +41,6 @@ class Language:
         seen: Features that stood in each step.
     """
 
-    output_metadata = (None,) * 3
-
     def __init__(self) -> None:
         self.seen: list[int] = []
 
@@ -54,7 +53,8 @@ class Language:
         last = tokens[offsets[1:].astype(np.int64) - 1]
         rows = len(last)
         following = 3 + (7 * last + 5) % 90  # letters and digits of the tiny tokenizer
-        outputs = (np.zeros(rows, np.int64), following, np.zeros((rows, 0), np.int64))
+        drafts = np.zeros((rows, 0), np.int64)
+        outputs = (np.zeros(rows, np.int64), following, drafts, *NO_LOGPROBS)
         return [Buffer.from_numpy(output) for output in outputs]
 
 

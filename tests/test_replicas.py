@@ -16,7 +16,7 @@ from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
 from max.nn.kv_cache import KVCacheParams
 from max.pipelines.context import TextContext, TokenBuffer
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.lib import KVCacheConfig
 
 from unispec.kv_cache.manager import make_cache_manager
@@ -105,13 +105,13 @@ def replicas_model(session: InferenceSession, params: KVCacheParams) -> Model:
 
 
 @pytest.fixture
-def manager(session: InferenceSession, params: KVCacheParams) -> PagedKVCacheManager:
-    return make_cache_manager(
-        params, session, num_pages=16, max_batch_size=8, draft_reads_next_token=False
-    )
+def manager(params: KVCacheParams) -> PagedKVCacheManagerInterface:
+    return make_cache_manager(params, num_pages=16, max_batch_size=8, draft_reads_next_token=False)
 
 
-def rows_of(manager: PagedKVCacheManager, lengths: list[list[int]]) -> Iterator[list[TextContext]]:
+def rows_of(
+    manager: PagedKVCacheManagerInterface, lengths: list[list[int]]
+) -> Iterator[list[TextContext]]:
     for replica, batch in enumerate(lengths):
         contexts = []
         for length in batch:
@@ -135,7 +135,7 @@ def rows_of(manager: PagedKVCacheManager, lengths: list[list[int]]) -> Iterator[
 )
 def test_rows_go_to_their_replicas_and_come_back(
     replicas_model: Model,
-    manager: PagedKVCacheManager,
+    manager: PagedKVCacheManagerInterface,
     news: list[list[int]],
     lengths: list[list[int]],
 ) -> None:

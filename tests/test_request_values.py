@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -168,6 +169,10 @@ FIELDS: list[tuple[str, Any, str]] = [
     ("images", "cat.png", r"images is 'cat.png'; give a list, \[image\]"),
     ("images", Path("cat.png"), r"images is .*; give a list, \[image\]"),
     ("images", None, r"images is None; give a list, \[image\]"),
+    *(
+        ("logprobs", value, f"logprobs is {re.escape(repr(value))}; give an integer, 0 to 20, or")
+        for value in (-1, 21, 2.0, math.nan, "5", True, [3])
+    ),
 ]
 
 

@@ -83,6 +83,7 @@ def random_row(rng: np.random.Generator) -> RowSampling:
         row.token_counts = rng.integers(-1, 5, VOCAB).astype(np.int32)
     if rng.random() < 0.3:
         row.logit_bias = rng.normal(size=VOCAB).astype(np.float32)
+    row.num_logprobs = int(rng.choice([0, 0, 1, 6]))
     return row
 
 
@@ -101,6 +102,7 @@ def plainly(rows: Sequence[RowSampling], bitmask: npt.NDArray[np.int32]) -> dict
         "token_counts": [zero if row.token_counts is None else row.token_counts for row in rows],
         "logit_bias": [zero if row.logit_bias is None else row.logit_bias for row in rows],
         "token_bitmask": bitmask,
+        "num_logprobs": max(row.num_logprobs for row in rows),
     }
 
 

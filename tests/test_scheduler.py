@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from max.driver import CPU
 from max.dtype import DType
-from max.engine import InferenceSession
 from max.graph import DeviceRef
 from max.nn.kv_cache import MHAKVCacheParams, MultiKVCacheParams
 from max.pipelines.context import EOSTracker, TextContext, TokenBuffer
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.request import RequestID
 
 from unispec.engine.scheduler import Scheduler
@@ -26,12 +24,6 @@ PAGE = 16
 K = 5
 ROOM = 2 * K + 1
 """Positions beyond a row's last token that its pages must have."""
-
-
-@pytest.fixture(scope="module")
-def session() -> InferenceSession:
-    """Compiles nothing."""
-    return InferenceSession(devices=[CPU()])
 
 
 def cache_params(num_draft_tokens: int = K) -> MultiKVCacheParams:
@@ -71,13 +63,12 @@ def prompt(length: int, first: int = 0) -> range:
 class Simulation:
     """A scheduler, and steps that append tokens instead of running a model."""
 
-    session: InferenceSession
     num_pages: int
     max_batch_size: int = 4
     max_tokens: int = 32
     num_draft_tokens: int = K
     draft_reads_next_token: bool = True
-    manager: PagedKVCacheManager = field(init=False)
+    manager: PagedKVCacheManagerInterface = field(init=False)
     scheduler: Scheduler = field(init=False)
     new_tokens: int = field(init=False, default=0)
     """In the last step, over all rows."""
@@ -85,7 +76,6 @@ class Simulation:
     def __post_init__(self) -> None:
         self.manager = make_cache_manager(
             cache_params(self.num_draft_tokens),
-            self.session,
             num_pages=self.num_pages,
             max_batch_size=self.max_batch_size,
             draft_reads_next_token=self.draft_reads_next_token,
@@ -132,14 +122,14 @@ class Simulation:
         return steps
 
 
-def test_nothing_to_do(session: InferenceSession) -> None:
+def test_nothing_to_do() -> None:
     """Without requests there is no batch."""
-    assert Simulation(session, num_pages=4).scheduler.next_batch() == []
+    assert Simulation(num_pages=4).scheduler.next_batch() == []
 
 
-def test_first_come_first_served(session: InferenceSession) -> None:
+def test_first_come_first_served() -> None:
     """Rows join in the order of their coming, as many as the batch may have."""
-    simulation = Simulation(session, num_pages=16, max_batch_size=2)
+    simulation = Simulation(num_pages=16, max_batch_size=2)
     first, second, third = (request(prompt(3, 10 * n), 2 + n) for n in range(3))
     steps = simulation.run(first, second, third)
     a, b, c = first.request_id, second.request_id, third.request_id
@@ -149,9 +139,9 @@ def test_first_come_first_served(session: InferenceSession) -> None:
     assert steps[3:] == [[c], [c], [c]]
 
 
-def test_decoding_rows_come_first_and_prefill_takes_the_rest(session: InferenceSession) -> None:
+def test_decoding_rows_come_first_and_prefill_takes_the_rest() -> None:
     """A long prompt goes in chunks of what the step has left, and holds up nobody."""
-    simulation = Simulation(session, num_pages=16, max_tokens=8)
+    simulation = Simulation(num_pages=16, max_tokens=8)
     short, long = request(prompt(2), 6), request(prompt(20, 50), 1)
     simulation.scheduler.add(short)
     simulation.scheduler.add(long)
@@ -172,16 +162,16 @@ def test_decoding_rows_come_first_and_prefill_takes_the_rest(session: InferenceS
     assert of_long == [6, 7, 7, 0, 0, 0]
 
 
-def test_a_prompt_behind_a_full_step_waits_for_its_turn(session: InferenceSession) -> None:
+def test_a_prompt_behind_a_full_step_waits_for_its_turn() -> None:
     """A prompt that finds no tokens left is not part of the step."""
-    simulation = Simulation(session, num_pages=16, max_tokens=8)
+    simulation = Simulation(num_pages=16, max_tokens=8)
     first, second = request(prompt(8), 1), request(prompt(4, 50), 1)
     assert simulation.run(first, second) == [[first.request_id], [second.request_id]]
 
 
-def test_more_rows_than_tokens(session: InferenceSession) -> None:
+def test_more_rows_than_tokens() -> None:
     """A step has a token for every row that may run, whatever it was told."""
-    simulation = Simulation(session, num_pages=16, max_batch_size=4, max_tokens=1)
+    simulation = Simulation(num_pages=16, max_batch_size=4, max_tokens=1)
     contexts = [request(prompt(1, n), 3) for n in range(4)]
     steps = simulation.run(*contexts)
     assert [len(step) for step in steps] == [4, 4, 4]
@@ -189,15 +179,13 @@ def test_more_rows_than_tokens(session: InferenceSession) -> None:
 
 @pytest.mark.parametrize("num_draft_tokens", [1, K])
 @pytest.mark.parametrize("length", range(1, 2 * PAGE + 2))
-def test_an_admitted_request_never_lacks_a_page(
-    session: InferenceSession, length: int, num_draft_tokens: int
-) -> None:
+def test_an_admitted_request_never_lacks_a_page(length: int, num_draft_tokens: int) -> None:
     """A request that fits exactly runs to its last token, in steps of any size."""
     params = cache_params(num_draft_tokens)
     new_tokens = 2 * PAGE - length % 3
     pages = pages_per_row(params, length + new_tokens)
     for emit in range(1, num_draft_tokens + 2):
-        simulation = Simulation(session, pages, num_draft_tokens=num_draft_tokens)
+        simulation = Simulation(pages, num_draft_tokens=num_draft_tokens)
         context = request(prompt(length), new_tokens)
         simulation.scheduler.add(context)
         while simulation.step(emit):
@@ -206,9 +194,9 @@ def test_an_admitted_request_never_lacks_a_page(
         assert simulation.free_pages == pages
 
 
-def test_a_request_that_can_never_fit_is_refused(session: InferenceSession) -> None:
+def test_a_request_that_can_never_fit_is_refused() -> None:
     """The error names the pages; who is there already is not disturbed."""
-    simulation = Simulation(session, num_pages=2)
+    simulation = Simulation(num_pages=2)
     fits = request(prompt(4), 2 * PAGE - ROOM - 4)
     simulation.scheduler.add(fits)
     simulation.step()
@@ -223,9 +211,9 @@ def test_a_request_that_can_never_fit_is_refused(session: InferenceSession) -> N
     assert simulation.free_pages == 2
 
 
-def test_a_request_waits_for_pages(session: InferenceSession) -> None:
+def test_a_request_waits_for_pages() -> None:
     """It joins when those of a finished request suffice, and no one overtakes it."""
-    simulation = Simulation(session, num_pages=3)
+    simulation = Simulation(num_pages=3)
     # One page, two pages, three pages, one page.
     small, medium, large, late = (
         request(prompt(2, 10 * n), pages * PAGE - ROOM - 2) for n, pages in enumerate((1, 2, 3, 1))
@@ -237,9 +225,9 @@ def test_a_request_waits_for_pages(session: InferenceSession) -> None:
     assert simulation.free_pages == 3
 
 
-def test_finishing_a_running_request(session: InferenceSession) -> None:
+def test_finishing_a_running_request() -> None:
     """Its pages are free at once, for the one that waits."""
-    simulation = Simulation(session, num_pages=2)
+    simulation = Simulation(num_pages=2)
     running, waiting = request(prompt(4), 10), request(prompt(4, 50), 10)
     simulation.scheduler.add(running)
     simulation.scheduler.add(waiting)
@@ -249,9 +237,9 @@ def test_finishing_a_running_request(session: InferenceSession) -> None:
     assert [c.request_id for c in simulation.step()] == [waiting.request_id]
 
 
-def test_finishing_a_request_in_the_middle_of_its_prompt(session: InferenceSession) -> None:
+def test_finishing_a_request_in_the_middle_of_its_prompt() -> None:
     """What it has prefilled is given back too."""
-    simulation = Simulation(session, num_pages=8, max_tokens=8)
+    simulation = Simulation(num_pages=8, max_tokens=8)
     context = request(prompt(40), 4)
     simulation.scheduler.add(context)
     simulation.step()
@@ -262,9 +250,9 @@ def test_finishing_a_request_in_the_middle_of_its_prompt(session: InferenceSessi
     assert simulation.step() == []
 
 
-def test_finishing_a_waiting_request(session: InferenceSession) -> None:
+def test_finishing_a_waiting_request() -> None:
     """It never runs; those behind it do."""
-    simulation = Simulation(session, num_pages=8, max_batch_size=1)
+    simulation = Simulation(num_pages=8, max_batch_size=1)
     first, gone, last = (request(prompt(2, 10 * n), 2) for n in range(3))
     for context in (first, gone, last):
         simulation.scheduler.add(context)
@@ -275,9 +263,9 @@ def test_finishing_a_waiting_request(session: InferenceSession) -> None:
 
 
 @pytest.mark.parametrize(("length", "hit"), [(PAGE, 0), (PAGE + 1, PAGE), (3 * PAGE, 2 * PAGE)])
-def test_the_same_prompt_again(session: InferenceSession, length: int, hit: int) -> None:
+def test_the_same_prompt_again(length: int, hit: int) -> None:
     """Full pages are taken over; the last token is always computed."""
-    simulation = Simulation(session, num_pages=16)
+    simulation = Simulation(num_pages=16)
     simulation.run(request(prompt(length), 3))
     again = request(prompt(length), 3)
     simulation.scheduler.add(again)
@@ -303,14 +291,12 @@ def known(simulation: Simulation, context: TextContext) -> int:
     [pytest.param(True, 16, id="eagle-mtp"), pytest.param(False, 32, id="dflash")],
 )
 def test_a_page_is_shared_only_where_its_draft_entries_agree(
-    session: InferenceSession, draft_reads_next_token: bool, parts_at_the_end: int
+    draft_reads_next_token: bool, parts_at_the_end: int
 ) -> None:
     """The draft's last entry of a page depends on the first token of the next page."""
 
     def shared(first: list[int], second: list[int]) -> int:
-        simulation = Simulation(
-            session, num_pages=16, draft_reads_next_token=draft_reads_next_token
-        )
+        simulation = Simulation(num_pages=16, draft_reads_next_token=draft_reads_next_token)
         simulation.run(request(first, 2))
         return known(simulation, request(second, 2))
 
@@ -321,11 +307,9 @@ def test_a_page_is_shared_only_where_its_draft_entries_agree(
 
 
 @NAMINGS
-def test_requests_of_two_salts_share_no_page(
-    session: InferenceSession, draft_reads_next_token: bool
-) -> None:
+def test_requests_of_two_salts_share_no_page(draft_reads_next_token: bool) -> None:
     """A tenant finds its own pages again, and never another's, nor those without a salt."""
-    simulation = Simulation(session, num_pages=64, draft_reads_next_token=draft_reads_next_token)
+    simulation = Simulation(num_pages=64, draft_reads_next_token=draft_reads_next_token)
     tokens = prompt(40)
     found = {}
     for visit in ("first", "second"):
@@ -338,11 +322,9 @@ def test_requests_of_two_salts_share_no_page(
 
 
 @NAMINGS
-def test_a_salt_is_not_mistaken_for_a_token(
-    session: InferenceSession, draft_reads_next_token: bool
-) -> None:
+def test_a_salt_is_not_mistaken_for_a_token(draft_reads_next_token: bool) -> None:
     """The first token has a place in a page's name beside the salt."""
-    simulation = Simulation(session, num_pages=64, draft_reads_next_token=draft_reads_next_token)
+    simulation = Simulation(num_pages=64, draft_reads_next_token=draft_reads_next_token)
     rest = prompt(30, 50)
     for first, salt in ((1, None), (11, None), (1, "1"), (11, "1"), (1, "1/1"), (1, "/1")):
         assert known(simulation, request([first, *rest], 2, cache_salt=salt)) == 0
@@ -350,11 +332,9 @@ def test_a_salt_is_not_mistaken_for_a_token(
 
 
 @NAMINGS
-def test_an_answer_is_known_as_a_prompt_would_be(
-    session: InferenceSession, draft_reads_next_token: bool
-) -> None:
+def test_an_answer_is_known_as_a_prompt_would_be(draft_reads_next_token: bool) -> None:
     """Names that were made page by page, as the answer grew, are those of the whole text."""
-    simulation = Simulation(session, num_pages=16, draft_reads_next_token=draft_reads_next_token)
+    simulation = Simulation(num_pages=16, draft_reads_next_token=draft_reads_next_token)
     context = request(prompt(20), 50, cache_salt="one")
     simulation.run(context)
     text = [int(token) for token in context.tokens.all[:70]]
@@ -365,9 +345,9 @@ def test_an_answer_is_known_as_a_prompt_would_be(
     assert known(simulation, request([*text, 99], 2)) == 0
 
 
-def test_pages_of_finished_requests_are_reused_when_needed(session: InferenceSession) -> None:
+def test_pages_of_finished_requests_are_reused_when_needed() -> None:
     """What is kept for a later prompt does not take room from a running request."""
-    simulation = Simulation(session, num_pages=3)
+    simulation = Simulation(num_pages=3)
     for n in range(6):
         context = request(prompt(20, 20 * n), 3 * PAGE - ROOM - 20)
         simulation.run(context)
@@ -393,7 +373,6 @@ def _arrivals(draw: st.DrawFn) -> list[tuple[int, int, int]]:
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_every_request_is_answered(
-    session: InferenceSession,
     arrivals: list[tuple[int, int, int]],
     num_pages: int,
     max_batch_size: int,
@@ -402,7 +381,7 @@ def test_every_request_is_answered(
     prompts: int,
 ) -> None:
     """However requests come: no page is lost, no limit exceeded, no decoding row held up."""
-    simulation = Simulation(session, num_pages, max_batch_size, max_tokens)
+    simulation = Simulation(num_pages, max_batch_size, max_tokens)
     contexts = [
         request(prompt(length, 100 * (n % prompts)), new_tokens)
         for n, (_, length, new_tokens) in enumerate(arrivals)

@@ -16,8 +16,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from unispec.engine import Report
+    from unispec.serving.server import Ready
 
-__all__ = ["Answers", "progress", "summary"]
+__all__ = ["Answers", "progress", "served", "summary"]
 
 UNMEASURED = "-"
 
@@ -128,6 +129,33 @@ def summary(report: Report) -> Table:
     table.add_row("mean acceptance length", _number(report.mean_acceptance_length, "{:.2f}"))
     shares = [_number(share, "{:.0%}") for share in report.acceptance_per_position]
     table.add_row("acceptance per position", " ".join(shares) or UNMEASURED)
+    return table
+
+
+def served(server: Ready, *, page: bool) -> Table:
+    """Returns what a server answers and where, as a table of two columns.
+
+    Args:
+        page: whether there is a page to try the model.
+    """
+    frontend, url = server.frontend, server.url
+    config = frontend.config
+    table = Table(box=ROUNDED, show_header=False, border_style="dim")
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("model", Text(frontend.model_name))
+    if config.speculative_method is None:
+        table.add_row("draft", "none")
+    else:
+        draft = config.draft_model or "the target's own"
+        count = frontend.engine.max_speculative_tokens
+        table.add_row("draft", Text(f"{draft} ({config.speculative_method}, K = {count})"))
+    table.add_row("longest sequence", f"{frontend.engine.max_length} tokens")
+    table.add_row("rows at a time", str(config.max_batch_size))
+    table.add_row("interface", f"{url}/v1")
+    table.add_row("metrics", f"{url}/metrics")
+    if page:
+        table.add_row("try it", f"{url}/")
     return table
 
 

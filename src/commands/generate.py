@@ -13,6 +13,7 @@ from unispec.commands.libraries import quieten_libraries
 from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, sampling_options
+from unispec.sampling.ranges import LOGPROBS
 from unispec.timers import let_timers_be_late
 
 __all__ = ["generate"]
@@ -24,18 +25,27 @@ __all__ = ["generate"]
 @sampling_options
 @constraint_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option(
+    "--logprobs",
+    type=click.IntRange(int(LOGPROBS.low), int(LOGPROBS.high)),
+    help="With --json: the log probability of each token, and of this many of the most probable "
+    "ones, before penalties, grammar and sampling.",
+)
 def generate(
     prompts: PromptOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
     constraint: ConstraintOptions,
     as_json: bool,
+    logprobs: int | None,
 ) -> None:
     """Generate text, several tokens a step where a draft is given.
 
     A draft changes the speed only: the output is what the target alone would write. Text goes
     to stdout as it is accepted; progress and a final table of numbers go to stderr.
     """
+    if logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs is given, but only --json prints them; give --json too")
     quieten_libraries()
     prompts.check_images()
     check_checkpoints(
@@ -79,6 +89,7 @@ def generate(
                 sampling=sampling.params(generation_config),
                 grammar=grammar,
                 images=prompts.image,
+                logprobs=logprobs,
             )
             for text in texts
         ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unispec.engine import Report
+    from unispec.engine import Report, Result
 
 __all__ = ["to_json"]
 
@@ -18,7 +18,7 @@ def to_json(prompts: Sequence[str], report: Report) -> str:
 
     Args:
         report: what the engine measured; seconds for times. A value that was not measured
-            (NaN) becomes null.
+            (NaN) becomes null. Log probabilities are there where they were asked for.
     """
     results = [
         {
@@ -28,6 +28,7 @@ def to_json(prompts: Sequence[str], report: Report) -> str:
             "finish_reason": result.finish_reason,
             "drafted": result.drafted,
             "accepted": result.accepted,
+            **({"logprobs": _logprobs(result)} if result.logprobs else {}),
         }
         for prompt, result in zip(prompts, report.results, strict=True)
     ]
@@ -42,6 +43,18 @@ def to_json(prompts: Sequence[str], report: Report) -> str:
         },
         allow_nan=False,
     )
+
+
+def _logprobs(result: Result) -> list[dict[str, Any]]:
+    """Each token of an answer with the most probable ones in its place."""
+    return [
+        {
+            "token_id": token,
+            "logprob": found.logprob,
+            "top": [{"token_id": other, "logprob": value} for other, value in found.top.items()],
+        }
+        for token, found in zip(result.token_ids, result.logprobs, strict=True)
+    ]
 
 
 def _measured(value: float) -> float | None:

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.options import SamplingInteger, SamplingRange, option_group
-from unispec.errors import InputError
 
 if TYPE_CHECKING:
     from max.pipelines.context import SamplingParams
 
 __all__ = ["SamplingOptions", "sampling_options"]
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +40,16 @@ class SamplingOptions:
     def params(self, generation_config: Mapping[str, Any]) -> SamplingParams:
         """Returns the parameters of one request; each call draws a seed unless one is given.
 
-        A checkpoint that states greedy decoding (`do_sample: false`, temperature 0 or top-k 1) is
-        greedy as long as the user asks for no sampling. Who asks for one of temperature, top-k,
-        top-p and min-p gets exactly that: of these four, what such a checkpoint states is void.
-
         Args:
-            generation_config: the checkpoint's generation_config.json.
+            generation_config: the checkpoint's, see `sampling_params`.
 
         Raises:
             InputError: a value of the checkpoint is of the wrong type, or out of range.
         """
-        from max.pipelines.context import SamplingParams, SamplingParamsInput
-        from max.pipelines.context.sampling_params import SamplingParamsGenerationConfigDefaults
+        from unispec.engine.sampling_defaults import sampling_params
 
-        explicit = SamplingParamsInput(
+        return sampling_params(
+            generation_config,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -69,29 +62,6 @@ class SamplingOptions:
             stop=list(self.stop),
             ignore_eos=self.ignore_eos,
         )
-        names = SamplingParamsGenerationConfigDefaults.__dataclass_fields__
-        defaults = {name: value for name, value in generation_config.items() if name in names}
-        do_sample = defaults.pop("do_sample", None)
-        if not isinstance(do_sample, bool | None):
-            raise InputError(
-                f"do_sample is {do_sample!r} in the model's generation_config.json; write true or"
-                " false"
-            )
-        samples = any(getattr(self, name) is not None for name in _SAMPLING)
-        if do_sample is False or defaults.get("temperature") == 0 or defaults.get("top_k") == 1:
-            for name in _SAMPLING:
-                defaults.pop(name, None)
-            if not samples:
-                defaults["temperature"] = 0
-        try:
-            return SamplingParams.from_input_and_generation_config(
-                explicit, SamplingParamsGenerationConfigDefaults(**defaults)
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the model's generation_config.json cannot be used ({error}); correct the file or "
-                "give the option"
-            ) from error
 
 
 sampling_options = option_group(

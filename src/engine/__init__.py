@@ -6,7 +6,7 @@ from unispec.pipelines.runtime.metrics import StepTimes
 
 from .config import EngineConfig
 from .engine import Engine
-from .requests import Output, Report, Request, Result, Step, StepRow
+from .requests import Output, Report, Request, Result, Step, StepRow, TokenLogprobs
 
 __all__ = [
     "Engine",
@@ -18,4 +18,5 @@ __all__ = [
     "Step",
     "StepRow",
     "StepTimes",
+    "TokenLogprobs",
 ]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import islice
 
-from max.pipelines.context import GenerationStatus, TextContext
+from max.pipelines.context import (
+    GenerationStatus,
+    LogProbabilities,
+    TextContext,
+    TextGenerationOutput,
+)
 from max.pipelines.request import RequestID
 
 from unispec.pipelines.runtime.metrics import StepTimes
 from unispec.pipelines.runtime.rows import Row
 
-from .requests import Output, Result
+from .requests import Output, Result, TokenLogprobs
 from .text_stream import TextStream
 
 __all__ = ["Answer", "Outbox"]
@@ -88,17 +94,19 @@ class Answer:
         """Tells it apart from all others."""
         return self.context.request_id
 
-    def take(self, tokens: Sequence[int], step: StepTimes) -> Output:
+    def take(self, brought: TextGenerationOutput, step: StepTimes) -> Output:
         """Adds what a step brought, at least one token, up to where the answer ends."""
         result, stream = self.result, self.stream
         taken: list[int] = []
         text = ""
-        for token in tokens:
+        for token in brought.tokens:
             taken.append(token)
             text += stream.push(token)
             if stream.stopped:
                 break
+        logprobs = [self._read(found) for found in (brought.log_probabilities or [])[: len(taken)]]
         result.token_ids += taken
+        result.logprobs += logprobs
         done = stream.stopped or self.context.is_done
         if done:
             text += stream.finish()
@@ -111,9 +119,16 @@ class Answer:
             request_id=self.request_id,
             token_ids=taken,
             text=text,
+            logprobs=logprobs,
             step=step,
             result=result if done else None,
         )
+
+    def _read(self, found: LogProbabilities) -> TokenLogprobs:
+        """What was asked for; the token itself may stand behind the most probable ones."""
+        (logprob,), (top,) = found.token_log_probabilities, found.top_log_probabilities
+        best = islice(top.items(), self.row.sampling.num_logprobs - 1)
+        return TokenLogprobs(logprob=logprob, top=dict(best))
 
     def failed(self, error: BaseException) -> Output:
         """Says that nothing more will come, and why."""

@@ -10,6 +10,7 @@ from typing import Any
 from max.driver import load_devices
 from max.engine import InferenceSession
 from max.graph.weights import SafetensorWeights
+from max.pipelines.context import TextContext
 from max.pipelines.request import RequestID
 from transformers import PreTrainedTokenizerFast
 
@@ -249,6 +250,20 @@ class Engine:
             decode_steps=decode_steps,
         )
 
+    def check(self, request: Request) -> TextContext:
+        """What a batch would run of a request that passes the checks of `add`.
+
+        Nothing is loaded, and its grammar is not compiled: for a program whose steps run in
+        another process.
+
+        Raises:
+            InputError: as for `generate`, but for the grammar.
+        """
+        name = "the prompt"
+        context = self._answers.check(read_request(request, name), name)
+        self._check_pages(context, name)
+        return context
+
     def add(self, request: Request) -> RequestID:
         """Lets a request take part from the next step on, if it passes the checks.
 
@@ -306,11 +321,14 @@ class Engine:
 
     def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:
         answer = self._answers.make(request, name, outbox)
+        self._check_pages(answer.context, name)
+        return answer
+
+    def _check_pages(self, context: TextContext, name: str) -> None:
         try:
-            check_pages(self._kv_params, answer.context.max_length, self.num_pages)
+            check_pages(self._kv_params, context.max_length, self.num_pages)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        return answer
 
     def _load(self) -> SpeculativePipeline:
         config = self._pipeline_config
@@ -330,7 +348,6 @@ class Engine:
         self._progress("allocating the cache")
         manager = make_cache_manager(
             model.kv_params,
-            session,
             num_pages=self.num_pages,
             max_batch_size=self._config.max_batch_size,
             draft_reads_next_token=model.draft_reads_next_token,

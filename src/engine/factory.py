@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from unispec.errors import InputError
 from unispec.pipelines.runtime.contexts import make_context
 from unispec.pipelines.runtime.model import StepModel
-from unispec.pipelines.runtime.rows import make_row
+from unispec.pipelines.runtime.rows import Row, make_row
 from unispec.sampling.grammar import Grammar, GrammarCompiler, GrammarState
 
 from .answer import Answer, Outbox
@@ -57,22 +57,35 @@ class AnswerFactory:
         Raises:
             InputError: what `Engine.generate` refuses of a single request, but for cache pages.
         """
+        grammar = self._grammar(request.grammar)
+        row = self._row(request, name, grammar)
+        context = self._context(request, name)
+        stream = TextStream(self._tokenizer, request.sampling.stop or ())
+        return Answer(context, row, stream, outbox)
+
+    def check(self, request: Request, name: str) -> TextContext:
+        """What a batch runs of such a request; its grammar is not looked at.
+
+        Raises:
+            InputError: as `make`.
+        """
+        self._row(request, name, None)
+        return self._context(request, name)
+
+    def _row(self, request: Request, name: str, grammar: GrammarState | None) -> Row:
         if not request.token_ids:
             raise InputError(f"{name} is empty; give at least one token")
-        grammar = self._grammar(request.grammar)
         try:
-            row = make_row(
+            return make_row(
                 request.sampling,
                 request.token_ids,
                 self._vocab_size,
                 logit_bias=request.logit_bias,
                 grammar=grammar,
+                logprobs=request.logprobs,
             )
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        context = self._context(request, name)
-        stream = TextStream(self._tokenizer, request.sampling.stop or ())
-        return Answer(context, row, stream, outbox)
 
     def _context(self, request: Request, name: str) -> TextContext:
         return make_context(

@@ -36,8 +36,8 @@ def read_request(request: Any, name: str) -> Request:
     """One request, its fields checked and its numbers those of Python.
 
     Raises:
-        InputError: it is no `Request`, or a field is of another type or out of range; those of
-            `sampling` are not looked at.
+        InputError: it is no `Request`, or a field is of another type or out of range; `sampling`
+            and `logprobs` are not looked at.
     """
     if not isinstance(request, Request):
         raise InputError(f"{name} is {shown(request)}; give a Request")

@@ -13,7 +13,7 @@ from unispec.pipelines.runtime.metrics import StepTimes
 from unispec.pipelines.runtime.rows import Row
 from unispec.sampling.grammar import Grammar
 
-__all__ = ["Output", "Report", "Request", "Result", "Step", "StepRow"]
+__all__ = ["Output", "Report", "Request", "Result", "Step", "StepRow", "TokenLogprobs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,23 @@ class Request:
     images: Sequence[Any] = ()
     """For models that see: one for each placeholder token of the prompt, in order. A path, a
     file's bytes, a Pillow image, or a list of images that are frames of a video."""
+    logprobs: int | None = None
+    """Asks for the log probability of each token of the answer, and of this many of the most
+    probable tokens in its place, 0 to 20; None: for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprobs:
+    """Natural logarithms of what the target gives to one token of an answer, and to others.
+
+    They are those of the model's own distribution: before penalties, bias, grammar, temperature
+    and the like.
+    """
+
+    logprob: float
+    """The token's own."""
+    top: Mapping[int, float]
+    """Of the most probable tokens by token id, as many as were asked for, the best one first."""
 
 
 @dataclass
@@ -49,6 +66,8 @@ class Result:
     """Draft tokens that were verified."""
     accepted: int = 0
     """Draft tokens that were accepted."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One for each of `token_ids`; empty where the request does not ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +80,8 @@ class Output:
     """New tokens of the answer."""
     text: str = ""
     """New text that is certain; what may become a stop string or half a character waits."""
+    logprobs: Sequence[TokenLogprobs] = ()
+    """One for each of `token_ids`; none where the request does not ask."""
     step: StepTimes | None = None
     """When the step was; None with an error."""
     result: Result | None = None

@@ -6,7 +6,7 @@ from collections import deque
 
 from max.nn.kv_cache import KVCacheParamInterface
 from max.pipelines.context import TextContext
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.request import RequestID
 
 from unispec.errors import InputError
@@ -49,7 +49,7 @@ class Scheduler:
 
     def __init__(
         self,
-        kv_manager: PagedKVCacheManager,
+        kv_manager: PagedKVCacheManagerInterface,
         *,
         num_pages: int,
         max_batch_size: int,

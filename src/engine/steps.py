@@ -167,8 +167,8 @@ class Steps:
                 hook(Step(times=times, rows=self._rows(batch, results)))
             for context in batch:
                 request_id = context.request_id
-                if tokens := results[request_id].tokens:
-                    outputs[request_id] = self._answers[request_id].take(tokens, times)
+                if results[request_id].tokens:
+                    outputs[request_id] = self._answers[request_id].take(results[request_id], times)
         except BaseException as error:  # a library's own may be no Exception
             failed = [context.request_id for context in batch] or list(self._answers)
             for request_id in failed:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from max.engine import InferenceSession
 from max.nn.kv_cache import KVCacheParamInterface
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 
-from .max_block_hashes import hash_with_next_token
+from .max_jenga import NextTokenPages, SharedPages
 
 __all__ = ["make_cache_manager", "pages_per_row"]
 
@@ -26,28 +25,22 @@ def pages_per_row(params: KVCacheParamInterface, max_length: int) -> int:
 
 def make_cache_manager(
     params: KVCacheParamInterface,
-    session: InferenceSession,
     *,
     num_pages: int,
     max_batch_size: int,
     draft_reads_next_token: bool,
-) -> PagedKVCacheManager:
+) -> PagedKVCacheManagerInterface:
     """Allocates the pages of target and draft; one page id names a page in both.
 
     Args:
         params: the target's cache, or a tree with the children `target` and `draft`.
-        session: the session that runs the graph.
         num_pages: pages in all, of each replica.
         max_batch_size: most rows in one step, of each replica.
         draft_reads_next_token: the draft's entry of a position depends on the token
             after it (EAGLE, MTP), so pages are shared only where that token agrees.
+
+    Raises:
+        InputError: pages are to be kept off the device as well.
     """
-    manager = PagedKVCacheManager(
-        params=params,
-        session=session,
-        total_num_pages=num_pages,
-        max_batch_size=max_batch_size,
-    )
-    if draft_reads_next_token:
-        hash_with_next_token(manager)
-    return manager
+    pages = NextTokenPages if draft_reads_next_token else SharedPages
+    return pages(params, num_pages=num_pages, max_batch_size=max_batch_size)

@@ -58,6 +58,9 @@ class RowSampling:
     """`[V]`, only where a penalty is on: generated count, -1 for prompt tokens."""
     logit_bias: npt.NDArray[np.float32] | None = None
     """`[V]`, only where the request biases tokens."""
+    num_logprobs: int = 0
+    """0: nobody asks for log probabilities; 1 + n: for those of each token of the answer and of
+    the n most probable tokens."""
 
     def __post_init__(self) -> None:
         self.seed = int(self.seed) & 2**64 - 1
@@ -148,6 +151,14 @@ class SamplingFields(Generic[T]):
         default=_UNSET, metadata=_declare(DType.int32, ("batch", "num_positions", "words"))
     )
     """int32 `[B, K + 1, ceil(V / 32)]`: bit i of word w set allows token 32 w + i."""
+    num_logprobs: T = field(
+        default=_UNSET,
+        metadata=_declare(
+            DType.int64, (), lambda rows: max((row.num_logprobs for row in rows), default=0)
+        ),
+    )
+    """int64 scalar on the CPU: the largest of the batch; 0 skips all log probabilities, 1 those of
+    the most probable tokens."""
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-__all__ = ["RANGES", "Range"]
+__all__ = ["LOGPROBS", "RANGES", "Range"]
 
 
 class Range(NamedTuple):
@@ -50,3 +50,6 @@ RANGES: Final[Mapping[str, Range]] = MappingProxyType(
     }
 )
 """By the names of MAX's `SamplingParams`, which are those of the command's options too."""
+
+LOGPROBS: Final = Range(0, 20, is_integer=True)
+"""How many of the most probable tokens a request may ask the log probabilities of."""

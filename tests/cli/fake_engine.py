@@ -47,6 +47,11 @@ class FakeEngine:
     finish_reason = "length"
     reads_images = False
     step_time_s = 0.0125
+    logprobs = (
+        engine_package.TokenLogprobs(logprob=-0.5, top={10: -0.5, 11: -1.25}),
+        engine_package.TokenLogprobs(logprob=-2.0, top={21: -0.25, 22: -1.75}),
+        engine_package.TokenLogprobs(logprob=-0.125, top={}),
+    )
     during_generate: Callable[[], None] = staticmethod(lambda: None)
     made: ClassVar[list[FakeEngine]]
 
@@ -91,8 +96,9 @@ class FakeEngine:
                     finish_reason=self.finish_reason,
                     drafted=4,
                     accepted=3,
+                    logprobs=[] if request.logprobs is None else list(self.logprobs),
                 )
-                for _ in requests
+                for request in requests
             ],
             acceptance_per_position=[0.75, 0.5],
             mean_acceptance_length=2.25,

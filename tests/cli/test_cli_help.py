@@ -27,7 +27,7 @@ def test_help_as_a_module() -> None:
         --temperature --top-k --top-p --min-p --presence-penalty --frequency-penalty
         --repetition-penalty --seed --stop --ignore-eos --prompt --quantization-encoding
         --enable-prefix-caching --no-enable-prefix-caching --prompt-file --no-chat-template
-        --json-schema --regex --json --no-speculation --image"""
+        --json-schema --regex --json --logprobs --no-speculation --image"""
     assert set(flags.split()) <= set(re.findall(r"--[a-z-]+", shown.stdout))
 
 

@@ -44,6 +44,26 @@ def test_json_is_all_there_is_on_stdout(engine: type[FakeEngine], model: Path) -
     assert not engine.made[0].streamed
 
 
+def test_json_has_log_probabilities_where_they_are_asked_for(
+    engine: type[FakeEngine], model: Path
+) -> None:
+    result = run("--model", model, "--prompt", "hello", "--json", "--logprobs", "2")
+    assert json.loads(result.stdout)["results"][0]["logprobs"] == [
+        {
+            "token_id": 10,
+            "logprob": -0.5,
+            "top": [{"token_id": 10, "logprob": -0.5}, {"token_id": 11, "logprob": -1.25}],
+        },
+        {
+            "token_id": 20,
+            "logprob": -2.0,
+            "top": [{"token_id": 21, "logprob": -0.25}, {"token_id": 22, "logprob": -1.75}],
+        },
+        {"token_id": 30, "logprob": -0.125, "top": []},
+    ]
+    assert [request.logprobs for request in engine.made[0].requests] == [2]
+
+
 def test_json_keeps_prompt_order_and_any_character(
     engine: type[FakeEngine], model: Path, tmp_path: Path
 ) -> None:

@@ -91,7 +91,7 @@ def test_inputs_stand_in_the_documented_order(built: Built, name: str, caches: i
     assert [[dtype, device] for _, dtype, _, device in inputs[: len(expected)]] == expected
     # What unispec adds is for acceptance, which the first device decides alone.
     assert {device for *_, device in inputs[len(expected) :]} <= {"gpu:0", "cpu:0"}
-    assert len(inputs) == len(expected) + 11
+    assert len(inputs) == len(expected) + 12
     assert inputs[4][2] == [str(count + 1 if spread else 2)]  # data_parallel_splits
     pages = [shape for kind, _, shape, _ in inputs if kind == "BufferType" and len(shape) > 1]
     assert [shape[1:] for shape in pages] == [
@@ -125,13 +125,14 @@ def test_masks_may_come_late(folder: Path, name: str) -> None:
     described = graphs["unified"]
     inputs = described["inputs"]
     mask = ["batch", "num_positions", "8"]  # a bit for each of 256 tokens
-    assert inputs[-3:] == [
+    assert inputs[-4:] == [
         ["TensorType", "int32", mask, "cpu:0"],
         ["BufferType", "int64", ["2"], "cpu:0"],
         ["BufferType", "int32", mask, "gpu:0"],
+        ["TensorType", "int64", [], "cpu:0"],  # num_logprobs
     ]
     assert ["TensorType", "int32", mask, "gpu:0"] not in inputs
-    pinned, payload, scratch = (f"%arg{len(inputs) - place}" for place in (3, 2, 1))
+    pinned, payload, scratch = (f"%arg{len(inputs) - place}" for place in (4, 3, 2))
 
     steps = [
         (kernel or operation.strip(), results.split(", "), operands.split(", "))

@@ -11,11 +11,11 @@ from deepseek_gpus import rows
 from max.driver import CPU as CPUDevice
 from max.driver import Buffer
 from max.pipelines.context import TextContext
-from max.pipelines.lib import UnifiedEagleOutputs
 from max.pipelines.modeling.types import TextGenerationInputs
 
 from unispec.errors import InputError
 from unispec.pipelines.runtime.batch import BatchBuilder
+from unispec.pipelines.runtime.outputs import StepModelOutputs
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 from unispec.pipelines.targets.deepseek.inputs import DeepseekV3Inputs
 from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
@@ -66,13 +66,17 @@ class Answering(Replicated):
             device=CPUDevice(),
         )
 
-    def execute(self, model_inputs: Any) -> UnifiedEagleOutputs:
+    def execute(self, model_inputs: Any) -> StepModelOutputs:
         self.inputs.append(model_inputs)
         outputs = [Buffer.from_numpy(np.array(values)) for values in next(self._steps)]
-        return UnifiedEagleOutputs(
+        nothing = Buffer.from_numpy(np.zeros(0))
+        return StepModelOutputs(
             num_accepted_draft_tokens=outputs[0],
             next_tokens=outputs[1],
             next_draft_tokens=outputs[2],
+            token_logprobs=nothing,
+            top_tokens=nothing,
+            top_logprobs=nothing,
         )
 
 

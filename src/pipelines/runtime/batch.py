@@ -65,7 +65,10 @@ class BatchBuilder:
         """The request's row; made from its sampling parameters when it is new."""
         if context.request_id not in self.rows:
             self.rows[context.request_id] = make_row(
-                context.sampling_params, context.tokens.prompt, self._vocab_size
+                context.sampling_params,
+                context.tokens.prompt,
+                self._vocab_size,
+                logprobs=context.log_probabilities or None,
             )
         return self.rows[context.request_id]
 

@@ -22,7 +22,6 @@ from max.pipelines.lib import (
     ModelInputs,
     PipelineConfig,
     PipelineModelWithKVCache,
-    UnifiedEagleOutputs,
 )
 
 from unispec.errors import InputError
@@ -31,6 +30,7 @@ from unispec.pipelines.speculative.step import VOID_TOKEN
 from .batch import BatchBuilder
 from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copies
 from .lengths import longest_sequence
+from .outputs import StepModelOutputs
 from .plan import default_memory_plan
 from .prompts import Prompt
 
@@ -109,8 +109,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         self.kv_params = self.arch_config.get_kv_params()
         loaded = self.load_model(session)
         self.model = loaded[-1] if isinstance(loaded, tuple) else loaded
-        sampled_drafts = len(self.model.output_metadata) == 4
         speculative = pipeline_config.speculative
+        sampled_drafts = speculative is not None and speculative.draft_proposal == "sampled"
         self._optional_inputs = {
             "draft_probs_full": sampled_drafts,
             "in_thinking_phase": speculative is not None
@@ -174,7 +174,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             )
         return Prompt(tokens)
 
-    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
+    def execute(self, model_inputs: ModelInputs) -> StepModelOutputs:
         """Runs one step.
 
         Args:
@@ -182,8 +182,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
 
         Returns:
             `num_accepted_draft_tokens` int64 `[B]`, `next_tokens` int64 `[B]`,
-            `next_draft_tokens` int64 `[B, K]`, and from a graph with sampled drafts
-            `next_draft_probs_full` float32 `[B, K, V]`.
+            `next_draft_tokens` int64 `[B, K]`, from a graph with sampled drafts
+            `next_draft_probs_full` float32 `[B, K, V]`, and what `num_logprobs` asks for.
 
         Raises:
             InputError: an input is missing, or set though the graph does not take it.
@@ -196,12 +196,15 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
                 refuse_inputs(model_inputs, [name])
         buffers = model_inputs.buffers
         wait_for_copies(self.devices[0])
-        outputs = self.model.execute(*buffers)
-        return UnifiedEagleOutputs(
-            num_accepted_draft_tokens=outputs[0],
-            next_tokens=outputs[1],
-            next_draft_tokens=outputs[2],
-            next_draft_probs_full=outputs[3] if len(outputs) > 3 else None,
+        accepted, following, drafts, *probs, tokens, top_tokens, top = self.model.execute(*buffers)
+        return StepModelOutputs(
+            num_accepted_draft_tokens=accepted,
+            next_tokens=following,
+            next_draft_tokens=drafts,
+            next_draft_probs_full=probs[0] if probs else None,
+            token_logprobs=tokens,
+            top_tokens=top_tokens,
+            top_logprobs=top,
         )
 
     def prepare_initial_token_inputs(

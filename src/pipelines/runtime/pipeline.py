@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from time import perf_counter
 from typing import Any
 
-from max.pipelines.context import TextContext, TextGenerationOutput
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.context import LogProbabilities, TextContext, TextGenerationOutput
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.pipeline_variants.text_generation import TextGenerationPipelineInterface
 from max.pipelines.modeling.types import PipelineTokenizer, TextGenerationInputs
@@ -14,6 +16,7 @@ from max.pipelines.request import RequestID
 
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
+from .logprobs import StepLogprobs
 from .metrics import StepTimes
 from .model import StepModel
 from .rows import Row
@@ -41,7 +44,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
     def __init__(
         self,
         model: StepModel,
-        kv_manager: PagedKVCacheManager,
+        kv_manager: PagedKVCacheManagerInterface,
         tokenizer: PipelineTokenizer[Any, Any, Any] | None = None,
         thinking: ThinkingTokens | None = None,
     ) -> None:
@@ -58,7 +61,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         return self._model
 
     @property
-    def kv_manager(self) -> PagedKVCacheManager:
+    def kv_manager(self) -> PagedKVCacheManagerInterface:
         """Pages of both caches."""
         return self._kv_manager
 
@@ -86,7 +89,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             inputs: a batch for each replica; its requests' pages are allocated.
 
         Returns:
-            The new tokens of each request, none for a chunk before the last.
+            The new tokens of each request, none for a chunk before the last, and their log
+            probabilities where it asks for them.
         """
         start = perf_counter()
         contexts = inputs.flat_batch
@@ -106,20 +110,27 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         after = perf_counter()
         probs = outputs.next_draft_probs_full
         all_probs = None if probs is None else probs.to_numpy()
+        asked = any(row.sampling.num_logprobs for row in rows)
+        logprobs = StepLogprobs(outputs) if asked else None
 
         results: dict[RequestID, TextGenerationOutput] = {}
         for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
             context.spec_decoding_state.draft_tokens_to_verify = []
+            wanted = row.sampling.num_logprobs
             if context.tokens.actively_chunked:
                 context.tokens.advance_chunk()
             else:
-                accepted = int(num_accepted[index])
-                self._commit(context, row, accepted, int(next_tokens[index]))
+                emitted = [*row.drafts[: int(num_accepted[index])], int(next_tokens[index])]
+                found = logprobs.of(index, emitted, wanted) if logprobs and wanted else ()
+                self._commit(context, row, emitted, found)
                 row.drafts = self._usable(context, proposals[index].tolist())
                 row.draft_probs = None if all_probs is None else all_probs[index].copy()
             if not context.is_done:
                 self._kv_manager.step(context)
-            results[context.request_id] = context.to_generation_output()
+            output = results[context.request_id] = context.to_generation_output()
+            if wanted and not output.tokens:
+                # MAX's server joins outputs only where all of them have a list.
+                output.log_probabilities = []
         self.last_step = StepTimes(start, perf_counter(), after - before, is_decode=decoding)
         return results
 
@@ -133,14 +144,20 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             return drafts
         return self.thinking.up_to_end(drafts)
 
-    def _commit(self, context: TextContext, row: Row, accepted: int, next_token: int) -> None:
+    def _commit(
+        self,
+        context: TextContext,
+        row: Row,
+        emitted: Sequence[int],
+        logprobs: Sequence[LogProbabilities],
+    ) -> None:
         """Emits the accepted run and the token after it, up to the first that ends the request."""
         if row.drafts:
-            row.acceptance.verified(len(row.drafts), accepted)
+            row.acceptance.verified(len(row.drafts), len(emitted) - 1)
         # The first token follows a prompt, which may have opened a thinking block.
         followed = 0 if row.generated == 0 else len(context.tokens)
-        for token in [*row.drafts[:accepted], next_token]:
-            context.advance_token_buffer(token)
+        for token, found in zip_longest(emitted, logprobs):
+            context.advance_token_buffer(token, found)
             row.emit(token)
             if context.is_done:
                 break

@@ -14,7 +14,7 @@ from unispec.sampling.grammar import GrammarState
 from unispec.sampling.inputs import PER_ROW, RowSampling
 
 from .metrics import Acceptance
-from .sampling_params import check_sampling
+from .sampling_params import check_logprobs, check_sampling
 
 __all__ = ["Row", "check_vocabulary", "make_row"]
 
@@ -55,16 +55,21 @@ def make_row(
     *,
     logit_bias: Mapping[int, float] | None = None,
     grammar: GrammarState | None = None,
+    logprobs: int | None = None,
 ) -> Row:
     """Checks a request's values and makes of them what the steps need.
 
     Args:
         prompt: its token ids, at least one.
+        logprobs: asks for the log probability of each token of the answer, and of this many of the
+            most probable tokens; None: for none.
 
     Raises:
-        InputError: a token outside the vocabulary, or sampling parameters that cannot be used.
+        InputError: a token outside the vocabulary, or sampling parameters or a number of log
+            probabilities that cannot be used.
     """
     check_sampling(params)
+    check_logprobs(logprobs)
     stop_token_ids = params.stop_token_ids or ()
     check_vocabulary((min(prompt), max(prompt), *stop_token_ids, *(logit_bias or ())), vocab_size)
     sampling = RowSampling(**{name: getattr(params, name) for name in PER_ROW})
@@ -72,6 +77,8 @@ def make_row(
     if neutral != (0, 0, 1):
         sampling.token_counts = np.zeros(vocab_size, np.int32)
         sampling.token_counts[np.asarray(prompt)] = -1
+    if logprobs is not None:
+        sampling.num_logprobs = 1 + min(int(logprobs), vocab_size)
     if logit_bias:
         sampling.logit_bias = np.zeros(vocab_size, np.float32)
         sampling.logit_bias[list(logit_bias)] = list(logit_bias.values())

@@ -14,9 +14,9 @@ import numpy as np
 from max.pipelines.context import SamplingParams
 
 from unispec.errors import InputError
-from unispec.sampling.ranges import RANGES, Range
+from unispec.sampling.ranges import LOGPROBS, RANGES, Range
 
-__all__ = ["HANDLED_FIELDS", "check_sampling", "in_float32", "is_integer"]
+__all__ = ["HANDLED_FIELDS", "check_logprobs", "check_sampling", "in_float32", "is_integer"]
 
 
 def is_integer(value: object) -> bool:
@@ -58,6 +58,16 @@ def check_sampling(params: Any) -> None:
                 f"{field.name} of the SamplingParams is {shown(value)}, which this engine does"
                 " not do; leave it out"
             )
+
+
+def check_logprobs(value: Any) -> None:
+    """Refuses a number of log probabilities that the graph has no room for.
+
+    Raises:
+        InputError: neither None nor an integer of `LOGPROBS`.
+    """
+    if value is not None and not (is_integer(value) and LOGPROBS.holds(value)):
+        raise InputError(f"logprobs is {shown(value)}; give an integer, {LOGPROBS}, or None")
 
 
 def _default(field: Field[Any]) -> Any:

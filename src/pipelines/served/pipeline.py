@@ -9,7 +9,7 @@ from max.driver import is_virtual_device_mode, load_devices
 from max.engine import InferenceSession
 from max.graph.weights import load_weights
 from max.pipelines.context import TextContext, TextGenerationOutput
-from max.pipelines.kv_cache import PagedKVCacheManager
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.lib import MemoryPlan, PipelineConfig
 from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
@@ -32,7 +32,8 @@ from .tokenizer import ServedTokenizer
 
 __all__ = ["ServedPipeline"]
 
-logger = logging.getLogger(__name__)
+# MAX's server shows what its own loggers say, and no others.
+logger = logging.getLogger("max.pipelines.unispec")
 
 # A worker that unpickles a pipeline's configuration reads each config.json anew, before anything
 # here is called.
@@ -51,6 +52,9 @@ class ServedPipeline(SpeculativePipeline):
         weight_adapters: not used, the checkpoints' names are known.
         tokenizer: the target's.
         memory_plan: rows, length and memory of the cache.
+
+    Attributes:
+        compiled_artifacts: what MAX keeps of the compiled graph.
 
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
@@ -79,7 +83,7 @@ class ServedPipeline(SpeculativePipeline):
         )
         super().__init__(
             model,
-            _allocate(model, session, memory_plan, exact=tokenizer.longest_in_cache is not None),
+            _allocate(model, memory_plan, exact=tokenizer.longest_in_cache is not None),
             tokenizer,
             _thinking(pipeline_config, tokenizer),
         )
@@ -173,6 +177,7 @@ class ServedPipeline(SpeculativePipeline):
             self._vocab_size,
             logit_bias=getattr(context, "logit_bias", None),
             grammar=self._grammars.start(context),
+            logprobs=context.log_probabilities or None,
         )
 
     def _fail(self, context: TextContext) -> ServedOutput:
@@ -184,13 +189,12 @@ class ServedPipeline(SpeculativePipeline):
 
 
 def _allocate(
-    model: UnifiedModel, session: InferenceSession, plan: MemoryPlan, *, exact: bool
-) -> PagedKVCacheManager:
+    model: UnifiedModel, plan: MemoryPlan, *, exact: bool
+) -> PagedKVCacheManagerInterface:
     if is_virtual_device_mode():
         return None  # type: ignore[return-value]
     return make_cache_manager(
         model.kv_params,
-        session,
         num_pages=planned_pages(model.kv_params, plan, exact=exact),
         max_batch_size=plan.planned_max_batch_size,
         draft_reads_next_token=model.draft_reads_next_token,

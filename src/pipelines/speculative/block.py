@@ -70,5 +70,6 @@ def block_step(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,
         next_draft_tokens=first_columns(proposal.tokens, wanted),
+        logprobs=verified.logprobs,
         next_draft_probs=None if proposal.probs is None else first_columns(proposal.probs, wanted),
     )

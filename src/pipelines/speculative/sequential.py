@@ -102,6 +102,7 @@ class _Rounds:
             num_accepted_draft_tokens=accepted.num_accepted,
             next_tokens=accepted.next_tokens,
             next_draft_tokens=first_columns(state[4], wanted),
+            logprobs=self.verified.logprobs,
             next_draft_probs=first_columns(state[5], wanted) if first.probs is not None else None,
         )
 

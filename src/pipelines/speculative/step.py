@@ -19,6 +19,7 @@ from unispec.sampling.inputs import (
     SamplingInputs,
     sampling_types,
 )
+from unispec.sampling.logprobs import Logprobs
 
 __all__ = [
     "INPUT_ORDER",
@@ -73,13 +74,16 @@ class StepOutputs:
     """int64 `[B]`: the token after the accepted run."""
     next_draft_tokens: TensorValue
     """int64 `[B, num_speculative_tokens]`."""
+    logprobs: Logprobs
+    """Of the tokens of K + 1 positions a row, where the batch asks for them."""
     next_draft_probs: TensorValue | None = None
     """float32 `[B, num_speculative_tokens, V]`, for sampled drafts."""
 
     def values(self) -> tuple[TensorValue, ...]:
         """The graph's outputs in order."""
-        required = (self.num_accepted_draft_tokens, self.next_tokens, self.next_draft_tokens)
-        return required if self.next_draft_probs is None else (*required, self.next_draft_probs)
+        first = (self.num_accepted_draft_tokens, self.next_tokens, self.next_draft_tokens)
+        probs = () if self.next_draft_probs is None else (self.next_draft_probs,)
+        return (*first, *probs, *self.logprobs.values())
 
 
 INPUT_ORDER = (

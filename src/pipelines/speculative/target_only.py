@@ -16,9 +16,11 @@ def target_only_step(target: Target, rule: AcceptanceRule, step: StepInputs) -> 
     Args:
         rule: the acceptance rule, which has no draft to decide on.
     """
-    accepted = verify(target, rule, step).accepted
+    verified = verify(target, rule, step)
+    accepted = verified.accepted
     return StepOutputs(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,
         next_draft_tokens=step.draft_tokens,
+        logprobs=verified.logprobs,
     )

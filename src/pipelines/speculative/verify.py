@@ -11,6 +11,7 @@ from max.nn.kernels import merge_ragged_tensors
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.sampling.acceptance import AcceptanceRule, Accepted, Verification
+from unispec.sampling.logprobs import Logprobs, find_logprobs
 
 from .step import StepInputs
 
@@ -57,6 +58,8 @@ class Verified:
     """uint32 `[B]`: verified tokens of each row, the next token not counted."""
     accepted: Accepted
     """The rule's verdict."""
+    logprobs: Logprobs
+    """Of `accepted.tokens`, J = K + 1 positions a row, where the batch asks for them."""
 
 
 def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
@@ -74,12 +77,13 @@ def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
     ramp = ops.range(0, count, 1, out_dim=count, dtype=DType.int64, device=step.tokens.device)
     rows = (first_row + ops.unsqueeze(ramp, 0)).reshape([batch * count])
     logits = target.logits(ops.gather(hidden, rows, axis=0))  # [B * (K + 1), V]
+    logits = logits.reshape([batch, count, logits.shape[1]])
 
     new_tokens = ends - starts - _scalar_dim(step, num_drafts)  # [B], without drafts
     first_position = cache.cache_lengths.cast(DType.int64) + new_tokens
     accepted = rule(
         Verification(
-            logits=logits.reshape([batch, count, logits.shape[1]]),
+            logits=logits,
             draft_tokens=step.draft_tokens,
             first_position=first_position,
             draft_probs=step.draft_probs,
@@ -95,6 +99,7 @@ def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
         last_verified=starts + new_tokens - 1 + accepted.num_accepted,
         verified_lengths=(first_position + accepted.num_accepted).cast(DType.uint32),
         accepted=accepted,
+        logprobs=find_logprobs(logits, accepted.tokens, step.sampling.num_logprobs),
     )
 
 

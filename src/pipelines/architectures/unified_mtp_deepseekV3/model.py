@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from max.driver import Buffer
 from max.engine import InferenceSession
-from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
+from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
 from unispec.pipelines.drafts.mtp.method import MTP
 from unispec.pipelines.runtime.inputs import StepModelInputs, needed_input, refuse_inputs
+from unispec.pipelines.runtime.outputs import StepModelOutputs
 from unispec.pipelines.targets.deepseek import DEEPSEEK_V3
 from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
 from unispec.pipelines.unified.method import DraftMethod
@@ -59,7 +60,7 @@ class UnifiedMTPDeepseekV3Model(DeepseekV3Model):
         self.arch_config = replace(self.arch_config, late_masks=self._late_masks)
         return super().load_model(session)
 
-    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
+    def execute(self, model_inputs: ModelInputs) -> StepModelOutputs:
         """Runs one step; a `pinned_bitmask` that is set decides which tokens are allowed.
 
         A graph with late masks needs it in every step, complete or not, and waits for it. It alone

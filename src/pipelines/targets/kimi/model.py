@@ -13,10 +13,11 @@ from max.driver import Buffer
 from max.engine import InferenceSession, Model
 from max.graph import Graph
 from max.pipelines.context import TextContext
-from max.pipelines.lib import ModelInputs, UnifiedEagleOutputs
+from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
+from unispec.pipelines.runtime.outputs import StepModelOutputs
 from unispec.pipelines.runtime.prompts import Prompt
 from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
 from unispec.pipelines.unified.checkpoint import Checkpoint
@@ -76,7 +77,7 @@ class KimiK2_5Model(DeepseekV3Model):
         )
         return models[vision.name], models[graph.name]
 
-    def execute(self, model_inputs: ModelInputs) -> UnifiedEagleOutputs:
+    def execute(self, model_inputs: ModelInputs) -> StepModelOutputs:
         """Runs one step, after encoding the patches that its inputs have, if any.
 
         Args:
