@@ -53,9 +53,6 @@ class ServedPipeline(SpeculativePipeline):
         tokenizer: the target's.
         memory_plan: rows, length and memory of the cache.
 
-    Attributes:
-        compiled_artifacts: what MAX keeps of the compiled graph.
-
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
     """
