@@ -82,7 +82,7 @@ def test_max_s_commands_build_pairs_on_an_h100(
 def test_every_target_is_among_them() -> None:
     """But one, whose stack is Mistral's."""
     targets = {pair.family.model_type for pair in pairs()}
-    assert targets - {name.split()[0] for name in PRESETS} == {"ministral3"}
+    assert targets - {name.split()[0] for name in PRESETS} == {"ministral"}
 
 
 @pytest.mark.parametrize("is_alone", [False, True], ids=["with its draft", "alone"])

@@ -104,6 +104,7 @@ def test_sampling_parameters(
     [
         ({"tools": [{"type": "function"}]}, "has 1 tools"),
         ({"echo": True}, "echo is not supported"),
+        ({"logprobs": 21}, "logprobs is 21"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

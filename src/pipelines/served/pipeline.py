@@ -53,9 +53,6 @@ class ServedPipeline(SpeculativePipeline):
         tokenizer: the target's.
         memory_plan: rows, length and memory of the cache.
 
-    Attributes:
-        compiled_artifacts: what MAX keeps of the compiled graph.
-
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
     """
@@ -87,7 +84,6 @@ class ServedPipeline(SpeculativePipeline):
             tokenizer,
             _thinking(pipeline_config, tokenizer),
         )
-        self.compiled_artifacts = model.compiled_artifacts
         self._vocab_size = tokenizer.vocab_size
         self._grammars = ServedGrammars(
             tokenizer.delegate, tokenizer.vocab_size, tokenizer.eos_token_ids

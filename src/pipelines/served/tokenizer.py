@@ -27,7 +27,7 @@ from unispec.errors import InputError
 from unispec.pipelines.runtime.contexts import make_context
 from unispec.pipelines.runtime.model import StepModel
 from unispec.pipelines.runtime.rows import check_vocabulary
-from unispec.pipelines.runtime.sampling_params import check_sampling, is_integer
+from unispec.pipelines.runtime.sampling_params import check_logprobs, check_sampling, is_integer
 
 from .checks import check_server
 from .context import ServedContext
@@ -168,6 +168,7 @@ class ServedTokenizer(TextTokenizer):
         """
         params = _comparable(request.sampling_params)
         check_sampling(params)
+        check_logprobs(request.logprobs)
         if not tokens:
             raise InputError(f"{_NAME} is empty; give at least one token")
         named = (*(params.stop_token_ids or ()), *(logit_bias or ()))
