@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from max.pipelines.context import SamplingParams, TextContext
 from max.pipelines.modeling.types import TextGenerationInputs
-from numpy_graph import NumpyGraph
+from numpy_graph import NumpyGraph, continuation
 from scheduling import Scheduled, request
 from tiny import TinyPair
 
@@ -69,6 +69,19 @@ def test_relaxed_acceptance_knows_thinking_blocks(config: EngineConfig) -> None:
 def test_pages_are_as_many_as_asked_for(config: EngineConfig) -> None:
     pipeline = served_pipeline(replace(config, kv_cache_pages=33)).factory()
     assert pipeline.kv_manager.block_count().total == 33
+
+
+def test_requests_give_way_where_pages_run_out(config: EngineConfig) -> None:
+    """Three answers need two pages each and there are three: MAX's scheduler preempts by itself."""
+    served = served_pipeline(replace(config, kv_cache_pages=3, max_batch_size=3))
+    scheduled = Scheduled(served, served.factory())
+    params = SamplingParams(temperature=0, max_new_tokens=200, ignore_eos=True)
+    ids = {scheduled.add(scheduled.context([9, last], params)): last for last in (5, 6, 7)}
+    scheduled.run()
+    assert scheduled.scheduler.batch_constructor.total_preemption_count > 0
+    for request_id, last in ids.items():
+        assert scheduled.answer(request_id) == continuation(last, 200)
+    scheduled.assert_left_empty()
 
 
 def test_a_program_may_send_plain_contexts(config: EngineConfig) -> None:
