@@ -39,7 +39,7 @@ SIGNATURES = {
         "zmq_endpoint_base",
         "memory_plan",
     ),
-    "max.serve.pipelines.telemetry_worker.start_telemetry_consumer": ("settings",),
+    "max.serve.telemetry.process_controller.start_process_consumer": ("settings", "handle_fn"),
     "max.serve.worker_interface.zmq_interface.ZmqModelWorkerInterface": (
         "pipeline_task",
         "context_type",

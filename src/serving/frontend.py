@@ -52,6 +52,8 @@ class Frontend:
         self.engine = engine
         self.model_name = served_model_name or config.model
         self._generation_config = read_generation_config(config.model)
+        longest_token = max(map(len, engine.tokenizer.get_vocab()))
+        self._most_characters = engine.max_length * longest_token
         # Long prompts are encoded beside the answers of others, one at a time.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
@@ -106,6 +108,7 @@ class Frontend:
 
     def _encode(self, prompt: Any, asked: Asked) -> list[int]:
         if isinstance(prompt, str):
+            self._check_size(len(prompt))
             return list(self.engine.tokenizer.encode(prompt))
         if isinstance(prompt[0], int):
             return list(prompt)
@@ -113,6 +116,7 @@ class Frontend:
 
     def _encode_chat(self, messages: list[Any], asked: Asked) -> list[int]:
         tokenizer: Any = self.engine.tokenizer
+        self._check_size(sum(len(message["content"]) for message in messages))
         if not tokenizer.chat_template:
             raise Refused(
                 f"{self.model_name} has no chat template; send the text to /v1/completions"
@@ -136,3 +140,11 @@ class Frontend:
                 param="messages",
             ) from error
         return list(encoded)
+
+    def _check_size(self, characters: int) -> None:
+        """Refuses what cannot fit before time is spent on it."""
+        if characters > self._most_characters:
+            raise Refused(
+                f"the prompt has {characters} characters, more than {self.engine.max_length} tokens"
+                " can hold: shorten it"
+            )

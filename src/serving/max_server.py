@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
@@ -25,16 +24,18 @@ from max.pipelines.modeling.types import PipelineTask
 from max.pipelines.request import RequestID
 from max.serve.config import MetricRecordingMethod, Settings
 from max.serve.pipelines.model_worker import start_model_worker
-from max.serve.pipelines.telemetry_worker import start_telemetry_consumer
 from max.serve.process_control import SubprocessExit
 from max.serve.scheduler_result import SchedulerResult
 from max.serve.telemetry.metrics import METRICS
+from max.serve.telemetry.process_controller import start_process_consumer
 from max.serve.worker_interface._zmq_queue import ZmqConfig, generate_zmq_ipc_path
 from max.serve.worker_interface.zmq_interface import ZmqModelWorkerInterface
 
 from unispec.errors import InputError
 from unispec.pipelines.served.context import ServedContext
 from unispec.pipelines.served.output import ServedOutput
+
+from .children import MetricsCommit, end_with_parent
 
 __all__ = ["METRICS", "ModelWorker", "Rejected", "WorkerEnded", "start_worker"]
 
@@ -44,9 +45,6 @@ INPUT_ERROR_STATUS: Final = 2
 _ASK_AGAIN_S: Final = 0.1
 
 _PYTHON: Final = "PYTHONEXECUTABLE"
-
-_SET_DEATH_SIGNAL: Final = 1
-"""`PR_SET_PDEATHSIG` of prctl(2)."""
 
 
 class Rejected(Exception):
@@ -95,8 +93,7 @@ class _Loader:
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, terminate)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
 
 
 class ModelWorker:
@@ -225,7 +222,8 @@ async def start_worker(
     ending = get_context("spawn").Event()
     worker: ModelWorker | None = None
     try:
-        async with start_telemetry_consumer(settings) as metrics:
+        async with start_process_consumer(settings, MetricsCommit()) as controller:
+            metrics = controller.Client()
             METRICS.configure(client=metrics)
             async with start_model_worker(
                 _Loader(factory, ending),

@@ -314,3 +314,16 @@ def test_no_body_is_a_5xx(
 @given(st.sampled_from([CHAT, TEXT]), st.binary(max_size=300))
 def test_no_bytes_are_a_5xx(serving: Serving, path: str, raw: bytes) -> None:
     assert serving.post(path, raw).status_code == 400
+
+
+def test_a_prompt_that_cannot_fit_is_not_read(serving: Serving) -> None:
+    """The longest token of the tiny tokenizer has five characters."""
+    for path, body in (
+        (TEXT, {"prompt": "a" * 3000}),
+        (CHAT, {"messages": [{"role": "user", "content": "a" * 3000}]}),
+    ):
+        answer = serving.post(path, body)
+        assert answer.status_code == 400
+        assert message(answer) == (
+            "the prompt has 3000 characters, more than 512 tokens can hold: shorten it"
+        )

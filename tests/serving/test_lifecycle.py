@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -11,11 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from safetensors.numpy import load_file, save_file
 from servers import PRESET, Served, ready_url, serving, start
 from tiny import TinyPair
 
@@ -113,24 +117,8 @@ def test_a_killed_worker_ends_the_server(chat_pair: TinyPair) -> None:
         process.kill()
 
 
-def test_the_worker_ends_with_its_server(chat_pair: TinyPair) -> None:
-    process, lines = start(chat_pair)
-    ready_url(process, lines)
-    workers = children(process.pid)
-    assert len(workers) >= 2
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 15
-    while any(Path(f"/proc/{pid}").exists() for pid in [model_pid(workers)]):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def model_pid(workers: dict[int, str]) -> int:
-    return max(workers)
-
-
-def test_key_certificate_queue_and_page(chat_pair: TinyPair, tmp_path: Path) -> None:
+def test_options_of_a_server_that_is_killed(chat_pair: TinyPair, tmp_path: Path) -> None:
+    """Key, certificate, queue, no page; nothing is reported, and nothing is left behind."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         [
@@ -141,18 +129,32 @@ def test_key_certificate_queue_and_page(chat_pair: TinyPair, tmp_path: Path) -> 
         check=True,
         capture_output=True,
     )
-    with serving(
-        chat_pair,
-        *("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key), "--no-page"),
-        *("--max-queue-size", "1", "--max-batch-size", "1"),
-        UNISPEC_API_KEY="secret",
-    ) as served:
+    with (
+        reports() as (seen, endpoints),
+        serving(
+            chat_pair,
+            *("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key), "--no-page"),
+            *("--max-queue-size", "1", "--max-batch-size", "1"),
+            UNISPEC_API_KEY="secret",
+            **endpoints,
+        ) as served,
+    ):
         assert served.url.startswith("https://")
         trust = ssl.create_default_context(cafile=str(certificate))
         with httpx.Client(base_url=served.url, verify=trust, timeout=60) as client:
             check_key(client)
             check_queue(client)
             assert client.get("/").status_code == 404
+        assert remote_connections(served) == set()
+        workers = children(served.process.pid)
+        assert len(workers) >= 2
+        served.process.kill()
+        served.process.wait()
+        deadline = time.monotonic() + 15
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < deadline, workers
+            time.sleep(0.1)
+        assert seen == []
 
 
 def check_key(client: httpx.Client) -> None:
@@ -216,10 +218,6 @@ def test_a_port_that_is_taken(chat_pair: TinyPair) -> None:
 
 def test_weights_that_do_not_fit_are_one_sentence(chat_pair: TinyPair, tmp_path: Path) -> None:
     """Found in the model's process, told by the command."""
-    import shutil
-
-    from safetensors.numpy import load_file, save_file
-
     broken = tmp_path / "draft"
     assert chat_pair.draft is not None
     shutil.copytree(chat_pair.draft, broken)
@@ -235,11 +233,31 @@ def test_weights_that_do_not_fit_are_one_sentence(chat_pair: TinyPair, tmp_path:
     assert not any("Traceback" in line for line in lines)
 
 
-def test_nothing_is_reported_to_anybody(chat_pair: TinyPair) -> None:
-    """Every endpoint that MAX would report to is a socket here, which nobody connects to.
+def test_generate_reports_nothing_either(chat_pair: TinyPair) -> None:
+    """That it would be seen shows the same engine with reports turned on."""
+    begin = "from max.driver import CPU; from max.engine import InferenceSession as S; S([CPU()])"
+    command = [
+        *(sys.executable, "-m", "unispec.cli", "generate", "--model", str(chat_pair.target)),
+        *("--draft-model-path", str(chat_pair.draft), "--speculative-method", "eagle"),
+        *("--num-speculative-tokens", "5", "--max-length", "512", "--prompt", "Hello"),
+    ]
+    with reports() as (seen, endpoints):
+        environment = {**os.environ, **endpoints}
+        turned_on = {**environment, "MODULAR_TELEMETRY_ENABLED": "1"}
+        subprocess.run([sys.executable, "-c", begin], env=turned_on, check=True)
+        deadline = time.monotonic() + 20
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert seen, "MAX 26.7 reports when a session begins"
+        seen.clear()
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        time.sleep(1)
+        assert seen == []
 
-    That it would be seen shows the same program with reports turned on.
-    """
+
+@contextmanager
+def reports() -> Iterator[tuple[list[bytes], dict[str, str]]]:
+    """A socket, and variables that name it wherever MAX would report to; what it was sent."""
     seen: list[bytes] = []
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -257,33 +275,14 @@ def test_nothing_is_reported_to_anybody(chat_pair: TinyPair) -> None:
                     seen.append(connection.recv(100))
 
         threading.Thread(target=accept, daemon=True).start()
-        endpoints = {
-            "MODULAR_TELEMETRY_EXPORTERS_LOGS_HTTP_ENDPOINT": url,
-            "MODULAR_TELEMETRY_EXPORTERS_METRICS_HTTP_ENDPOINT": url,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-        }
-        begin = (
-            "from max.driver import CPU; from max.engine import InferenceSession as S; S([CPU()])"
+        yield (
+            seen,
+            {
+                "MODULAR_TELEMETRY_EXPORTERS_LOGS_HTTP_ENDPOINT": url,
+                "MODULAR_TELEMETRY_EXPORTERS_METRICS_HTTP_ENDPOINT": url,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+            },
         )
-        environment = {**os.environ, **endpoints, "MODULAR_TELEMETRY_ENABLED": "1"}
-        subprocess.run([sys.executable, "-c", begin], env=environment, check=True)
-        deadline = time.monotonic() + 20
-        while not seen and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert seen, "MAX 26.7 reports when a session begins"
-        seen.clear()
-
-        with serving(chat_pair, **endpoints) as served:
-            assert served.complete([5, 6], max_tokens=5).status_code == 200
-            assert remote_connections(served) == set()
-        generate = [
-            *(sys.executable, "-m", "unispec.cli", "generate", "--model", str(chat_pair.target)),
-            *("--draft-model-path", str(chat_pair.draft), "--speculative-method", "eagle"),
-            *("--num-speculative-tokens", "5", "--max-length", "512", "--prompt", "Hello"),
-        ]
-        subprocess.run(generate, env={**os.environ, **endpoints}, check=True, capture_output=True)
-        time.sleep(1)
-        assert seen == []
 
 
 def remote_connections(served: Served) -> set[str]:
