@@ -13,14 +13,15 @@ __all__ = ["turn_off_telemetry"]
 
 _ENGINE: Final = "MODULAR_TELEMETRY_ENABLED"
 _SERVER: Final = "OTEL_SDK_DISABLED"
+_ON: Final = ("1", "true", "yes", "on")
 
 
 def turn_off_telemetry() -> None:
     """Turns both off, for this process and those it starts; call it before MAX is imported.
 
-    Who has set `MODULAR_TELEMETRY_ENABLED` is left with what it says.
+    Who has turned on `MODULAR_TELEMETRY_ENABLED` is left with what MAX does then.
     """
-    if _ENGINE in os.environ:
+    if os.environ.get(_ENGINE, "").strip().lower() in _ON:
         return
     os.environ[_ENGINE] = "0"
     # The server's Prometheus endpoint stays: nothing leaves by it unless somebody asks.

@@ -235,3 +235,18 @@ def test_stop_strings_by_pairs(
         assert seen.startswith(released)
         assert not held or any(s.startswith(held) and s != held for s in stop)
     assert (released + result.finish(), result.stopped) == (expected, stopped)
+
+
+def test_stop_strings_are_looked_for_behind_the_least_tokens(
+    by_bytes: PreTrainedTokenizerFast,
+) -> None:
+    """Those that begin before are text, also where they end behind."""
+    text = "xab ab ab"
+    for least, expected in ((0, "x"), (1, "x"), (2, "xab "), (3, "xab "), (5, "xab ab ")):
+        found = TextStream(by_bytes, ["ab"], min_tokens=least)
+        pieces = ""
+        for token in encode(by_bytes, text):
+            pieces += found.push(token)
+            if found.stopped:
+                break
+        assert (pieces, found.stopped) == (expected, True), least

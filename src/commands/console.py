@@ -16,6 +16,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from unispec.engine import Report
+    from unispec.serving.config import ServeConfig
     from unispec.serving.server import Ready
 
 __all__ = ["Answers", "progress", "served", "summary"]
@@ -132,29 +133,26 @@ def summary(report: Report) -> Table:
     return table
 
 
-def served(server: Ready, *, page: bool) -> Table:
-    """Returns what a server answers and where, as a table of two columns.
-
-    Args:
-        page: whether there is a page to try the model.
-    """
-    frontend, url = server.frontend, server.url
-    config = frontend.config
+def served(server: Ready, config: ServeConfig) -> Table:
+    """Returns what a server answers and where, as a table of two columns."""
+    about, url = server.about, server.url
     table = Table(box=ROUNDED, show_header=False, border_style="dim")
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("model", Text(frontend.model_name))
-    if config.speculative_method is None:
+    table.add_row("model", Text(about["model"]))
+    method = about["speculative_method"]
+    if method is None:
         table.add_row("draft", "none")
     else:
-        draft = config.draft_model or "the target's own"
-        count = frontend.engine.max_speculative_tokens
-        table.add_row("draft", Text(f"{draft} ({config.speculative_method}, K = {count})"))
-    table.add_row("longest sequence", f"{frontend.engine.max_length} tokens")
-    table.add_row("rows at a time", str(config.max_batch_size))
+        draft = about["draft"] or "the target's own"
+        table.add_row("draft", Text(f"{draft} ({method}, K = {about['num_speculative_tokens']})"))
+    table.add_row("longest sequence", f"{about['max_length']} tokens")
+    table.add_row("rows at a time", str(about["max_batch_size"]))
+    if config.host in ("0.0.0.0", "::"):
+        table.add_row("listens at", f"{config.host}, for other machines too")
     table.add_row("interface", f"{url}/v1")
     table.add_row("metrics", f"{url}/metrics")
-    if page:
+    if config.page:
         table.add_row("try it", f"{url}/")
     return table
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,7 @@ from unispec.timers import let_timers_be_late
 
 if TYPE_CHECKING:
     from unispec.serving.config import ServeConfig
+    from unispec.serving.loading import Loaded
     from unispec.serving.server import Ready
 
 __all__ = ["serve"]
@@ -65,7 +67,7 @@ def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> 
 @click.option(
     "--max-queue-size",
     type=click.IntRange(min=1),
-    help="Most requests that wait for their first token; more get status 429.  [default: no limit]",
+    help="Most answers that wait for their first token; more get status 429.  [default: no limit]",
 )
 @click.option(
     "--api-key",
@@ -130,26 +132,46 @@ def _serve(
     from rich.console import Console
 
     from unispec.commands.console import progress, served
+    from unispec.serving.server import serve as run
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("unispec").setLevel(logging.INFO)
     terminal = Console(stderr=True)
+
+    def load(on_progress: Callable[[str], None]) -> Loaded:
+        from unispec.serving.loading import load
+
+        return load(model.engine_config(DEFAULT_MAX_BATCH_SIZE), config, on_progress)
+
     with ExitStack() as waiting:
         phase = waiting.enter_context(progress(terminal))
-        if model.devices == "cpu":
-            let_timers_be_late()
-        phase("starting MAX")
-        from unispec.serving.server import serve as run
 
         def ready(server: Ready) -> None:
             waiting.close()
-            terminal.print(served(server, page=config.page))
+            terminal.print(served(server, config))
 
+        if model.devices == "cpu":
+            let_timers_be_late()
+        phase("starting MAX")
         return run(
-            model.engine_config(DEFAULT_MAX_BATCH_SIZE),
+            load,
             config,
+            _about(model, config),
             listening,
             metrics_port,
             on_progress=phase,
             on_ready=ready,
         )
+
+
+def _about(model: ModelOptions, config: ServeConfig) -> dict[str, Any]:
+    """What `/status` shows until the model is read."""
+    return {
+        "model": config.served_model_name or Path(model.model).name,
+        "target": Path(model.model).name,
+        "draft": None if model.draft is None else Path(model.draft).name,
+        "speculative_method": None if model.no_speculation else model.speculative_method,
+        "num_speculative_tokens": None if model.no_speculation else model.num_speculative_tokens,
+        "max_length": model.max_length,
+        "max_batch_size": model.max_batch_size or DEFAULT_MAX_BATCH_SIZE,
+    }

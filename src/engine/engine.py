@@ -143,6 +143,11 @@ class Engine:
         self._options.num_speculative_tokens = count
 
     @property
+    def vocab_size(self) -> int:
+        """V, the width of the model's logits; token ids are below it."""
+        return self._answers.vocab_size
+
+    @property
     def eos_token_ids(self) -> Set[int]:
         """Tokens that end an answer, unless its request ignores them; may be set for others."""
         return self._answers.eos_token_ids

@@ -31,6 +31,7 @@ class AnswerFactory:
 
     Attributes:
         eos_token_ids: those of the answers that are made from now on.
+        vocab_size: V, the width of the logits.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class AnswerFactory:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self.eos_token_ids = eos_token_ids
-        self._vocab_size = int(hf.get_text_config().vocab_size)
+        self.vocab_size = int(hf.get_text_config().vocab_size)
         self._grammars: GrammarCompiler | None = None
         self._compiling = threading.Lock()
 
@@ -60,7 +61,11 @@ class AnswerFactory:
         grammar = self._grammar(request.grammar)
         row = self._row(request, name, grammar)
         context = self._context(request, name)
-        stream = TextStream(self._tokenizer, request.sampling.stop or ())
+        stream = TextStream(
+            self._tokenizer,
+            request.sampling.stop or (),
+            min_tokens=request.sampling.min_new_tokens,
+        )
         return Answer(context, row, stream, outbox)
 
     def check(self, request: Request, name: str) -> TextContext:
@@ -79,7 +84,7 @@ class AnswerFactory:
             return make_row(
                 request.sampling,
                 request.token_ids,
-                self._vocab_size,
+                self.vocab_size,
                 logit_bias=request.logit_bias,
                 grammar=grammar,
                 logprobs=request.logprobs,
@@ -93,7 +98,7 @@ class AnswerFactory:
             request.sampling,
             name=name,
             max_length=self._max_length,
-            vocab_size=self._vocab_size,
+            vocab_size=self.vocab_size,
             eos_token_ids=self.eos_token_ids,
             has_grammar=request.grammar is not None,
         )
@@ -104,6 +109,6 @@ class AnswerFactory:
         with self._compiling:
             if self._grammars is None:
                 self._grammars = GrammarCompiler(
-                    self._tokenizer, self._vocab_size, sorted(self.eos_token_ids)
+                    self._tokenizer, self.vocab_size, sorted(self.eos_token_ids)
                 )
             return self._grammars.compile(grammar).start()

@@ -30,7 +30,13 @@ from .json_schema import rewrite_schema
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["CompiledGrammar", "Grammar", "GrammarCompiler", "GrammarState"]
+__all__ = [
+    "CompiledGrammar",
+    "Grammar",
+    "GrammarCompiler",
+    "GrammarState",
+    "engine_tokenizer",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +107,7 @@ class GrammarCompiler:
         eos_token_ids: Sequence[int],
     ) -> None:
         self._vocabulary = _Vocabulary(vocab_size, eos_token_ids)
-        self._tokenizer = _engine_tokenizer(tokenizer, vocab_size, eos_token_ids)
+        self._tokenizer = engine_tokenizer(tokenizer, vocab_size, eos_token_ids)
         self._compiled: dict[Grammar, CompiledGrammar] = {}
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
@@ -278,7 +284,7 @@ class _Vocabulary:
         return mask
 
 
-def _engine_tokenizer(
+def engine_tokenizer(
     tokenizer: PreTrainedTokenizerFast, vocab_size: int, eos_token_ids: Sequence[int]
 ) -> LLTokenizer:
     """Builds the engine's tokenizer and checks that it knows the tokens' bytes."""

@@ -13,10 +13,11 @@ from max.pipelines.context import GenerationStatus, LogProbabilities
 from unispec.engine.text_stream import TextStream
 from unispec.pipelines.served.output import ServedOutput
 
+from .asked import Asked
 from .frontend import Choice
 from .max_server import ModelWorker, Rejected, WorkerEnded
 from .refusal import Refused
-from .statistics import Statistics
+from .statistics import Meter, Places
 
 __all__ = ["Piece", "Usage", "answer"]
 
@@ -72,15 +73,18 @@ class _Merged:
 
     worker: ModelWorker
     usage: Usage
-    statistics: Statistics
+    places: Places
     pieces: asyncio.Queue[Piece | Exception | None] = field(default_factory=asyncio.Queue)
 
-    async def run(self, index: int, choice: Choice, begun: asyncio.Event | None = None) -> None:
+    async def run(self, index: int, choice: Choice, begun: asyncio.Event | None = None) -> bool:
         """Puts a choice's pieces into the queue, and a None or what went wrong behind them.
 
         Args:
             begun: of a prompt's first choice: is set with its first output, when the pages of the
-                prompt can be shared.
+                prompt can be shared, or when there is none.
+
+        Returns:
+            Whether all went well.
         """
         end: Exception | None = None
         try:
@@ -88,16 +92,16 @@ class _Merged:
                 self.pieces.put_nowait(piece)
         except Exception as error:
             end = error
-        finally:
-            if begun is not None:
-                begun.set()
         self.pieces.put_nowait(end)
+        if begun is not None:
+            begun.set()
+        return end is None
 
     async def _pieces(
         self, index: int, choice: Choice, begun: asyncio.Event | None
     ) -> AsyncGenerator[Piece, None]:
         context, text = choice.context, choice.text
-        meter = self.statistics.request()
+        meter = Meter(self.places)
         try:
             async with aclosing(await self.worker.stream(context)) as source:
                 async for output in source:
@@ -138,7 +142,11 @@ def _take(index: int, output: ServedOutput, text: TextStream) -> Piece:
 
 
 async def answer(
-    worker: ModelWorker, prompts: Sequence[Sequence[Choice]], usage: Usage, statistics: Statistics
+    worker: ModelWorker,
+    asked: Asked,
+    prompts: Sequence[Sequence[Choice]],
+    usage: Usage,
+    places: Places,
 ) -> AsyncGenerator[Piece, None]:
     """All pieces of a request, the first one when the first token is there.
 
@@ -147,30 +155,28 @@ async def answer(
     Args:
         prompts: the choices of each prompt.
         usage: counts on as pieces come.
+        places: of these choices among those that wait.
 
     Raises:
         Refused: the worker cannot answer; says why, and with which status.
     """
-    place = statistics.queue()
-    merged = _Merged(worker, usage, statistics)
+    merged = _Merged(worker, usage, places)
     tasks = [
         asyncio.create_task(_answer_prompt(merged, number * len(choices), choices))
         for number, choices in enumerate(prompts)
     ]
     usage.prompt_tokens = sum(choices[0].context.tokens.prompt_length for choices in prompts)
-    open_choices = sum(map(len, prompts))
+    open_choices = asked.rows
     try:
         while open_choices:
             piece = await merged.pieces.get()
-            place.leave()
             if isinstance(piece, Exception):
-                raise _refusal(piece)
+                raise _refusal(piece, asked)
             if piece is None:
                 open_choices -= 1
             else:
                 yield piece
     finally:
-        place.leave()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -182,6 +188,8 @@ async def _answer_prompt(merged: _Merged, first: int, choices: Sequence[Choice])
     running = [asyncio.create_task(merged.run(first, choices[0], begun))]
     try:
         await begun.wait()
+        if running[0].done() and not await running[0]:
+            return
         running += [
             asyncio.create_task(merged.run(first + at, choice))
             for at, choice in enumerate(choices[1:], start=1)
@@ -193,11 +201,9 @@ async def _answer_prompt(merged: _Merged, first: int, choices: Sequence[Choice])
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _refusal(error: Exception) -> Refused:
-    if isinstance(error, Refused):
-        return error
+def _refusal(error: Exception, asked: Asked) -> Exception:
     if isinstance(error, Rejected):
-        return Refused(str(error))
+        return Refused(str(error), param=asked.grammar_from)
     if isinstance(error, WorkerEnded):
         return Refused("the model's process has ended; the server stops", status=503)
-    raise error
+    return error

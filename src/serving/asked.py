@@ -10,8 +10,8 @@ from typing import Any, Final, NoReturn, TypeAlias
 from unispec.pipelines.runtime.sampling_params import is_integer
 from unispec.sampling.grammar import Grammar
 
-from .parameters import CHAT, PARAMETERS, is_text, shown
-from .refusal import Refused
+from .parameters import CHAT, MAX_ROWS, PARAMETERS, is_text
+from .refusal import Refused, shown
 
 __all__ = ["Asked", "Message", "read_body"]
 
@@ -19,6 +19,7 @@ Message: TypeAlias = dict[str, str]
 """A turn of a conversation: `role` and `content`."""
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
+_MAX_MESSAGES: Final = 4096
 _MAX_PROMPTS: Final = 64
 _COMPLETION_TOKENS: Final = 16
 """What OpenAI's interface has where `max_tokens` is left out of a completion."""
@@ -42,6 +43,8 @@ class Asked:
     """Each ends an answer."""
     grammar: Grammar | None
     """What the answer has to match."""
+    grammar_from: str | None
+    """The parameter that has it."""
     logit_bias: dict[int, float]
     """Added to the logits of these token ids."""
     n: int
@@ -58,6 +61,11 @@ class Asked:
     """Only prompts with the same share cached pages."""
     template: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the chat template."""
+
+    @property
+    def rows(self) -> int:
+        """Answers in all."""
+        return len(self.prompts) * self.n
 
 
 def read_body(raw: bytes, path: str) -> Asked:
@@ -87,6 +95,12 @@ def read_body(raw: bytes, path: str) -> Asked:
         if value is not None:
             taken[name] = known[name].take(value)
     n = taken.get("n", 1)
+    if len(prompts) * n > MAX_ROWS:
+        raise Refused(
+            f"{len(prompts)} prompts with n {n} are {len(prompts) * n} answers; ask for at most"
+            f" {MAX_ROWS} in a request",
+            param="n",
+        )
     if taken.get("best_of", n) != n:
         raise Refused(f"best_of is {taken['best_of']} and n is {n}; give the same", param="best_of")
     return Asked(
@@ -97,6 +111,7 @@ def read_body(raw: bytes, path: str) -> Asked:
         seed=taken.get("seed"),
         stop=taken.get("stop", []),
         grammar=_grammar(taken),
+        grammar_from="response_format" if taken.get("response_format") else "structured_outputs",
         logit_bias=taken.get("logit_bias", {}),
         n=n,
         logprobs=_logprobs(taken, path),
@@ -111,8 +126,15 @@ def read_body(raw: bytes, path: str) -> Asked:
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is no valid JSON ({' '.join(str(error).split())[:200]})") from None
+    except json.JSONDecodeError as error:
+        raise Refused(f"the body is no valid JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        raise Refused(f"the body is no valid JSON: byte {error.start} is no UTF-8") from None
+    except RecursionError:
+        raise Refused("the body is no valid JSON for this server: it is nested too deep") from None
+    except ValueError as error:
+        text = str(error) if "no number" in str(error) else "a number has too many digits"
+        raise Refused(f"the body is no valid JSON for this server: {text}") from None
     if not isinstance(body, dict):
         raise Refused("the body is no JSON object; send one")
     return body
@@ -127,6 +149,11 @@ def _conversation(body: dict[str, Any]) -> list[list[Message]]:
     if not isinstance(messages, list) or not messages:
         raise Refused(
             "messages is missing or empty; give a list of at least one message", param="messages"
+        )
+    if len(messages) > _MAX_MESSAGES:
+        raise Refused(
+            f"messages has {len(messages)} messages; give at most {_MAX_MESSAGES}",
+            param="messages",
         )
     return [[_message(message, f"messages[{at}]") for at, message in enumerate(messages)]]
 
@@ -197,8 +224,15 @@ def _sampling(taken: Mapping[str, Any], path: str) -> dict[str, Any]:
             param="max_tokens",
         )
     default = None if path == CHAT else _COMPLETION_TOKENS
+    most, least = limits[0] if limits else default, taken.get("min_tokens", 0)
+    if most is not None and least > most:
+        raise Refused(
+            f"min_tokens is {least}, but there is room for {most} tokens; lower it or raise"
+            " max_tokens",
+            param="min_tokens",
+        )
     fields = {
-        "max_new_tokens": limits[0] if limits else default,
+        "max_new_tokens": most,
         "min_new_tokens": taken.get("min_tokens"),
     }
     same = (

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from unispec.errors import InputError
 
 __all__ = ["ServeConfig"]
+
+_KEY: Final = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,7 @@ class ServeConfig:
     served_model_name: str | None = None
     """What clients call the model; None: the name that it was given by."""
     max_queue_size: int | None = None
-    """Most requests that wait for their first token; more get 429. None: any number."""
+    """Most answers that wait for their first token; more get 429. None: any number."""
     api_key: str | None = None
     """What clients send as bearer token; None: nothing is asked."""
     ssl_certfile: Path | None = None
@@ -34,10 +38,17 @@ class ServeConfig:
     """Whether there is a page to try the model at `/`."""
 
     def __post_init__(self) -> None:
-        """Raises `InputError` for half a certificate or an empty key."""
+        """Raises `InputError` for half a certificate, a key that cannot be sent, or one port."""
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise InputError("HTTPS needs --ssl-certfile and --ssl-keyfile; give both or neither")
-        if self.api_key is not None and not self.api_key.strip():
-            raise InputError("the API key is empty; give at least one character, or none at all")
-        if self.api_key is not None and not self.api_key.isascii():
-            raise InputError("the API key has characters beyond ASCII; HTTP headers cannot hold it")
+        if self.api_key is not None and not _KEY.fullmatch(self.api_key):
+            raise InputError(
+                "the API key is empty, or has spaces or characters beyond ASCII, which HTTP headers"
+                " cannot hold; give another, or none at all"
+            )
+        if self.served_model_name is not None and not self.served_model_name.strip():
+            raise InputError("--served-model-name is empty; give a name, or leave it out")
+        if self.port == self.metrics_port != 0:
+            raise InputError(
+                f"--port and --metrics-port are both {self.port}; give two different ones"
+            )

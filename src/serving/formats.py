@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -14,12 +14,10 @@ from max.pipelines.context import LogProbabilities
 
 from .answering import Piece, Usage
 from .asked import Asked
+from .frontend import Choice, Frontend
 from .parameters import CHAT
 
 __all__ = ["Form", "form_of"]
-
-TokenText = Callable[[int], str]
-"""The text of one token alone."""
 
 
 @dataclass
@@ -42,8 +40,8 @@ class Form(ABC):
     """What both interfaces share.
 
     Args:
-        prompts: token ids of each prompt.
-        token_text: for log probabilities.
+        prompts: the choices of each prompt.
+        frontend: knows the tokens of log probabilities.
 
     Attributes:
         asked: the request.
@@ -57,10 +55,14 @@ class Form(ABC):
     """What ids begin with."""
 
     def __init__(
-        self, asked: Asked, model: str, prompts: Sequence[Sequence[int]], token_text: TokenText
+        self,
+        asked: Asked,
+        model: str,
+        prompts: Sequence[Sequence[Choice]],
+        frontend: Frontend,
     ) -> None:
         self.asked = asked
-        self._token_text = token_text
+        self._frontend = frontend
         self._prompts = prompts
         self._head = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
@@ -103,8 +105,13 @@ class Form(ABC):
         made |= {"index": index, "finish_reason": choice.finish_reason}
         if self.asked.return_token_ids:
             made["token_ids"] = choice.token_ids
-            made["prompt_token_ids"] = list(self._prompts[index // self.asked.n])
+            made["prompt_token_ids"] = self._prompt(index)
         return made
+
+    def _prompt(self, index: int) -> list[int]:
+        """Token ids of the prompt of a choice."""
+        (first, *_) = self._prompts[index // self.asked.n]
+        return [int(token) for token in first.context.tokens.prompt]
 
     @abstractmethod
     def _answered(self, choice: _Collected) -> dict[str, Any]: ...
@@ -145,13 +152,12 @@ class _Chat(Form):
         return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._token_text(token)
-        # A part of a character has no bytes that its text would tell.
-        known = "\N{REPLACEMENT CHARACTER}" not in text
+        known = self._frontend.token_bytes
+        found = known.of(token)
         return {
-            "token": text,
+            "token": known.text(token),
             "logprob": logprob,
-            "bytes": list(text.encode()) if known else None,
+            "bytes": None if found is None else list(found),
         }
 
 
@@ -182,7 +188,8 @@ class _Text(Form):
     ) -> tuple[dict[str, Any] | None, int]:
         if self.asked.logprobs is None:
             return None, offset
-        texts = [self._token_text(one.sampled_token_ids[0]) for one in tokens]
+        text_of = self._frontend.token_bytes.text
+        texts = [text_of(one.sampled_token_ids[0]) for one in tokens]
         offsets = []
         for text in texts:
             offsets.append(offset)
@@ -190,9 +197,10 @@ class _Text(Form):
         top = []
         for one in tokens:
             named: dict[str, float] = {}
-            for token, value in _most_probable(one, self.asked.logprobs):
+            own = (one.sampled_token_ids[0], one.token_log_probabilities[0])
+            for token, value in (*_most_probable(one, self.asked.logprobs), own):
                 # Of tokens with the same text, such as parts of characters, the first counts.
-                named.setdefault(self._token_text(token), value)
+                named.setdefault(text_of(token), value)
             top.append(named)
         values = list(chain.from_iterable(one.token_log_probabilities for one in tokens))
         found = {
@@ -205,7 +213,7 @@ class _Text(Form):
 
 
 def form_of(
-    asked: Asked, model: str, prompts: Sequence[Sequence[int]], token_text: TokenText
+    asked: Asked, model: str, prompts: Sequence[Sequence[Choice]], frontend: Frontend
 ) -> Form:
     """The form in which a request is answered."""
-    return (_Chat if asked.path == CHAT else _Text)(asked, model, prompts, token_text)
+    return (_Chat if asked.path == CHAT else _Text)(asked, model, prompts, frontend)

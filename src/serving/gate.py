@@ -1,42 +1,79 @@
-"""What every request passes before and behind its handler."""
+"""What every request passes, and the paths that are there before the model is."""
 
 from __future__ import annotations
 
 import hmac
 import logging
-import re
 import uuid
-from collections.abc import MutableMapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Final, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
-from .max_server import METRICS
-from .refusal import Refused, error_body
+from .refusal import Refused, error_body, shown, to_json
 from .state import State
 
-__all__ = ["Gate"]
+__all__ = ["JSON", "Gate", "Handler", "Interface"]
 
 logger = logging.getLogger(__name__)
 
+JSON: Final = "application/json"
+"""The content type of almost all answers."""
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+"""Answers a request, or raises `Refused`."""
+
 _CLIENT_GONE: Final = 499
 """What nginx counts a request as whose client has left."""
-_COUNTED: Final = re.compile(r"/v1/[a-z/]+")
+
+_POLICY: Final = (
+    "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline';"
+    " script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The page loads nothing from elsewhere."""
+
+
+class Interface(Protocol):
+    """The paths that need the model."""
+
+    def find(self, path: str) -> tuple[str, Handler] | None:
+        """Method and handler of a path, if it is one of them."""
+        ...
+
+    def count(self, path: str, status: int) -> None:
+        """Counts an answered request."""
+        ...
 
 
 class Gate:
-    """Asks for the key, waits for nobody, and answers whatever goes wrong in JSON.
+    """Asks for the key, sends away what comes too early, and says in JSON what goes wrong.
 
     Args:
-        app: what is behind it.
         api_key: what requests to `/v1` have to bring; None: nothing.
+        page: whether there is a page at `/`.
+
+    Attributes:
+        interface: what answers once the model is there.
     """
 
-    def __init__(self, app: ASGIApp, state: State, api_key: str | None) -> None:
-        self._app = app
+    def __init__(self, state: State, *, api_key: str | None, page: bool) -> None:
         self._state = state
-        self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
+        self._key = None if api_key is None else api_key.encode()
+        self.interface: Interface | None = None
+        self._paths: dict[str, Handler] = {
+            "/status": self._status,
+            "/health": self._ready,
+            "/health/ready": self._ready,
+            "/health/live": self._alive,
+            "/version": self._version,
+        }
+        if page:
+            self._paths["/"] = self._page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on."""
@@ -53,42 +90,107 @@ class Gate:
             await send(message)
 
         try:
-            try:
-                self._check(scope)
-                await self._app(scope, receive, counted)
-            except Refused as error:
-                if not begun:
-                    await _answer(counted, error.status, error.body, error.headers)
-            except ClientDisconnect:
-                status = _CLIENT_GONE
-            except Exception:
-                logger.exception("Request %s failed:", request_id)
-                if begun:
-                    raise
-                message = f"the request failed; the server's log says more of {request_id}"
-                await _answer(counted, 500, error_body(500, message), {})
+            response = await self._respond(scope, receive)
+            await response(scope, receive, counted)
+        except Refused as error:
+            if not begun:
+                await refusal(error)(scope, receive, counted)
+        except ClientDisconnect:
+            status = _CLIENT_GONE
+        except Exception:
+            logger.exception("Request %s failed:", request_id)
+            if begun:
+                raise
+            text = f"the request failed; the server's log says more of {request_id}"
+            await Response(error_body(500, text), 500, media_type=JSON)(scope, receive, counted)
         finally:
-            if _COUNTED.fullmatch(scope["path"]):
-                METRICS.request_count(status, scope["path"])
+            if self.interface is not None:
+                self.interface.count(scope["path"], status)
 
-    def _check(self, scope: Scope) -> None:
-        if not scope["path"].startswith("/v1/"):
-            return
-        if self._authorization is not None:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._authorization):
+    async def _respond(self, scope: Scope, receive: Receive) -> Response:
+        path, asked = scope["path"], scope["method"]
+        headers = dict(scope["headers"])
+        if path.startswith("/v1/"):
+            self._check_key(headers.get(b"authorization", b""))
+            _check_origin(headers)
+        if path.startswith("/v1/") or (path == "/metrics" and self.interface is None):
+            self._state.check()
+        if path in self._paths:
+            method, handler = "GET", self._paths[path]
+        else:
+            found = None if self.interface is None else self.interface.find(path)
+            if found is None:
                 raise Refused(
-                    "the API key is missing or wrong; send the header Authorization: Bearer KEY",
-                    status=401,
-                    headers={"WWW-Authenticate": "Bearer"},
+                    f"{shown(path)} is not served; /v1/chat/completions, /v1/completions and"
+                    " /v1/models are",
+                    status=404,
                 )
+            method, handler = found
+        # A server leaves the body of an answer to HEAD out.
+        if asked != method and (asked, method) != ("HEAD", "GET"):
+            raise Refused(
+                f"{path} does not take {shown(asked)}; send {method}",
+                status=405,
+                headers={"Allow": method},
+            )
+        return await handler(Request(scope, receive))
+
+    def _check_key(self, authorization: bytes) -> None:
+        scheme, _, key = authorization.partition(b" ")
+        if self._key is not None and not (
+            scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+        ):
+            raise Refused(
+                "the API key is missing or wrong; send the header Authorization: Bearer KEY",
+                status=401,
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _status(self, request: Request) -> Response:
+        """What runs, and how far it is."""
+        state = self._state
+        found = {"state": state.name, "phase": state.phase, **state.about}
+        return _json({**found, "version": version("unispec")})
+
+    async def _ready(self, request: Request) -> Response:
+        """Whether requests are answered; else 503 says why not."""
         self._state.check()
+        return _json({"status": "ready"})
+
+    async def _alive(self, request: Request) -> Response:
+        """Whether the server runs, ready or not."""
+        return _json({"status": self._state.name})
+
+    async def _version(self, request: Request) -> Response:
+        return _json({"version": version("unispec")})
+
+    async def _page(self, request: Request) -> Response:
+        text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
 
 
-async def _answer(
-    send: Send, status: int, body: bytes, headers: MutableMapping[str, str] | dict[str, Any]
-) -> None:
-    own = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in own.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
+def refusal(error: Refused) -> Response:
+    """An error as an answer."""
+    return Response(error.body, error.status, error.headers, JSON)
+
+
+def _check_origin(headers: Mapping[bytes, bytes]) -> None:
+    """Refuses what a page of another site makes a browser send.
+
+    Raises:
+        Refused: with 403.
+    """
+    origin = headers.get(b"origin")
+    if origin is None:
+        return
+    hosts = {headers.get(name, b"").decode("latin-1") for name in (b"host", b"x-forwarded-host")}
+    if urlsplit(origin.decode("latin-1")).netloc not in hosts:
+        raise Refused(
+            f"a page of {shown(origin.decode('latin-1'))} asks, which is another site; send the"
+            " request from a program",
+            status=403,
+        )
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type=JSON)

@@ -35,7 +35,8 @@ def bind(host: str, port: int, option: str) -> socket.socket:
     except OSError as error:
         bound.close()
         raise InputError(
-            f"{option} {port} of {host} cannot be used ({error.strerror}); choose another"
+            f"{option} {port} of {host} cannot be used ({error.strerror}); choose another port or"
+            " address"
         ) from None
     return bound
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class _Loader:
     """Of MAX's registry."""
     ending: Event
     """Set when the server wants the worker to end."""
+    server: int
+    """The process that wants it."""
 
     def __call__(self) -> Any:
         self._outlast_signals()
@@ -93,7 +96,7 @@ class _Loader:
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, terminate)
-        end_with_parent()
+        end_with_parent(self.server)
 
 
 class ModelWorker:
@@ -101,7 +104,7 @@ class ModelWorker:
 
     def __init__(self, proxy: Any) -> None:
         self._proxy = proxy
-        self._ended: str | None = None
+        self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def stream(self, context: ServedContext) -> AsyncGenerator[ServedOutput, None]:
@@ -112,8 +115,8 @@ class ModelWorker:
         Raises:
             WorkerEnded: there is no worker any more.
         """
-        if self._ended is not None:
-            raise WorkerEnded(self._ended)
+        if self._ended:
+            raise WorkerEnded("it is gone")
         self._proxy.note_awaiting_admission(1)
         try:
             source = await self._proxy.stream(context.request_id, context)
@@ -155,7 +158,7 @@ class ModelWorker:
         except MaxInputError as error:
             # What a grammar's compiler says stands behind MAX's own words.
             said = str(error).rpartition("From llguidance: ")[2]
-            end = Rejected(said) if self._ended is None else WorkerEnded(self._ended)
+            end = WorkerEnded("it is gone") if self._ended else Rejected(said)
         except Exception as error:
             end = error
         found.put_nowait(end)
@@ -165,7 +168,7 @@ class ModelWorker:
 
         MAX's scheduler forgets a cancellation that overtakes its request.
         """
-        while not reading.done():
+        while not (self._ended or reading.done()):
             self._proxy.cancel(request_id)
             await asyncio.wait({reading}, timeout=_ASK_AGAIN_S)
 
@@ -176,11 +179,12 @@ class ModelWorker:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def end(self, reason: str) -> None:
+    async def close(self) -> None:
         """Lets every request that waits for outputs know that none will come."""
-        self._ended = reason
+        self._ended = True
         for queue in self._proxy.pending_out_queues.values():
-            queue.put_nowait((0.0, SchedulerResult.failed(reason)))
+            queue.put_nowait((time.monotonic(), SchedulerResult.failed("")))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -220,13 +224,12 @@ async def start_worker(
         # are spawned would not find the packages of a virtual environment.
         os.unsetenv(_PYTHON)
     ending = get_context("spawn").Event()
-    worker: ModelWorker | None = None
     try:
         async with start_process_consumer(settings, MetricsCommit()) as controller:
             metrics = controller.Client()
             METRICS.configure(client=metrics)
             async with start_model_worker(
-                _Loader(factory, ending),
+                _Loader(factory, ending, os.getpid()),
                 config,
                 settings,
                 metrics,
@@ -238,13 +241,12 @@ async def start_worker(
                 try:
                     yield worker
                 finally:
+                    await worker.close()
                     ending.set()
     except BaseException as error:
         ended = _exit_behind(error)
         if ended is None:
             raise
-        if worker is not None:
-            worker.end(str(ended))
         told = str(ended) == str(SubprocessExit(INPUT_ERROR_STATUS))
         raise WorkerEnded(str(ended), told=told) from None
 

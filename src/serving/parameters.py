@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from reprlib import Repr
 from typing import Any, Final
 
 from unispec.errors import InputError
@@ -13,9 +12,9 @@ from unispec.pipelines.runtime.sampling_params import is_integer
 from unispec.sampling.grammar import Grammar
 from unispec.sampling.ranges import RANGES
 
-from .refusal import Refused
+from .refusal import Refused, shown
 
-__all__ = ["CHAT", "MAX_CHOICES", "PARAMETERS", "TEXT", "Parameter", "is_text", "shown"]
+__all__ = ["CHAT", "MAX_CHOICES", "MAX_ROWS", "PARAMETERS", "TEXT", "Parameter", "is_text"]
 
 CHAT: Final = "/v1/chat/completions"
 """The path of conversations."""
@@ -23,13 +22,17 @@ CHAT: Final = "/v1/chat/completions"
 TEXT: Final = "/v1/completions"
 """The path of prompts without roles."""
 
-_SHOWN: Final = Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
-
 MAX_CHOICES: Final = 8
 """Most answers to one prompt."""
 
+MAX_ROWS: Final = 128
+"""Most answers to all prompts of a request."""
+
 _MAX_STOPS: Final = 64
+_MAX_STOP_CHARACTERS: Final = 4000
+_MAX_BIASES: Final = 1024
+_MAX_GRAMMAR_CHARACTERS: Final = 1 << 18
+_MAX_OPTIONAL_PROPERTIES: Final = 300
 _MAX_TOP_LOGPROBS: Final = 20
 _MAX_SALT: Final = 512
 _LARGEST_COUNT: Final = 2**31 - 1
@@ -68,22 +71,21 @@ class Parameter:
             raise Refused(f"{self.name}: {error}", param=self.name) from error
 
 
-def shown(value: Any) -> str:
-    """A value as an error shows it: short, as JSON writes it where that is short."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return _SHOWN.repr(value)
-
-
 def is_text(value: Any) -> bool:
     """Whether it is a string of characters; half a surrogate pair is none."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _within(low: float, high: float) -> Callable[[Any], int]:
+def _within(low: int, high: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if not is_integer(value) or not low <= value <= high:
-            raise _Wrong(f"give an integer from {low:.0f} to {high:.0f}")
+            raise _Wrong(f"give an integer from {low} to {high}")
         return int(value)
 
     return read
@@ -124,18 +126,24 @@ def _stop(value: Any) -> list[str]:
         raise _Wrong("give a text or a list of texts, of at least one character each")
     if len(texts) > _MAX_STOPS:
         raise _Wrong(f"give at most {_MAX_STOPS} texts")
+    if sum(map(len, texts)) > _MAX_STOP_CHARACTERS:
+        raise _Wrong(f"give at most {_MAX_STOP_CHARACTERS} characters in all")
     return texts
 
 
 def _token_ids(value: Any) -> list[int]:
     if not isinstance(value, list) or not all(map(is_integer, value)):
         raise _Wrong("give a list of token ids")
+    if len(value) > _MAX_STOPS:
+        raise _Wrong(f"give at most {_MAX_STOPS} token ids")
     return value
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise _Wrong('give an object of token ids and numbers, {"42": -100}')
+    if len(value) > _MAX_BIASES:
+        raise _Wrong(f"give at most {_MAX_BIASES} token ids")
     bias = {}
     for token, added in value.items():
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
@@ -151,9 +159,33 @@ def _schema(schema: Any) -> Grammar:
         raise _Wrong("give a JSON schema, which is an object")
     try:
         text = json.dumps(schema)
+        optional = _optional_properties(schema)
     except RecursionError:
         raise _Wrong("it is nested too deep") from None
+    if len(text) > _MAX_GRAMMAR_CHARACTERS:
+        raise _Wrong(f"give a schema of at most {_MAX_GRAMMAR_CHARACTERS} characters")
+    if optional > _MAX_OPTIONAL_PROPERTIES:
+        raise _Wrong(
+            f"it has {optional} properties that are not required; make it at most"
+            f" {_MAX_OPTIONAL_PROPERTIES}"
+        )
     return Grammar(kind="json_schema", text=text)
+
+
+def _optional_properties(schema: Any) -> int:
+    """How many properties of a schema's objects may be left out; compiling takes their square."""
+    if isinstance(schema, list):
+        return sum(map(_optional_properties, schema))
+    if not isinstance(schema, dict):
+        return 0
+    properties, required = schema.get("properties"), schema.get("required")
+    named = properties.keys() if isinstance(properties, dict) else set()
+    needed = (
+        {name for name in required if isinstance(name, str)}
+        if isinstance(required, list)
+        else set()
+    )
+    return len(named - needed) + sum(map(_optional_properties, schema.values()))
 
 
 def _response_format(value: Any) -> Grammar | None:
@@ -182,7 +214,9 @@ def _structured_outputs(value: Any) -> Grammar:
                 raise _Wrong("its schema is no JSON") from None
         return _schema(schema)
     if not is_text(value["regex"]) or not value["regex"]:
-        raise _Wrong("give a pattern of at least one character")
+        raise _Wrong("give a pattern of whole characters, at least one")
+    if len(value["regex"]) > _MAX_GRAMMAR_CHARACTERS:
+        raise _Wrong(f"give a pattern of at most {_MAX_GRAMMAR_CHARACTERS} characters")
     return Grammar(kind="regex", text=value["regex"])
 
 
@@ -217,11 +251,9 @@ def _sampled(name: str, effect: str) -> Parameter:
     return Parameter(name, str(RANGES[name]), effect, _number(name))
 
 
-def _counted(
-    name: str, low: float, high: float, effect: str, *endpoints: str, read: Any = None
-) -> Parameter:
-    allowed = f"{low:.0f} to {high:.0f}"
-    return Parameter(name, allowed, effect, read or _within(low, high), endpoints or (CHAT, TEXT))
+def _counted(name: str, low: int, high: int, effect: str, *endpoints: str) -> Parameter:
+    allowed = f"{low} to {high}"
+    return Parameter(name, allowed, effect, _within(low, high), endpoints or (CHAT, TEXT))
 
 
 def _refused(name: str, *neutral: Any, endpoints: tuple[str, ...] = (CHAT, TEXT)) -> Parameter:
@@ -249,7 +281,8 @@ _ALL: Final = (
         "min_tokens",
         0,
         _LARGEST_COUNT,
-        "The answer does not end before it has so many tokens. Default: 0.",
+        "The answer does not end before it has so many tokens; stop texts are looked for behind"
+        " them. Default: 0.",
     ),
     _sampled(
         "temperature",
@@ -293,18 +326,21 @@ _ALL: Final = (
     ),
     Parameter(
         "logit_bias",
-        "an object of token ids and numbers, -100 to 100",
+        f"an object of up to {_MAX_BIASES} token ids and numbers, -100 to 100",
         "Added to the logits of these tokens.",
         _logit_bias,
     ),
     Parameter(
         "stop",
-        f"a text, or up to {_MAX_STOPS} of them",
+        f"a text, or up to {_MAX_STOPS} of them; {_MAX_STOP_CHARACTERS} characters in all",
         "The answer ends before the first of them.",
         _stop,
     ),
     Parameter(
-        "stop_token_ids", "a list of token ids", "Each ends the answer, as EOS does.", _token_ids
+        "stop_token_ids",
+        f"up to {_MAX_STOPS} token ids",
+        "Each ends the answer, as EOS does.",
+        _token_ids,
     ),
     Parameter("ignore_eos", "true or false", "Go on after EOS. Default: false.", _flag),
     Parameter(

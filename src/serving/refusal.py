@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from reprlib import Repr
 from types import MappingProxyType
 from typing import Any, Final
 
-__all__ = ["Refused", "error_body", "to_json"]
+__all__ = ["Refused", "error_body", "shown", "to_json"]
 
 _TYPES: Final[Mapping[int, str]] = MappingProxyType(
     {401: "authentication_error", 429: "rate_limit_error"}
 )
+
+_SHOWN: Final = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
 class Refused(Exception):
@@ -53,3 +57,10 @@ def error_body(status: int, message: str, param: str | None = None) -> bytes:
 def to_json(value: Any) -> bytes:
     """Compact JSON in ASCII, which holds what is no valid UTF-8 as escapes."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, as JSON writes it where that is short."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return _SHOWN.repr(value)

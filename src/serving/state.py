@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from .max_server import ModelWorker
 from .refusal import Refused
 
 __all__ = ["State"]
@@ -16,32 +16,33 @@ _Name: TypeAlias = Literal["starting", "ready", "stopping"]
 class State:
     """Changed by the server, looked at by every request.
 
+    Args:
+        about: what is known of the model before it is read: its name, draft and limits.
+
     Attributes:
         name: in one word.
         phase: what it is doing, in words.
+        about: what runs.
         created: seconds since 1970, when the server began.
+        stopping: set when no further request is taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, about: dict[str, Any]) -> None:
         self.name: _Name = "starting"
-        self.phase = "starting the model's process"
+        self.phase = "starting MAX"
+        self.about = about
         self.created = int(time.time())
-        self._worker: ModelWorker | None = None
+        self.stopping = asyncio.Event()
 
-    @property
-    def worker(self) -> ModelWorker:
-        """The process that answers; `check` has passed."""
-        assert self._worker is not None
-        return self._worker
-
-    def begin(self, worker: ModelWorker) -> None:
+    def begin(self) -> None:
         """Lets requests in."""
-        self._worker = worker
-        self.name, self.phase = "ready", "answering requests"
+        if self.name == "starting":
+            self.name, self.phase = "ready", "answering requests"
 
     def stop(self) -> None:
         """Lets no further request in."""
         self.name, self.phase = "stopping", "finishing the answers that have begun"
+        self.stopping.set()
 
     def check(self) -> None:
         """Refuses what cannot be answered now.

@@ -16,7 +16,7 @@ from prometheus_client import (
 from .max_server import METRICS
 from .refusal import Refused
 
-__all__ = ["Meter", "Place", "Statistics"]
+__all__ = ["Meter", "Places", "Statistics"]
 
 _PREFIX: Final = "vllm:spec_decode_num_"
 
@@ -33,15 +33,15 @@ class _Window:
 
 
 class Statistics:
-    """Counts over all requests.
+    """Counts over all answers.
 
     Args:
         model_name: label of the counters.
-        max_queue_size: most requests that wait for their first token; None: any number.
+        max_queue_size: most answers that wait for their first token; None: any number.
 
     Attributes:
+        waiting: answers without a token yet.
         running: answers that have begun and not ended.
-        waiting: requests without a token yet.
     """
 
     def __init__(self, model_name: str, max_queue_size: int | None = None) -> None:
@@ -60,30 +60,26 @@ class Statistics:
         self._model_name = model_name
         self._window = _Window(time.monotonic())
         self._max_queue_size = max_queue_size
-        self.running = 0
         self.waiting = 0
+        self.running = 0
 
-    def queue(self) -> Place:
-        """Lets a request wait for its first token.
+    def queue(self, answers: int) -> Places:
+        """Lets a request's answers wait for their first tokens.
 
         Raises:
             Refused: as many wait as may; with 429.
         """
         if self._max_queue_size is not None and self.waiting >= self._max_queue_size:
             raise Refused(
-                f"{self.waiting} requests wait already, as many as this server takes; try again"
-                " later",
+                f"{self.waiting} answers wait for their first token already, as many as this server"
+                " lets wait; try again later",
                 status=429,
                 headers={"Retry-After": "1"},
             )
-        return Place(self)
-
-    def request(self) -> Meter:
-        """Counts one answer, from now on."""
-        return Meter(self)
+        return Places(self, answers)
 
     def took(self, tokens: int, drafted: int, accepted: int) -> None:
-        """Counts what a step brought for one row."""
+        """Counts what a step brought for one answer."""
         window = self._window
         window.tokens += tokens
         if not drafted:
@@ -101,11 +97,10 @@ class Statistics:
     def line(self) -> str | None:
         """What happened since the last call, in one line; None if nothing did."""
         window, self._window = self._window, _Window(time.monotonic())
-        if not window.tokens and not self.running:
+        if not (window.tokens or self.running or self.waiting):
             return None
         rate = window.tokens / max(self._window.began - window.began, 1e-9)
-        running = self.running - self.waiting
-        parts = [f"{running} running", f"{self.waiting} waiting", f"{rate:.1f} tokens/s"]
+        parts = [f"{self.running} running", f"{self.waiting} waiting", f"{rate:.1f} tokens/s"]
         if window.drafts:
             length = 1 + window.accepted / window.drafts
             share = window.accepted / window.drafted
@@ -117,47 +112,56 @@ class Statistics:
         return generate_latest(self._registry)
 
 
-class Place:
-    """A request's, among those that wait."""
+class Places:
+    """Those of one request's answers among all that wait."""
 
-    def __init__(self, statistics: Statistics) -> None:
-        self._statistics: Statistics | None = statistics
-        statistics.waiting += 1
+    def __init__(self, statistics: Statistics, answers: int) -> None:
+        self.statistics = statistics
+        self._open = answers
+        statistics.waiting += answers
+        METRICS.reqs_running(1)
+
+    def take(self) -> None:
+        """One of the answers begins."""
+        self._open -= 1
+        self.statistics.waiting -= 1
 
     def leave(self) -> None:
-        """Makes room for another, once."""
-        if self._statistics is not None:
-            self._statistics.waiting -= 1
-            self._statistics = None
+        """The request has ended; what has not begun waits no longer."""
+        if self._open >= 0:
+            self.statistics.waiting -= self._open
+            METRICS.reqs_running(-1)
+        self._open = -1
 
 
 class Meter:
-    """One answer's part in MAX's metrics."""
+    """One answer's part in the counts."""
 
-    def __init__(self, statistics: Statistics) -> None:
-        self._statistics = statistics
+    def __init__(self, places: Places) -> None:
+        self._places = places
         self._began = self._last = time.monotonic()
         self._first: float | None = None
         self._tokens = 0
-        statistics.running += 1
-        METRICS.reqs_running(1)
 
     def took(self, tokens: int, drafted: int, accepted: int) -> None:
         """Counts what a step brought."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
+            self._places.take()
+            self._places.statistics.running += 1
             METRICS.ttft((now - self._began) * 1e3)
         else:
             METRICS.itl((now - self._last) * 1e3)
         self._last = now
         self._tokens += tokens
-        self._statistics.took(tokens, drafted, accepted)
+        self._places.statistics.took(tokens, drafted, accepted)
 
     def end(self) -> None:
         """Counts the whole answer."""
-        self._statistics.running -= 1
-        METRICS.reqs_running(-1)
         METRICS.output_tokens(self._tokens)
-        if self._first is not None and self._tokens > 1:
+        if self._first is None:
+            return
+        self._places.statistics.running -= 1
+        if self._tokens > 1:
             METRICS.time_per_output_token((self._last - self._first) * 1e3 / (self._tokens - 1))

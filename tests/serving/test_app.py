@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -18,12 +19,11 @@ from tiny import TinyPair
 from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.served.context import ServedContext
 from unispec.pipelines.served.output import ServedOutput
-from unispec.serving.app import App, make_app
 from unispec.serving.frontend import Frontend
 from unispec.serving.gate import Gate
-from unispec.serving.max_server import Rejected, WorkerEnded
+from unispec.serving.interface import ModelInterface
+from unispec.serving.max_server import METRICS, Rejected, WorkerEnded
 from unispec.serving.parameters import CHAT, PARAMETERS, TEXT
-from unispec.serving.refusal import Refused
 from unispec.serving.state import State
 from unispec.serving.statistics import Statistics
 
@@ -66,7 +66,7 @@ class Worker:
 
 
 class Serving:
-    def __init__(self, pair: TinyPair, api_key: str | None = None) -> None:
+    def __init__(self, pair: TinyPair, **options: Any) -> None:
         config = EngineConfig(
             model=str(pair.target),
             draft_model=str(pair.draft),
@@ -75,11 +75,14 @@ class Serving:
         )
         self.frontend = Frontend(config, MODEL_NAME, Engine(config))
         self.worker = Worker()
-        self.state = State()
-        self.statistics = Statistics(MODEL_NAME)
-        app = App(self.frontend, self.state, self.statistics, "http://127.0.0.1:9/metrics")
-        self.app: Gate = make_app(app, api_key=api_key, page=True)
-        self.state.begin(self.worker)  # type: ignore[arg-type]
+        self.state = State({"model": MODEL_NAME})
+        self.statistics = Statistics(MODEL_NAME, options.pop("max_queue_size", None))
+        self.app = Gate(self.state, api_key=options.pop("api_key", None), page=True)
+        worker: Any = self.worker
+        self.app.interface = ModelInterface(
+            self.frontend, worker, self.state, self.statistics, "http://127.0.0.1:9/metrics"
+        )
+        self.state.begin()
 
     def run(self, ask: Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]) -> httpx.Response:
         async def asked() -> httpx.Response:
@@ -92,9 +95,9 @@ class Serving:
     def get(self, path: str, method: str = "GET") -> httpx.Response:
         return self.run(lambda client: client.request(method, path))
 
-    def post(self, path: str, content: Any) -> httpx.Response:
+    def post(self, path: str, content: Any, **headers: str) -> httpx.Response:
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-        return self.run(lambda client: client.post(path, content=raw))
+        return self.run(lambda client: client.post(path, content=raw, headers=headers))
 
 
 @pytest.fixture(scope="module")
@@ -157,17 +160,19 @@ def test_what_the_worker_does_not_take(
         assert answer.status_code == status and said in message(answer)
 
 
-def test_more_than_may_wait_are_sent_away() -> None:
-    first = Statistics(MODEL_NAME, max_queue_size=1)
-    place = first.queue()
-    with pytest.raises(Refused) as caught:
-        first.queue()
-    assert caught.value.status == 429 and caught.value.headers == {"Retry-After": "1"}
-    assert "1 requests wait already" in str(caught.value)
-    place.leave()
-    place.leave()
-    assert first.waiting == 0
-    first.queue()
+def test_more_than_may_wait_are_sent_away(chat_pair: TinyPair) -> None:
+    serving = Serving(chat_pair, max_queue_size=2)
+    waiting = serving.statistics.queue(3)
+    answer = serving.post(TEXT, {"prompt": "ab"})
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+    assert message(answer).startswith("3 answers wait for their first token already")
+    waiting.take()
+    assert serving.post(TEXT, {"prompt": "ab"}).status_code == 429
+    waiting.leave()
+    waiting.leave()
+    assert serving.statistics.waiting == 0
+    assert serving.post(TEXT, {"prompt": "ab", "n": 8}).status_code == 200
+    assert (serving.statistics.waiting, serving.statistics.running) == (0, 0)
 
 
 def test_what_the_worker_does_not_begin_is_a_400(serving: Serving) -> None:
@@ -189,7 +194,7 @@ def test_every_request_is_taken_out_when_one_fails(serving: Serving) -> None:
     answer = serving.post(TEXT, {"prompt": ["ab", "cd"], "n": 4, "stream": True})
     assert "the model's process has ended" in answer.text
     assert serving.worker.closed == len(serving.worker.requests)
-    assert serving.statistics.running == 0
+    assert (serving.statistics.waiting, serving.statistics.running) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +329,95 @@ def test_a_prompt_that_cannot_fit_is_not_read(serving: Serving) -> None:
     ):
         answer = serving.post(path, body)
         assert answer.status_code == 400
-        assert message(answer) == (
-            "the prompt has 3000 characters, more than 512 tokens can hold: shorten it"
-        )
+        assert message(answer).startswith("the prompt has 30")
+        assert message(answer).endswith("characters, more than 512 tokens can hold: shorten it")
+
+
+def test_only_one_answer_is_tried_where_the_first_fails(serving: Serving) -> None:
+    serving.worker.steps, serving.worker.error = [], Rejected("the regex '(' cannot be used")
+    schema = {"structured_outputs": {"regex": "("}}
+    answer = serving.post(TEXT, {"prompt": "ab", "n": 8, **schema})
+    assert answer.json()["error"]["param"] == "structured_outputs"
+    assert len(serving.worker.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"stop_token_ids": [256]}, "stop_token_ids", "stop_token_ids has token id 256; the model"),
+        ({"logit_bias": {"256": 1}}, "logit_bias", "logit_bias has token id 256; the model's are"),
+        ({"min_tokens": 20}, "min_tokens", "min_tokens is 20, but there is room for 16 tokens"),
+        (
+            {"prompt": "ab" * 200, "min_tokens": 400, "max_tokens": 500},
+            "min_tokens",
+            "min_tokens is 400, but the prompt has room for",
+        ),
+        ({"prompt": ["a"] * 17, "n": 8}, "n", "17 prompts with n 8 are 136 answers; ask for at"),
+    ],
+)
+def test_errors_name_the_parameter(
+    serving: Serving, fields: dict[str, Any], param: str, said: str
+) -> None:
+    answer = serving.post(TEXT, {"prompt": "ab", **fields})
+    assert answer.status_code == 400
+    assert message(answer).startswith(said), message(answer)
+    assert "new_tokens" not in message(answer) and "max_length" not in message(answer)
+    assert answer.json()["error"]["param"] == param
+
+
+def test_keys_and_sites(chat_pair: TinyPair) -> None:
+    serving = Serving(chat_pair, api_key="secret")
+    body = {"prompt": "ab"}
+    for wrong in ("", "secret", "Bearer other", "Basic secret"):
+        assert serving.post(TEXT, body, authorization=wrong).status_code == 401
+    for right in ("Bearer secret", "bearer secret"):
+        assert serving.post(TEXT, body, authorization=right).status_code == 200
+    own = {"authorization": "Bearer secret", "origin": "http://test"}
+    assert serving.post(TEXT, body, **own).status_code == 200
+    other = serving.post(TEXT, body, **{**own, "origin": "http://elsewhere.example"})
+    assert other.status_code == 403 and "'http://elsewhere.example'" in message(other)
+
+
+def test_texts_that_would_take_long_do_not(serving: Serving) -> None:
+    """Their cost is that of the answer, not of what is looked for."""
+    began = time.perf_counter()
+    serving.worker.steps = [[70] * 50] * 8 + [[2]]
+    letter = serving.frontend.engine.tokenizer.decode([70])
+    stops = [letter * 1990 + "x", letter * 1990 + "y"]
+    answer = serving.post(TEXT, {"prompt": "ab", "max_tokens": 500, "stop": stops})
+    assert answer.json()["choices"][0]["text"] == letter * 400
+    assert time.perf_counter() - began < 2
+    assert serving.post(TEXT, {"prompt": "ab", "stop": "z" * 4001}).status_code == 400
+    properties = {f"p{number}": {} for number in range(301)}
+    schema = {"type": "object", "properties": properties}
+    refused = serving.post(TEXT, {"prompt": "ab", "structured_outputs": {"json": schema}})
+    assert "it has 301 properties that are not required; make it at most 300" in message(refused)
+    required = {**schema, "required": list(properties)}
+    accepted = serving.post(TEXT, {"prompt": "ab", "structured_outputs": {"json": required}})
+    assert accepted.status_code == 200
+
+
+def test_labels_are_not_the_clients_to_choose(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[int, str]] = []
+    monkeypatch.setattr(METRICS, "request_count", lambda *labels: counted.append(labels))
+    for path in ("/v1/made/up", "/v1/models/x", "/nowhere", TEXT):
+        serving.post(path, {"prompt": "ab"})
+    assert counted == [(200, TEXT)]
+
+
+def test_a_body_that_does_not_arrive_ends_with_the_server(chat_pair: TinyPair) -> None:
+    serving = Serving(chat_pair)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        serving.state.stop()
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": TEXT, "headers": []}
+    asyncio.run(asyncio.wait_for(serving.app(scope, receive, send), 5))
+    assert sent[0]["status"] == 503

@@ -112,6 +112,7 @@ def test_a_killed_worker_ends_the_server(chat_pair: TinyPair) -> None:
         assert process.wait(10) == 1
         assert time.monotonic() - began < 10
         assert any("The model's process has ended (Killed)" in line for line in lines), lines
+        assert not any("Traceback" in line for line in lines), lines
         assert not children(process.pid)
     finally:
         process.kill()
@@ -192,7 +193,9 @@ def check_queue(client: httpx.Client) -> None:
         (["--model", "nowhere"], "nowhere"),
         (["--ssl-certfile", __file__], "HTTPS needs --ssl-certfile and --ssl-keyfile"),
         (["--ssl-certfile", __file__, "--ssl-keyfile", __file__], "cannot be used"),
-        (["--api-key", " "], "the API key is empty"),
+        (["--api-key", " "], "the API key is empty, or has spaces"),
+        (["--served-model-name", ""], "--served-model-name is empty"),
+        (["--port", "8777", "--metrics-port", "8777"], "--port and --metrics-port are both 8777"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid is not known"),
         (["--max-queue-size", "0"], "0 is not in the range x>=1"),
     ],

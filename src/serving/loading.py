@@ -1,0 +1,53 @@
+"""What takes time before a server answers: MAX, the model's configuration and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unispec.engine import Engine, EngineConfig
+from unispec.engine.served_config import Served, served_pipeline
+
+from .config import ServeConfig
+from .frontend import Frontend, name_of
+
+__all__ = ["Loaded", "load"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is known, and not in memory yet."""
+
+    frontend: Frontend
+    """Checks what clients ask."""
+    served: Served
+    """Makes the pipeline, in a process of its own."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What clients may know of it."""
+        config, engine = self.frontend.config, self.frontend.engine
+        draft = config.draft_model
+        return {
+            "model": self.frontend.model_name,
+            "target": name_of(config.model),
+            "draft": None if draft is None else name_of(draft),
+            "speculative_method": config.speculative_method,
+            "num_speculative_tokens": engine.max_speculative_tokens or None,
+            "max_length": engine.max_length,
+            "max_batch_size": config.max_batch_size,
+        }
+
+
+def load(
+    config: EngineConfig, serve_config: ServeConfig, on_progress: Callable[[str], None]
+) -> Loaded:
+    """Reads configuration and tokenizer; weights of a repository are downloaded.
+
+    Raises:
+        InputError: a model or draft that cannot be used.
+    """
+    engine = Engine(config, on_progress=on_progress)
+    frontend = Frontend(config, serve_config.served_model_name, engine)
+    return Loaded(frontend, served_pipeline(config))
