@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from max.pipelines.context import SamplingParams
 from prompts import random_prompt
+from reference.distribution import target_distribution
+from reference.philox import numbers
+from reference.target import TargetReference
 from servers import MODEL_NAME, PRESET, TEMPLATE, Served
 
 from unispec.engine import Engine, Request, Result
 from unispec.sampling.grammar import Grammar
+from unispec.sampling.seeds import Stream
 
 pytestmark = pytest.mark.compiles(PRESET)
 
@@ -387,8 +392,12 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-def test_two_hundred_requests_that_join_and_leave(server: Served, eagle_engine: Engine) -> None:
-    """Each is what it is alone; some clients leave in the middle."""
+def test_two_hundred_requests_that_join_and_leave(
+    server: Served,
+    eagle_engine: Engine,
+    tiny_target: Callable[[str], TargetReference],
+) -> None:
+    """Each is what it is alone, up to rounding; some clients leave in the middle."""
 
     def ask(number: int) -> list[list[int]] | None:
         tokens = prompt(number % 23, 3 + number * 7 % 150)
@@ -404,10 +413,48 @@ def test_two_hundred_requests_that_join_and_leave(server: Served, eagle_engine: 
 
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(ask, range(200)))
+    target, rounded = tiny_target(PRESET), 0
     for number, answers in enumerate(found):
-        if answers is not None:
-            expected = alone(eagle_engine, number)
-            assert answers == expected, (number, KINDS[number % len(KINDS)])
+        if answers is None:
+            continue
+        fields = KINDS[number % len(KINDS)]
+        tokens = prompt(number % 23, 3 + number * 7 % 150)
+        for at, (ours, theirs) in enumerate(zip(answers, alone(eagle_engine, number), strict=True)):
+            if ours != theirs:
+                assert is_rounding(target, tokens, ours, theirs, at, fields), (number, at, fields)
+                rounded += 1
+    # Of some 4,000 tokens that are drawn.
+    assert rounded <= 3
+
+
+def is_rounding(
+    target: TargetReference,
+    tokens: Sequence[int],
+    ours: Sequence[int],
+    theirs: Sequence[int],
+    choice: int,
+    fields: Mapping[str, Any],
+) -> bool:
+    """Whether two answers part where the last bits of float32 decide: at the border of two tokens.
+
+    Args:
+        choice: which of the answers to its prompt it is.
+        fields: of the request, without a grammar.
+    """
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    at, drawn = next((at, sorted(pair)) for at, pair in pairs if pair[0] != pair[1])
+    answer = list(ours[:at])
+    logits = target.features_and_logits([*tokens, *answer])[1][-1].double().numpy()
+    names = {"top_k", "top_p", "min_p", "temperature", "repetition_penalty"}
+    law = {name: value for name, value in fields.items() if name in names}
+    p = target_distribution(logits, prompt_ids=tokens, generated_ids=answer, **law)
+    if not fields["temperature"]:
+        low, high = (float(logits[token]) for token in drawn)
+        return abs(low - high) < 1e-3
+    seed = fields["seed"] + choice
+    number = float(numbers(seed, [len(tokens) + at], Stream.TOKEN)[0])
+    borders = np.cumsum(p)
+    return all(abs(borders[token] - number) < 1e-5 for token in (drawn[0], drawn[1] - 1))
 
 
 def alone(engine: Engine, number: int) -> list[list[int]]:
