@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LlamaConfig
 
 from unispec.checkpoints.generation_config import read_eos_token_ids, read_generation_config
 from unispec.engine import Engine, EngineConfig
+from unispec.engine.sampling_defaults import sampling_params
 
 
 def write(folder: Path, name: str, **changes: Any) -> None:
@@ -85,3 +86,10 @@ def test_a_repository_may_have_the_file_or_not(
             assert read_generation_config("some/model") == {"eos_token_id": 5}
             assert read_generation_config("some/other") == {}
             hub.go_down()
+
+
+def test_what_ends_an_answer_is_no_stop_token_of_a_request() -> None:
+    """Else `ignore_eos` would not ignore it."""
+    assert sampling_params({"eos_token_id": [2, 5]}, ignore_eos=True).stop_token_ids is None
+    params = sampling_params({"eos_token_id": 2}, stop_token_ids=[7])
+    assert params.stop_token_ids == [7]

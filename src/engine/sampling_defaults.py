@@ -32,6 +32,8 @@ def sampling_params(generation_config: Mapping[str, Any], **asked: Any) -> Sampl
     explicit = SamplingParamsInput(**asked)
     names = SamplingParamsGenerationConfigDefaults.__dataclass_fields__
     defaults = {name: value for name, value in generation_config.items() if name in names}
+    # MAX would make stop tokens of it, which `ignore_eos` does not ignore; the engine knows it.
+    defaults.pop("eos_token_id", None)
     do_sample = defaults.pop("do_sample", None)
     if not isinstance(do_sample, bool | None):
         raise InputError(

@@ -20,6 +20,8 @@ def chat_pair(
     target = tmp_path_factory.mktemp("chat") / "target"
     shutil.copytree(pair.target, target)
     config = json.loads((target / "tokenizer_config.json").read_text())
+    # As real models have it.
+    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     (target / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
     return TinyPair(target, pair.draft, pair.method)
 

@@ -243,6 +243,15 @@ def test_penalties_bias_and_limits(server: Served, eagle_engine: Engine) -> None
     assert body["choices"][0]["token_ids"] == expected.token_ids
 
 
+def test_eos_ends_an_answer_unless_it_is_ignored(server: Served) -> None:
+    """Also where the checkpoint's generation_config.json names it."""
+    wants_to_end: dict[str, Any] = {"logit_bias": {"2": 100}, "max_tokens": 5}
+    ended = complete(server, prompt(9), **wants_to_end)["choices"][0]
+    assert (ended["token_ids"], ended["finish_reason"]) == ([2], "stop")
+    ignored = complete(server, prompt(9), ignore_eos=True, **wants_to_end)["choices"][0]
+    assert (ignored["token_ids"], ignored["finish_reason"]) == ([2] * 5, "length")
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "integer", "maximum": 99, "minimum": 0}},
