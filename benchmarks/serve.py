@@ -5,7 +5,14 @@ others; processes that are not measured are suspended. Of llama.cpp a server tha
 interface can be named by its URL; start it with the same model on as many threads.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from unispec.telemetry import turn_off_telemetry
+from unispec.timers import let_timers_be_late
+
+turn_off_telemetry()
+let_timers_be_late()  # before MAX is imported, whose threads would disturb the servers
 
 import json
 import os
@@ -27,8 +34,6 @@ from max.pipelines.context import SamplingParams
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 from unispec.engine import Engine, EngineConfig, Request
-from unispec.telemetry import turn_off_telemetry
-from unispec.timers import let_timers_be_late
 
 TOPICS = (
     "why the sky is blue",
@@ -243,6 +248,4 @@ def report(contenders: Sequence[Contender]) -> None:
 
 
 if __name__ == "__main__":
-    turn_off_telemetry()
-    let_timers_be_late()
     main()
