@@ -54,7 +54,7 @@ SIGNATURES = {
     ),
     "max.serve.worker_interface.zmq_interface.ZmqModelWorkerProxy.cancel": ("self", "req_id"),
     "max.serve.worker_interface.ModelWorkerProxy.note_awaiting_admission": ("self", "delta"),
-    "max.serve.scheduler_result.SchedulerResult.failed": ("error",),
+    "max.serve.scheduler_result.SchedulerResult.cancelled": (),
     "max.serve.process_control.SubprocessExit": ("info",),
 }
 """Functions by their path, and their parameters; of `install_matcher` the names may differ."""

@@ -287,7 +287,11 @@ class _Vocabulary:
 def engine_tokenizer(
     tokenizer: PreTrainedTokenizerFast, vocab_size: int, eos_token_ids: Sequence[int]
 ) -> LLTokenizer:
-    """Builds the engine's tokenizer and checks that it knows the tokens' bytes."""
+    """Builds the engine's tokenizer and checks that it knows the tokens' bytes.
+
+    Raises:
+        InputError: the tokenizer is not a fast one, or has tokens whose bytes are unknown.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(

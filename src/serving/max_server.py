@@ -155,10 +155,12 @@ class ModelWorker:
             async for outputs, _ in source:
                 for output in outputs:
                     found.put_nowait(output)
+            if self._ended:
+                end = WorkerEnded("it is gone")
         except MaxInputError as error:
             # What a grammar's compiler says stands behind MAX's own words.
             said = str(error).rpartition("From llguidance: ")[2]
-            end = WorkerEnded("it is gone") if self._ended else Rejected(said)
+            end = Rejected(said)
         except Exception as error:
             end = error
         found.put_nowait(end)
@@ -183,7 +185,7 @@ class ModelWorker:
         """Lets every request that waits for outputs know that none will come."""
         self._ended = True
         for queue in self._proxy.pending_out_queues.values():
-            queue.put_nowait((time.monotonic(), SchedulerResult.failed("")))
+            queue.put_nowait((time.monotonic(), SchedulerResult.cancelled()))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 

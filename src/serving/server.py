@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvloop
@@ -162,10 +163,15 @@ class _Host:
 
     async def _run_worker(self) -> int:
         """Starts the model's process and keeps it; returns an exit status if that ends."""
+        while not self._server.started:
+            await asyncio.sleep(0.01)
+        # In this thread: at its end MAX leaves what it has entered where it was imported. Who asks
+        # in the meantime waits.
+        import_module(f"{__package__}.loading")
         loaded = await _in_thread(lambda: self._load(self._phase))
         self._state.about = loaded.about
         self._phase("loading weights and compiling the graph, which takes minutes for a new model")
-        # They import MAX, which is there by now.
+        # Not before MAX is there.
         from .interface import ModelInterface
         from .max_server import WorkerEnded, start_worker
         from .statistics import Statistics

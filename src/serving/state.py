@@ -52,7 +52,7 @@ class State:
         """
         if self.name == "starting":
             raise Refused(
-                f"the server is starting ({self.phase}); try again in a few seconds",
+                f"the server is starting ({self.phase}); try again later",
                 status=503,
                 headers={"Retry-After": "5"},
             )

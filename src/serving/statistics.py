@@ -113,7 +113,11 @@ class Statistics:
 
 
 class Places:
-    """Those of one request's answers among all that wait."""
+    """Those of one request's answers among all that wait.
+
+    Attributes:
+        statistics: what they are counted in.
+    """
 
     def __init__(self, statistics: Statistics, answers: int) -> None:
         self.statistics = statistics
