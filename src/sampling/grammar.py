@@ -130,14 +130,21 @@ class GrammarCompiler:
             definitions = _engine_grammars(grammar)
         except ValueError as error:
             raise _unusable(grammar, str(error)) from error
+        reason = "it matches no text that this tokenizer can write"
         for definition in definitions:
             matcher = _on_a_deep_stack(partial(self._matcher, definition))
             compiled = CompiledGrammar(matcher, self._vocabulary)
-            if not (matcher.is_error() or compiled.start().is_stuck):
+            if matcher.is_error():
+                reason = _reason(matcher.get_error())
+                continue
+            if compiled.start().is_stuck:
+                continue
+            # What one text builds stays for the next, and the engine has room for so much only.
+            second = compiled.start()
+            if not second.is_stuck:
                 return compiled
-        if matcher.is_error():
-            raise _unusable(grammar, _reason(matcher.get_error()))
-        raise _unusable(grammar, "it matches no text that this tokenizer can write")
+            reason = _reason(second.error or reason)
+        raise _unusable(grammar, reason)
 
     def _matcher(self, definition: str) -> LLMatcher:
         limits = LLParserLimits(verbose_errors=False)
@@ -187,6 +194,11 @@ class GrammarState:
     def is_stuck(self) -> bool:
         """Whether the text does not match and no token can continue it (a dead end)."""
         return self.is_complete and not (self._ended or self._matcher.is_accepting())
+
+    @property
+    def error(self) -> str | None:
+        """What the engine says where it gave up; None where it has not."""
+        return str(self._matcher.get_error()) if self._matcher.is_error() else None
 
     def fill_bitmask(self, bitmask: npt.NDArray[np.int32], draft_tokens: Sequence[int]) -> None:
         """Writes the tokens allowed at each verified position; changes no state.

@@ -23,6 +23,7 @@ from unispec.sampling.grammar import Grammar, GrammarCompiler
         (r"a\bb", "lookarounds"),
         (r"[^\s\S]", "matches no text"),
         ("\ud800", "surrogates"),
+        ("(a{1000}){1000}", "too many expressions"),
     ],
 )
 def test_regex_that_cannot_be_used(compiler: GrammarCompiler, pattern: str, cause: str) -> None:
