@@ -31,6 +31,7 @@ from typing import Any
 import click
 import httpx
 from max.pipelines.context import SamplingParams
+from servers import wait_until_ready
 
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 from unispec.engine import Engine, EngineConfig, Request
@@ -46,7 +47,6 @@ TOPICS = (
     "how fish breathe",
 )
 MAX_LENGTH = 2048
-START_SECONDS = 900
 
 
 @dataclass
@@ -182,16 +182,7 @@ def server(name: str, *command: str) -> Iterator[Contender]:
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise click.ClickException(f"{name} did not start: {' '.join(command)}")
-            time.sleep(0.5)
+        wait_until_ready(process, url)
         yield over_http(name, url, process)
     finally:
         os.killpg(process.pid, signal.SIGCONT)

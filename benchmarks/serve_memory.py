@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import subprocess
-import time
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 import httpx
+from servers import wait_until_ready
 
 
 def processes(pid: int) -> list[int]:
@@ -40,22 +41,12 @@ def resident_mib(pid: int) -> float:
 @click.argument("options", nargs=-1)
 def main(requests: int, port: int, options: tuple[str, ...]) -> None:
     """OPTIONS are those of `unispec serve`, after --; by default --demo."""
-    import sys
-
     command = [sys.executable, "-m", "unispec.cli", "serve", "--port", str(port)]
     command += ["--metrics-port", "0", *(options or ("--demo", "--max-length", "512"))]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        while True:
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            if process.poll() is not None:
-                raise click.ClickException("the server did not start")
-            time.sleep(0.5)
+        wait_until_ready(process, url)
         model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
         chance = random.Random(0)
         jobs = [

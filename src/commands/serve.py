@@ -63,7 +63,10 @@ def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> 
     show_default=True,
     help="Port of MAX's own metrics, which /metrics has too; 0: a free one.",
 )
-@click.option("--served-model-name", help="What clients call the model.  [default: as given]")
+@click.option(
+    "--served-model-name",
+    help="What clients call the model.  [default: its repository, or its folder's name]",
+)
 @click.option(
     "--max-queue-size",
     type=click.IntRange(min=1),
@@ -132,7 +135,7 @@ def _serve(
     from rich.console import Console
 
     from unispec.commands.console import progress, served
-    from unispec.serving.server import serve as run
+    from unispec.serving.server import HttpServer
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("unispec").setLevel(logging.INFO)
@@ -153,23 +156,25 @@ def _serve(
         if model.devices == "cpu":
             let_timers_be_late()
         phase("starting MAX")
-        return run(
-            load,
-            config,
-            _about(model, config),
-            listening,
-            metrics_port,
+        return HttpServer(
+            load=load,
+            config=config,
+            about=_about(model, config),
+            listening=listening,
+            metrics_port=metrics_port,
             on_progress=phase,
             on_ready=ready,
-        )
+        ).run()
 
 
 def _about(model: ModelOptions, config: ServeConfig) -> dict[str, Any]:
     """What `/status` shows until the model is read."""
+    from unispec.serving.config import name_of
+
     return {
-        "model": config.served_model_name or Path(model.model).name,
-        "target": Path(model.model).name,
-        "draft": None if model.draft is None else Path(model.draft).name,
+        "model": config.served_model_name or name_of(model.model),
+        "target": name_of(model.model),
+        "draft": None if model.draft is None else name_of(model.draft),
         "speculative_method": None if model.no_speculation else model.speculative_method,
         "num_speculative_tokens": None if model.no_speculation else model.num_speculative_tokens,
         "max_length": model.max_length,

@@ -9,9 +9,14 @@ from typing import Final
 
 from unispec.errors import InputError
 
-__all__ = ["ServeConfig"]
+__all__ = ["ServeConfig", "name_of"]
 
 _KEY: Final = re.compile(r"[!-~]+")
+
+
+def name_of(model: str) -> str:
+    """A model's name without the folders of this machine before it."""
+    return Path(model).name if Path(model).exists() else model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,7 @@ class ServeConfig:
     metrics_port: int = 8001
     """Of MAX's own metrics, which `/metrics` of `port` has too; 0: any that is free."""
     served_model_name: str | None = None
-    """What clients call the model; None: the name that it was given by."""
+    """What clients call the model; None: what `name_of` makes of it."""
     max_queue_size: int | None = None
     """Most answers that wait for their first token; more get 429. None: any number."""
     api_key: str | None = None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 from max.pipelines.context import TokenBuffer
@@ -23,16 +22,12 @@ from unispec.pipelines.served.context import ServedContext
 from unispec.sampling.token_bytes import TokenBytes
 
 from .asked import Asked
+from .config import name_of
 from .refusal import Refused, shown
 
-__all__ = ["Choice", "Frontend", "name_of"]
+__all__ = ["Choice", "Frontend"]
 
 T = TypeVar("T")
-
-
-def name_of(model: str) -> str:
-    """A model's name without the folders of this machine before it."""
-    return Path(model).name if Path(model).exists() else model
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Frontend:
 
     Args:
         config: of the model.
-        served_model_name: what clients call the model; None: as it was given.
+        served_model_name: what clients call the model; None: what `name_of` makes of it.
         engine: of the same configuration; it is never loaded.
 
     Attributes:

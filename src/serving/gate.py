@@ -18,12 +18,11 @@ from starlette.types import Message, Receive, Scope, Send
 from .refusal import Refused, error_body, shown, to_json
 from .state import State
 
-__all__ = ["JSON", "Gate", "Handler", "Interface"]
+__all__ = ["Gate", "Handler", "Interface", "json_response"]
 
 logger = logging.getLogger(__name__)
 
-JSON: Final = "application/json"
-"""The content type of almost all answers."""
+_JSON: Final = "application/json"
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 """Answers a request, or raises `Refused`."""
@@ -94,7 +93,8 @@ class Gate:
             await response(scope, receive, counted)
         except Refused as error:
             if not begun:
-                await refusal(error)(scope, receive, counted)
+                refusal = Response(error.body, error.status, error.headers, _JSON)
+                await refusal(scope, receive, counted)
         except ClientDisconnect:
             status = _CLIENT_GONE
         except Exception:
@@ -102,7 +102,7 @@ class Gate:
             if begun:
                 raise
             text = f"the request failed; the server's log says more of {request_id}"
-            await Response(error_body(500, text), 500, media_type=JSON)(scope, receive, counted)
+            await Response(error_body(500, text), 500, media_type=_JSON)(scope, receive, counted)
         finally:
             if self.interface is not None:
                 self.interface.count(scope["path"], status)
@@ -150,28 +150,28 @@ class Gate:
         """What runs, and how far it is."""
         state = self._state
         found = {"state": state.name, "phase": state.phase, **state.about}
-        return _json({**found, "version": version("unispec")})
+        return json_response({**found, "version": version("unispec")})
 
     async def _ready(self, request: Request) -> Response:
         """Whether requests are answered; else 503 says why not."""
         self._state.check()
-        return _json({"status": "ready"})
+        return json_response({"status": "ready"})
 
     async def _alive(self, request: Request) -> Response:
         """Whether the server runs, ready or not."""
-        return _json({"status": self._state.name})
+        return json_response({"status": self._state.name})
 
     async def _version(self, request: Request) -> Response:
-        return _json({"version": version("unispec")})
+        return json_response({"version": version("unispec")})
 
     async def _page(self, request: Request) -> Response:
         text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
 
 
-def refusal(error: Refused) -> Response:
-    """An error as an answer."""
-    return Response(error.body, error.status, error.headers, JSON)
+def json_response(value: Any) -> Response:
+    """A value as an answer with status 200."""
+    return Response(to_json(value), media_type=_JSON)
 
 
 def _check_origin(headers: Mapping[bytes, bytes]) -> None:
@@ -190,7 +190,3 @@ def _check_origin(headers: Mapping[bytes, bytes]) -> None:
             " request from a program",
             status=403,
         )
-
-
-def _json(value: Any) -> Response:
-    return Response(to_json(value), media_type=JSON)

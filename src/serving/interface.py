@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -18,14 +19,16 @@ from .answering import Piece, Usage, answer
 from .asked import read_body
 from .formats import Form, form_of
 from .frontend import Frontend
-from .gate import JSON, Handler
+from .gate import Handler, json_response
 from .max_server import METRICS, ModelWorker
 from .parameters import CHAT, TEXT
-from .refusal import Refused, shown, to_json
+from .refusal import Refused, error_body, shown, to_json
 from .state import State
 from .statistics import Statistics
 
 __all__ = ["ModelInterface"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_BYTES: Final = 16 << 20
 _BODY_S: Final = 60
@@ -116,7 +119,7 @@ class ModelInterface:
 
     async def _list_models(self, request: Request) -> Response:
         """The served model, as OpenAI lists it."""
-        return _json({"object": "list", "data": [self._model()]})
+        return json_response({"object": "list", "data": [self._model()]})
 
     async def _show_model(self, request: Request) -> Response:
         """Likewise, by its name."""
@@ -126,7 +129,7 @@ class ModelInterface:
                 f"the model {shown(name)} is not served here; use {self._frontend.model_name!r}",
                 status=404,
             )
-        return _json(self._model())
+        return json_response(self._model())
 
     def _model(self) -> dict[str, Any]:
         return {
@@ -153,10 +156,6 @@ async def _read(request: Request) -> bytes:
             raise Refused(f"the body is larger than {_MAX_BYTES} bytes; send less", status=413)
         parts.append(part)
     return b"".join(parts)
-
-
-def _json(value: Any) -> Response:
-    return Response(to_json(value), media_type=JSON)
 
 
 def _get(url: str) -> bytes:
@@ -217,7 +216,7 @@ class _Answer(Response):
         async with aclosing(self._pieces) as pieces:
             async for piece in pieces:
                 self._form.add(piece)
-        whole = _json(self._form.whole(self._usage))
+        whole = json_response(self._form.whole(self._usage))
         await whole({"type": "http"}, _nothing, send)
 
     async def _send_stream(self, send: Send) -> None:
@@ -244,10 +243,18 @@ class _Answer(Response):
             if self._form.asked.include_usage:
                 await event(self._form.usage_chunk(self._usage))
             await _write(send, b"[DONE]")
-        except Refused as error:
+        except Exception as error:
             # No answer that looks whole: neither a reason of its end nor [DONE] follows.
-            await _write(send, error.body)
+            await _write(send, _body_of(error))
         await send({"type": "http.response.body", "body": b""})
+
+
+def _body_of(error: Exception) -> bytes:
+    """What a client is told in the middle of a stream."""
+    if isinstance(error, Refused):
+        return error.body
+    logger.error("A stream failed:", exc_info=error)
+    return error_body(500, "the request failed; the server's log says more")
 
 
 async def _write(send: Send, data: bytes) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from unispec.engine import Engine, EngineConfig
 from unispec.engine.served_config import Served, served_pipeline
 
-from .config import ServeConfig
-from .frontend import Frontend, name_of
+from .config import ServeConfig, name_of
+from .frontend import Frontend
 
 __all__ = ["Loaded", "load"]
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,7 +25,7 @@ from .state import State
 if TYPE_CHECKING:
     from .loading import Loaded
 
-__all__ = ["Ready", "serve"]
+__all__ = ["HttpServer", "Ready"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,37 +48,6 @@ class Ready:
     """Where it answers."""
 
 
-def serve(
-    load: Callable[[Callable[[str], None]], Loaded],
-    config: ServeConfig,
-    about: dict[str, Any],
-    listening: socket.socket,
-    metrics_port: int,
-    *,
-    on_progress: Callable[[str], None],
-    on_ready: Callable[[Ready], None],
-) -> int:
-    """Serves until a signal ends it.
-
-    Args:
-        load: imports MAX and reads the model; gets what is told of its phases.
-        about: what is known of the model before that.
-        listening: bound to where the server listens.
-        metrics_port: of MAX's own metrics.
-        on_progress: gets the name of each phase of starting as it begins.
-        on_ready: called once requests are answered.
-
-    Returns:
-        The process's exit status: 0 after SIGTERM or Ctrl-C, 2 where the model cannot be used, 1
-        where its process has ended by itself.
-
-    Raises:
-        InputError: a model or draft that cannot be used.
-    """
-    host = _Host(load, config, about, listening, metrics_port, on_progress, on_ready)
-    return uvloop.run(host.run())
-
-
 class _Server(Server):
     """uvicorn's, without its signal handlers: they would end the process before the worker."""
 
@@ -86,27 +56,28 @@ class _Server(Server):
         yield
 
 
-class _Host:
+@dataclass
+class HttpServer:
     """The listening side and the model's process, until one of them ends."""
 
-    def __init__(
-        self,
-        load: Callable[[Callable[[str], None]], Loaded],
-        config: ServeConfig,
-        about: dict[str, Any],
-        listening: socket.socket,
-        metrics_port: int,
-        on_progress: Callable[[str], None],
-        on_ready: Callable[[Ready], None],
-    ) -> None:
-        self._load = load
-        self._config = config
-        self._listening = listening
-        self._metrics_port = metrics_port
-        self._on_progress = on_progress
-        self._on_ready = on_ready
-        self._state = State(about)
-        self._gate = Gate(self._state, api_key=config.api_key, page=config.page)
+    load: Callable[[Callable[[str], None]], Loaded]
+    """Reads the model; gets what is told of its phases."""
+    config: ServeConfig
+    """Whom it lets in."""
+    about: dict[str, Any]
+    """What is known of the model before it is read."""
+    listening: socket.socket
+    """Bound to where it listens."""
+    metrics_port: int
+    """Of MAX's own metrics."""
+    on_progress: Callable[[str], None]
+    """Gets the name of each phase of starting as it begins."""
+    on_ready: Callable[[Ready], None]
+    """Called once requests are answered."""
+
+    def __post_init__(self) -> None:
+        self._state = State(self.about)
+        self._gate = Gate(self._state, api_key=self.config.api_key, page=self.config.page)
         self._server = _Server(
             Config(
                 self._gate,
@@ -118,17 +89,28 @@ class _Host:
                 ws="none",
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=_DRAIN_S,
-                ssl_certfile=config.ssl_certfile,
-                ssl_keyfile=config.ssl_keyfile,
+                ssl_certfile=self.config.ssl_certfile,
+                ssl_keyfile=self.config.ssl_keyfile,
             )
         )
 
-    async def run(self) -> int:
-        """Runs both; returns the exit status."""
+    def run(self) -> int:
+        """Serves until a signal ends it.
+
+        Returns:
+            The process's exit status: 0 after SIGTERM or Ctrl-C, 2 where the model cannot be used,
+            1 where its process has ended by itself.
+
+        Raises:
+            InputError: a model or draft that cannot be used.
+        """
+        return uvloop.run(self._run())
+
+    async def _run(self) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
-        listening = asyncio.create_task(self._server.serve(sockets=[self._listening]))
+        listening = asyncio.create_task(self._server.serve(sockets=[self.listening]))
         worker = asyncio.create_task(self._run_worker())
         await asyncio.wait({listening, worker}, return_when=asyncio.FIRST_COMPLETED)
         self._stop()
@@ -159,7 +141,7 @@ class _Host:
 
     def _phase(self, name: str) -> None:
         self._state.phase = name
-        self._on_progress(name)
+        self.on_progress(name)
 
     async def _run_worker(self) -> int:
         """Starts the model's process and keeps it; returns an exit status if that ends."""
@@ -168,7 +150,7 @@ class _Host:
         # In this thread: at its end MAX leaves what it has entered where it was imported. Who asks
         # in the meantime waits.
         import_module(f"{__package__}.loading")
-        loaded = await _in_thread(lambda: self._load(self._phase))
+        loaded = await _in_thread(lambda: self.load(self._phase))
         self._state.about = loaded.about
         self._phase("loading weights and compiling the graph, which takes minutes for a new model")
         # Not before MAX is there.
@@ -176,23 +158,23 @@ class _Host:
         from .max_server import WorkerEnded, start_worker
         from .statistics import Statistics
 
-        statistics = Statistics(loaded.frontend.model_name, self._config.max_queue_size)
-        scheme = "http" if self._config.ssl_certfile is None else "https"
-        url = url_of(scheme, self._config.host, self._listening.getsockname()[1])
-        metrics_url = url_of("http", self._config.host, self._metrics_port) + "/metrics"
+        statistics = Statistics(loaded.frontend.model_name, self.config.max_queue_size)
+        scheme = "http" if self.config.ssl_certfile is None else "https"
+        url = url_of(scheme, self.config.host, self.listening.getsockname()[1])
+        metrics_url = url_of("http", self.config.host, self.metrics_port) + "/metrics"
         try:
             async with start_worker(
                 loaded.served.factory,
                 loaded.served.pipeline_config,
                 loaded.served.memory_plan,
-                host=self._config.host,
-                metrics_port=self._metrics_port,
+                host=self.config.host,
+                metrics_port=self.metrics_port,
             ) as worker:
                 self._gate.interface = ModelInterface(
                     loaded.frontend, worker, self._state, statistics, metrics_url
                 )
                 self._state.begin()
-                self._on_ready(Ready(loaded.about, url))
+                self.on_ready(Ready(loaded.about, url))
                 while True:
                     await asyncio.sleep(_LOG_INTERVAL_S)
                     if (line := statistics.line()) is not None:
@@ -206,24 +188,14 @@ class _Host:
 
 async def _in_thread(work: Callable[[], T]) -> T:
     """Does some work in a thread that the process does not wait for at its end."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(value)  # type: ignore[arg-type]
+    done: Future[T] = Future()
 
     def run() -> None:
+        done.set_running_or_notify_cancel()
         try:
-            value = work()
+            done.set_result(work())
         except BaseException as error:
-            loop.call_soon_threadsafe(settle, None, error)
-        else:
-            loop.call_soon_threadsafe(settle, value, None)
+            done.set_exception(error)
 
     threading.Thread(target=run, name="load", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(done)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from reprlib import repr as shown
@@ -154,11 +154,7 @@ class ServedTokenizer(TextTokenizer):
             raise RequestError(str(error)) from error
 
     def served_context(
-        self,
-        request: TextGenerationRequest,
-        tokens: Sequence[int],
-        *,
-        logit_bias: Mapping[int, float] | None = None,
+        self, request: TextGenerationRequest, tokens: Sequence[int]
     ) -> ServedContext:
         """The request with an encoded prompt, all but its texts checked.
 
@@ -171,8 +167,8 @@ class ServedTokenizer(TextTokenizer):
         check_logprobs(request.logprobs)
         if not tokens:
             raise InputError(f"{_NAME} is empty; give at least one token")
-        named = (*(params.stop_token_ids or ()), *(logit_bias or ()))
-        check_vocabulary((min(tokens), max(tokens), *named), self.vocab_size)
+        named = (min(tokens), max(tokens), *(params.stop_token_ids or ()))
+        check_vocabulary(named, self.vocab_size)
         params = _sendable(params, self.max_length)
         schema, grammar = _constraints(request)
         plain = make_context(
@@ -193,7 +189,6 @@ class ServedTokenizer(TextTokenizer):
         ends = plain.eos_tracker.eos_token_ids
         return ServedContext.of(
             plain,
-            logit_bias=logit_bias,
             request_id=request.request_id,
             eos_tracker=EOSTracker(eos_token_ids=ends, eos_stop_strings=params.stop or []),
             json_schema=schema,
