@@ -17,10 +17,11 @@ __all__ = [
     "Method",
     "MethodFacts",
     "check_num_speculative_tokens",
+    "generations",
 ]
 
-Method = Literal["dflash", "eagle", "mtp"]
-"""How a draft proposes tokens."""
+Method = Literal["dflash", "eagle", "eagle3", "mtp"]
+"""How a draft proposes tokens; asked for, `"eagle"` means EAGLE of any generation."""
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 """Every `Method`."""
@@ -46,12 +47,19 @@ class MethodFacts(NamedTuple):
     """The largest K that a graph is built for."""
     draft: DraftCheckpoint | None
     """None: the draft is part of its target's checkpoint."""
+    max_method: Literal["dflash", "eagle", "mtp"]
+    """MAX's name for it, which generations of a method may share."""
 
 
 FACTS: Final[Mapping[Method, MethodFacts]] = {
-    "dflash": MethodFacts(None, 31, DraftCheckpoint("DFLASH", "DFlashDraftModel", "qwen3")),
-    "eagle": MethodFacts(3, 8, DraftCheckpoint("EAGLE", "LlamaForCausalLM", "llama")),
-    "mtp": MethodFacts(1, 8, None),
+    "dflash": MethodFacts(
+        None, 31, DraftCheckpoint("DFLASH", "DFlashDraftModel", "qwen3"), "dflash"
+    ),
+    "eagle": MethodFacts(3, 8, DraftCheckpoint("EAGLE", "LlamaForCausalLM", "llama"), "eagle"),
+    "eagle3": MethodFacts(
+        3, 8, DraftCheckpoint("EAGLE3", "LlamaForCausalLMEagle3", "llama"), "eagle"
+    ),
+    "mtp": MethodFacts(1, 8, None, "mtp"),
 }
 """The facts of each method."""
 
@@ -63,6 +71,11 @@ DEFAULT_DRAFT_TOKENS: Final = {name: FACTS[name].default_draft_tokens for name i
 
 LARGEST_DRAFT_TOKENS: Final = {name: FACTS[name].largest_draft_tokens for name in METHODS}
 """The largest K that a graph is built for."""
+
+
+def generations(method: Method) -> tuple[Method, ...]:
+    """What a draft may be that this method is asked for: itself, or a later generation of it."""
+    return tuple(name for name in METHODS if method in (name, FACTS[name].max_method))
 
 
 def check_num_speculative_tokens(

@@ -30,6 +30,7 @@ EXACT = "exact"
 COMPILED = frozenset(
     {
         "llama_eagle_agreeing",
+        "llama_eagle3_agreeing",
         "llama_dflash_agreeing",
         "deepseek_mtp_agreeing",
         "kimi_model",

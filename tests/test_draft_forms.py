@@ -12,19 +12,24 @@ import pytest
 import torch
 from max.engine import InferenceSession
 from safetensors.torch import load_file, save_file
-from tiny import TinyPair, tiny_dflash, tiny_eagle
+from tiny import Dialect, TinyPair, tiny_dflash, tiny_eagle, tiny_eagle3, tiny_llama
 
 from unispec.checkpoints.draft_config import flat_config
 from unispec.engine import Engine, EngineConfig
 from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.methods import Method
+from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.architectures.unified_dflash_llama3 import UnifiedDflashLlama3Config
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Config
 from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
 from unispec.pipelines.drafts.eagle.weights import eagle_state_dict
+from unispec.pipelines.drafts.eagle3.method import EAGLE3
 from unispec.pipelines.drafts.weights import DraftTensors
 from unispec.pipelines.runtime.weights import read_weights
+from unispec.pipelines.targets.llama import LLAMA
+from unispec.pipelines.unified.checkpoint import read_checkpoint
+from unispec.pipelines.unified.method import DraftWeights
 
 Tensors = dict[str, torch.Tensor]
 
@@ -256,3 +261,143 @@ def test_a_config_that_changed_is_read_again(target: Path, tmp_path: Path) -> No
         path.write_text(json.dumps(stated | {"rms_norm_eps": eps}))
         found, _ = understood(target, draft, "eagle")
         assert found.draft.rms_norm_eps == eps
+
+
+def eagle3(target: Path, draft: Path, method: Method = "eagle") -> tuple[Any, DraftWeights]:
+    """The configuration of the graph of an EAGLE-3 draft, and its weights."""
+    config = make_pipeline_config(engine_config(target, draft, method))
+    model: Any = pipeline_model(config)
+    assert model.method is EAGLE3
+    assert config.draft_model is not None
+    arch = model.model_config_cls.initialize(config)
+    weights = LLAMA.state(*read_checkpoint(config.model)[:1], arch.target, source="target")
+    found = EAGLE3.state(read_checkpoint(config.draft_model), arch, weights)
+    return arch.with_draft(found), found
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    """A target of nine layers, of which a draft reads the outputs of 1, 3 and 5 by default."""
+    return tiny_llama(
+        tmp_path / "deep",
+        hidden_size=64,
+        intermediate_size=160,
+        layers=9,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        vocab_size=256,
+        tie=False,
+        seed=3,
+    )
+
+
+@pytest.mark.parametrize("own_embedding", [False, True])
+@pytest.mark.parametrize("d2t", [None, 100])
+@pytest.mark.parametrize("dialect", ["specforge", "speculators"])
+def test_eagle3_in_each_dialect_is_the_same_draft(
+    deep: Path, tmp_path: Path, dialect: Dialect, d2t: int | None, own_embedding: bool
+) -> None:
+    """The authors' files do not say what they read; the others say it, in their own ways."""
+    shape: dict[str, Any] = {"d2t": d2t, "own_embedding": own_embedding, "seed": 5}
+    plain = tiny_eagle3(tmp_path / "plain", deep, dialect="authors", **shape)
+    other = tiny_eagle3(tmp_path / "other", deep, dialect=dialect, taps=(1, 3, 5), **shape)
+    (expected, weights), (found, other_weights) = eagle3(deep, plain), eagle3(deep, other)
+    assert found == expected
+    assert found.target_layer_ids == [1, 3, 5]
+    assert found.own_embedding is own_embedding
+    assert found.own_head
+    assert found.draft.vocab_size == (d2t or 256)
+    assert other_weights.state.keys() == weights.state.keys()
+    for name, tensor in weights.state.items():
+        np.testing.assert_array_equal(other_weights.state[name], tensor)
+    for draft, method in ((plain, "eagle"), (other, "eagle"), (other, "eagle3")):
+        with pytest.raises(CompileReachedError):
+            Engine(engine_config(deep, draft, method)).pipeline  # noqa: B018 - builds the graph
+
+
+def test_the_layers_of_newer_nvidia_files_are_numbered(deep: Path, tmp_path: Path) -> None:
+    plain = tiny_eagle3(tmp_path / "plain", deep, seed=5)
+    other = rewrite(
+        plain,
+        tmp_path / "other",
+        lambda stated: (
+            stated
+            | {
+                "eagle_config": {
+                    "eagle_aux_hidden_state_layer_ids": [1, 3, 5],
+                    "use_aux_hidden_state": True,
+                    "use_input_layernorm_in_first_layer": True,
+                    "use_last_layernorm": True,
+                    "use_mtp_layernorm": False,
+                    "parallel_draft_step": 1,
+                    "norm_before_fc": False,
+                }
+            }
+        ),
+        lambda tensors: {
+            f"model.{name.replace('midlayer.', 'layers.0.')}": t for name, t in tensors.items()
+        },
+    )
+    (expected, weights), (found, other_weights) = eagle3(deep, plain), eagle3(deep, other)
+    assert found == expected
+    for name, tensor in weights.state.items():
+        np.testing.assert_array_equal(other_weights.state[name], tensor)
+
+
+def test_the_authors_code_has_one_layer_whatever_the_file_says(deep: Path, tmp_path: Path) -> None:
+    """yuhuili/EAGLE3-Vicuna1.3-13B states the target's forty."""
+    plain = tiny_eagle3(tmp_path / "plain", deep, dialect="authors", seed=5)
+    other = rewrite(
+        plain,
+        tmp_path / "other",
+        lambda stated: stated | {"num_hidden_layers": 40},
+        lambda tensors: tensors,
+    )
+    assert eagle3(deep, other)[0] == eagle3(deep, plain)[0]
+
+
+def test_a_copied_embedding_and_a_missing_head_are_the_targets(deep: Path, tmp_path: Path) -> None:
+    plain = tiny_eagle3(tmp_path / "plain", deep, own_head=False, seed=5)
+    embedding = load_file(deep / "model.safetensors")["model.embed_tokens.weight"]
+    other = rewrite(
+        plain,
+        tmp_path / "other",
+        lambda stated: stated,
+        lambda tensors: tensors | {"embed_tokens.weight": embedding},
+    )
+    found, weights = eagle3(deep, other)
+    assert not found.own_embedding
+    assert not found.own_head
+    head = load_file(deep / "model.safetensors")["lm_head.weight"].numpy()
+    ids = np.arange(100) + weights.state["d2t"]
+    np.testing.assert_array_equal(weights.state["lm_head.weight"], head[ids])
+
+
+@pytest.mark.parametrize("known", [250, 262])
+def test_a_draft_of_a_padded_or_a_shorter_vocabulary(
+    deep: Path, tmp_path: Path, known: int
+) -> None:
+    """Tokens that only one of them has: the target's rows embed them, and none is proposed."""
+    plain = tiny_eagle3(tmp_path / "plain", deep, d2t=None, own_embedding=True, seed=5)
+    sizes = {"vocab_size": known, "draft_vocab_size": known}
+
+    def resized(tensors: Tensors) -> Tensors:
+        for name in ("embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = torch.cat([tensors[name], torch.ones(6, 64)])[:known].contiguous()
+        return tensors
+
+    other = rewrite(plain, tmp_path / "other", lambda stated: stated | sizes, resized)
+    found, weights = eagle3(deep, other)
+    proposed = min(known, 256)
+    assert found.draft.vocab_size == proposed
+    stored = load_file(other / "model.safetensors")
+    rows = stored["lm_head.weight"].numpy()[:proposed]
+    np.testing.assert_array_equal(weights.state["lm_head.weight"], rows)
+    embedding = weights.state["embed_tokens.weight"]
+    assert embedding.shape == (256, 64)
+    np.testing.assert_array_equal(
+        embedding[:proposed], stored["embed_tokens.weight"].numpy()[:proposed]
+    )
+    own = load_file(deep / "model.safetensors")["model.embed_tokens.weight"].numpy()
+    np.testing.assert_array_equal(embedding[proposed:], own[proposed:])

@@ -13,6 +13,7 @@ from unispec.checkpoints.draft_kinds import (
     check_draft_files,
     check_draft_kind,
     draft_kind,
+    method_of_draft,
 )
 from unispec.errors import InputError
 
@@ -115,13 +116,20 @@ def test_published_drafts_are_told_apart(name: str) -> None:
     assert draft_kind(config, tensors) is kind
 
 
-@pytest.mark.parametrize("method", ["eagle", "dflash"])
+TAKEN = {
+    "dflash": {DraftKind.DFLASH},
+    "eagle": {DraftKind.EAGLE, DraftKind.EAGLE3},
+    "eagle3": {DraftKind.EAGLE3},
+}
+
+
+@pytest.mark.parametrize("method", TAKEN)
 @pytest.mark.parametrize("kind", DraftKind)
-def test_a_method_takes_its_own_kind_only(
+def test_a_method_takes_its_own_kind_and_later_generations(
     method: Any, kind: DraftKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unispec.checkpoints.draft_kinds.draft_kind", lambda *_: kind)
-    if kind.name.lower() == method:
+    if kind in TAKEN[method]:
         check_draft_kind(method, {}, source="folder")
     else:
         with pytest.raises(InputError, match=r"^folder is an? .*; (use|give) "):
@@ -131,10 +139,11 @@ def test_a_method_takes_its_own_kind_only(
 @pytest.mark.parametrize(
     ("name", "method", "said"),
     [
+        ("yuhuili EAGLE", "eagle3", "an EAGLE draft; give --speculative-method eagle$"),
         ("yuhuili EAGLE", "dflash", "an EAGLE draft; give --speculative-method eagle"),
         ("z-lab DFlash", "eagle", "a DFlash draft; give --speculative-method dflash"),
-        ("yuhuili EAGLE-3", "eagle", "EAGLE-3 draft, .*not supported yet; use an EAGLE-1"),
-        ("yuhuili EAGLE-3", "dflash", "EAGLE-3 draft, .*not supported yet; use an EAGLE-1"),
+        ("yuhuili EAGLE-3", "dflash", "EAGLE-3 draft; give --speculative-method eagle3"),
+        ("speculators P-EAGLE", "eagle", "a P-EAGLE draft, which is not supported"),
         ("a small Llama", "eagle", "a whole language model, .*`unispec train`"),
         ("DeepSeek's MTP layer", "eagle", "an MTP layer; give --speculative-method mtp"),
         ("Medusa", "eagle", "a set of Medusa heads"),
@@ -144,6 +153,25 @@ def test_a_draft_of_another_kind_is_named(name: str, method: Any, said: str) -> 
     config, tensors, _ = PUBLISHED[name]
     with pytest.raises(InputError, match=f"^folder is {said}|^folder is an {said}"):
         check_draft_kind(method, config, tensors, source="folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "found"),
+    [
+        ("yuhuili EAGLE", "eagle", "eagle"),
+        ("yuhuili EAGLE, weights unknown", "eagle", "eagle"),
+        ("yuhuili EAGLE-3", "eagle", "eagle3"),
+        ("SGLang EAGLE-3", "eagle", "eagle3"),
+        ("nvidia EAGLE-3", "eagle", "eagle3"),
+        ("speculators EAGLE-3", "eagle", "eagle3"),
+        ("speculators EAGLE-3", "eagle3", "eagle3"),
+        ("z-lab DFlash", "dflash", "dflash"),
+        ("z-lab DFlash", "eagle", "eagle"),
+    ],
+)
+def test_the_generation_follows_from_the_draft(name: str, asked: Any, found: str) -> None:
+    config, tensors, _ = PUBLISHED[name]
+    assert method_of_draft(asked, config, tensors) == found
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (8, 15), (8, 17), (8, 31), (8,), ()])

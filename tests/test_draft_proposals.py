@@ -18,6 +18,7 @@ from max.pipelines.request import RequestID
 from prompts import random_prompt, real_prompts
 from reference.dflash import DFlashReference
 from reference.eagle import EagleReference, mean_acceptance_length
+from reference.eagle3 import Eagle3Reference
 from reference.mtp import MtpReference
 from reference.target import TIE_GAP, TargetReference
 from runs import answers, greedy_requests, observing, proposing
@@ -36,6 +37,7 @@ LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 257, 300)
 KNOWN_PAGES: dict[Method, tuple[int, ...]] = {
     # Row i of these drafts reads token i + 1: a page is known with the token after it only.
     "eagle": (2, 1, 2, 0, 1, 3),
+    "eagle3": (2, 1, 2, 0, 1, 3),
     "mtp": (2, 1, 2, 0, 1, 3),
     "dflash": (2, 2, 2, 1, 1, 3),
 }
@@ -113,7 +115,7 @@ class EagleJudge(Judge, EagleReference):
         return token, output
 
     def judge(self, proposals: Sequence[Proposal]) -> list[bool]:
-        features = self.target.extend(proposals[-1].token_ids[:-1], self.target.new_cache())
+        _, features = self.read(proposals[-1].token_ids[:-1], self.target.new_cache())
         draft_cache = DynamicCache(config=self.config)
         verdicts = []
         for proposal in proposals:
@@ -130,6 +132,14 @@ class MtpJudge(EagleJudge, MtpReference):
 
     def __init__(self, folder: Path, target: TargetReference) -> None:
         MtpReference.__init__(self, folder, target)
+        self._logits = []
+
+
+class Eagle3Judge(EagleJudge, Eagle3Reference):
+    """As an EAGLE draft, with another layer over other features."""
+
+    def __init__(self, draft_folder: Path, target: TargetReference) -> None:
+        Eagle3Reference.__init__(self, draft_folder, target)
         self._logits = []
 
 
@@ -153,6 +163,7 @@ class DFlashJudge(Judge, DFlashReference):
 JUDGES: dict[Method, type[EagleJudge] | type[DFlashJudge]] = {
     "dflash": DFlashJudge,
     "eagle": EagleJudge,
+    "eagle3": Eagle3Judge,
     "mtp": MtpJudge,
 }
 

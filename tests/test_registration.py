@@ -121,6 +121,8 @@ def test_every_entry_is_resolved_below() -> None:
     composed = {pair.model.__name__ for pair in pairs() if pair.method} - {
         model for *_, model, _, _ in COMBINATIONS
     }
+    # MAX finds the documented pair for any EAGLE draft of a Llama.
+    composed -= {"LlamaEagle3Model"}
     assert packages.count("composed") == len(composed)
     assert {f"{name}Model" for _, _, _, name, _ in RELATIVES} <= composed
 

@@ -67,6 +67,9 @@ def flat_config(stated: Mapping[str, Any], method: Method, *, source: str) -> di
         if method == "dflash":
             # Versions that did not write the key knew no causal block.
             flat.setdefault("sliding_window_non_causal", True)
+    elif method == "eagle3" and stated.get("architectures") == ["LlamaForCausalLM"]:
+        # The authors' code has one layer, whatever config.json says.
+        flat["num_hidden_layers"] = 1
     elif stated.get("model_type") == NestedEagleConfig.model_type:
         flat = flat | {"model_type": "llama"} | _part(flat, "model", source)
     # Whoever published it: which draft it is, the method and the tensors say.

@@ -11,9 +11,16 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 
 from unispec.errors import InputError
-from unispec.methods import FACTS, Method
+from unispec.methods import FACTS, Method, generations
 
-__all__ = ["DraftKind", "check_draft_files", "check_draft_kind", "draft_kind"]
+__all__ = [
+    "DraftKind",
+    "check_draft_files",
+    "check_draft_kind",
+    "draft_kind",
+    "method_of_draft",
+    "tensor_shapes",
+]
 
 _OTHER: Final = "use an EAGLE or DFlash draft that was trained for this target"
 
@@ -27,7 +34,7 @@ class DraftKind(Enum):
     """z-lab's first DFlash."""
     EAGLE_NORMS = "an EAGLE draft with norms of its own (HASS), which is not supported", _OTHER
     """As EAGLE, but with norms of the embedding, the feature and before the head."""
-    EAGLE3 = "an EAGLE-3 draft, which is not supported yet", _OTHER.replace("EAGLE", "EAGLE-1")
+    EAGLE3 = "an EAGLE-3 draft", "give --speculative-method eagle3"
     """One layer over the embedding and three of the target's states."""
     PARALLEL_EAGLE = "a P-EAGLE draft, which is not supported", _OTHER
     """EAGLE-3 that proposes all tokens at once."""
@@ -126,17 +133,31 @@ def check_draft_kind(
     *,
     source: str,
 ) -> None:
-    """Refuses a draft of another kind than the method's, by its name.
+    """Refuses a draft of another kind than the method's and its later generations'.
 
     Raises:
         InputError: the draft is of a kind that this method does not run.
     """
     kind = draft_kind(config, shapes)
-    draft = FACTS[method].draft
-    if kind is None or (draft is not None and kind is DraftKind[draft.kind]):
+    if kind is None or kind in _kinds(method):
         return
     what, advice = kind.value
     raise InputError(f"{source} is {what}; {advice}")
+
+
+def method_of_draft(
+    method: Method,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Method:
+    """The generation of a draft that a method was asked for; itself where nothing tells.
+
+    Args:
+        config: config.json as it stands in the file.
+        shapes: of the checkpoint's tensors by name; None: the weights are not at hand.
+    """
+    kind = draft_kind(config, shapes)
+    return method if kind is None else _kinds(method).get(kind, method)
 
 
 def check_draft_files(method: Method, paths: Sequence[Path], *, source: str) -> None:
@@ -148,6 +169,15 @@ def check_draft_files(method: Method, paths: Sequence[Path], *, source: str) -> 
     Raises:
         InputError: the draft is of a kind that this method does not run.
     """
+    check_draft_kind(method, {}, tensor_shapes(paths), source=source)
+
+
+def tensor_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in weight files, by name; no weight is read.
+
+    Args:
+        paths: the files; those that are no safetensors, or damaged, have none here.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         try:
@@ -156,7 +186,13 @@ def check_draft_files(method: Method, paths: Sequence[Path], *, source: str) -> 
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except (OSError, SafetensorError):
             continue
-    check_draft_kind(method, {}, shapes, source=source)
+    return shapes
+
+
+def _kinds(method: Method) -> dict[DraftKind, Method]:
+    """The kinds of drafts that a method is asked for, each with its generation."""
+    drafts = {name: FACTS[name].draft for name in generations(method)}
+    return {DraftKind[draft.kind]: name for name, draft in drafts.items() if draft is not None}
 
 
 def _kind_of_config(config: Mapping[str, Any]) -> DraftKind | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from unispec.checkpoints.tensors import Tensor
 
-__all__ = ["EMBEDDING", "HEAD", "tied_names"]
+__all__ = ["EMBEDDING", "HEAD", "same_rows", "tied_names"]
 
 EMBEDDING: Final = "embed_tokens.weight"
 """The embedding's canonical name."""
@@ -37,12 +37,13 @@ def tied_names(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
         return found
     if EMBEDDING not in found:
         found[EMBEDDING] = found.pop(HEAD)
-    elif _equal(tensors[found[EMBEDDING]], tensors[found[HEAD]]):
+    elif same_rows(tensors[found[EMBEDDING]], tensors[found[HEAD]]):
         del found[HEAD]
     return found
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def same_rows(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices have the same shape and values."""
     if one.shape != other.shape:
         return False
     # In parts: the first difference ends it, and no array of all comparisons is made.

@@ -134,7 +134,9 @@ model_options = option_group(
         help="The draft: a folder or a Hugging Face repository id.",
     ),
     click.option(
-        "--speculative-method", type=click.Choice(METHODS), help="What kind of draft it is."
+        "--speculative-method",
+        type=click.Choice(METHODS),
+        help="What kind of draft it is; eagle stands for EAGLE-3, too, if the draft is that.",
     ),
     click.option(
         "--num-speculative-tokens",

@@ -41,7 +41,8 @@ class EngineConfig:
     draft_model: str | None = None
     """Folder or repository of the draft; None: the target alone, or MTP."""
     speculative_method: Method | None = None
-    """`"dflash"`, `"eagle"` or `"mtp"`; None: the target alone."""
+    """`"dflash"`, `"eagle"` (EAGLE-3, too, if the draft is that), `"eagle3"` or `"mtp"`; None: the
+    target alone."""
     num_speculative_tokens: int | None = None
     """K, draft tokens a step, 1 to 8 but for DFlash; None: 3 for EAGLE, 1 for MTP, what a DFlash
     draft was trained for."""

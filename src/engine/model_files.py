@@ -8,14 +8,21 @@ from typing import Any
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 
 from unispec.checkpoints import check_weight_files
-from unispec.checkpoints.draft_kinds import check_draft_files
+from unispec.checkpoints.draft_kinds import (
+    check_draft_files,
+    draft_kind,
+    method_of_draft,
+    tensor_shapes,
+)
 from unispec.checkpoints.gguf_agreement import check_agreement
 from unispec.checkpoints.gguf_parts import gguf_among
-from unispec.checkpoints.repository import find_config, weight_files
+from unispec.checkpoints.model_config import read_config_object
+from unispec.checkpoints.repository import find_config, resolve_model, weight_files
+from unispec.methods import Method, generations
 
 from .config import EngineConfig
 
-__all__ = ["add_weights", "draft_files", "location"]
+__all__ = ["add_weights", "draft_files", "drafted_method", "location"]
 
 
 def location(model: str) -> dict[str, Any]:
@@ -43,6 +50,24 @@ def add_weights(pipeline_config: PipelineConfig, config: EngineConfig) -> None:
     draft = pipeline_config.draft_model
     if draft is not None and draft.weight_path == location(draft.model_name)["weight_path"]:
         draft.weight_path[:] = draft_files(draft, config)
+
+
+def drafted_method(config: EngineConfig) -> Method | None:
+    """The method that `config` asks for, in the generation that its draft is of.
+
+    Weights of a repository are downloaded where its config.json does not tell.
+
+    Raises:
+        InputError: there is no such draft, or its config.json is damaged.
+    """
+    asked, draft = config.speculative_method, config.draft_model
+    if asked is None or draft is None or generations(asked) == (asked,):
+        return asked
+    place = resolve_model(draft)
+    stated = read_config_object(str(place))
+    if isinstance(place, str) and draft_kind(stated) is not None:
+        return method_of_draft(asked, stated)
+    return method_of_draft(asked, stated, tensor_shapes(weight_files(draft)))
 
 
 def draft_files(draft: MAXModelConfig, config: EngineConfig) -> list[Path]:

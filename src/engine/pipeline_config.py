@@ -21,7 +21,7 @@ from unispec.checkpoints.model_config import model_config, read_config_object
 from unispec.checkpoints.repository import resolve_model
 from unispec.encodings import BFLOAT16, FP8
 from unispec.errors import InputError
-from unispec.methods import DEFAULT_DRAFT_TOKENS
+from unispec.methods import DEFAULT_DRAFT_TOKENS, FACTS, Method
 from unispec.pipelines.architectures.registry import (
     ENGINE_ARCHITECTURES,
     check_target,
@@ -32,7 +32,7 @@ from unispec.pipelines.unified.method import DraftMethod
 from unispec.pipelines.unified.target import TargetFamily
 
 from .config import EngineConfig
-from .model_files import add_weights, draft_files, location
+from .model_files import add_weights, draft_files, drafted_method, location
 
 __all__ = ["make_pipeline_config"]
 
@@ -50,7 +50,8 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     device = _device_spec(config.devices)
     model = str(resolve_model(config.model))
     keys = read_config_object(model)
-    pair = find(keys.get("model_type"), config.speculative_method, source=model)
+    method = drafted_method(config)
+    pair = find(keys.get("model_type"), method, source=model)
     hf_config = model_config(keys, model)
     check_target(pair.family, hf_config, source=model)
     longest_sequence(hf_config, config.max_length, source=config.model)
@@ -72,7 +73,7 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
                 max_batch_size=config.max_batch_size,
                 max_batch_input_tokens=config.max_batch_input_tokens,
             ),
-            speculative=_speculative(config),
+            speculative=_speculative(config, method),
             draft_model=draft,
             **shared,
         )
@@ -101,12 +102,12 @@ def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) ->
     return chosen
 
 
-def _speculative(config: EngineConfig) -> SpeculativeConfig | None:
-    if config.speculative_method is None:
+def _speculative(config: EngineConfig, method: Method | None) -> SpeculativeConfig | None:
+    if method is None:
         return None
-    default = DEFAULT_DRAFT_TOKENS[config.speculative_method]
+    default = DEFAULT_DRAFT_TOKENS[method]
     return SpeculativeConfig(
-        speculative_method=config.speculative_method,
+        speculative_method=FACTS[method].max_method,
         num_speculative_tokens=config.num_speculative_tokens or default,
         draft_proposal=config.draft_proposal,
         use_relaxed_acceptance_for_thinking=config.use_relaxed_acceptance_for_thinking,

@@ -13,6 +13,7 @@ from .collection import Collection
 from .dflash import DFlashDraft
 from .draft import Draft
 from .eagle import EagleDraft
+from .eagle3 import Eagle3Draft
 from .initial_weights import read_mask_token, read_weights, take_weights
 from .settings import DraftShape
 from .target import TorchTarget
@@ -47,6 +48,7 @@ def make_draft(
         target.config,
         shape if initial_draft is None else _with_mask(shape, target.config, initial_draft),
         rarest,
+        target.norm.cpu(),
         embedding=target.embedding.cpu(),
         head=target.head.cpu(),
         target_ids=_frequent(counts, shape.vocab_size, target),
@@ -69,21 +71,32 @@ def check_initial_draft(config: Any, shape: DraftShape, initial_draft: Path) -> 
     with torch.device("meta"):
         borrowed = torch.empty(config.vocab_size, config.hidden_size)
         shape = _with_mask(shape, config, initial_draft)
-        draft = _build(config, shape, 0, embedding=borrowed, head=borrowed, target_ids=None)
+        draft = _build(
+            config, shape, 0, borrowed[0], embedding=borrowed, head=borrowed, target_ids=None
+        )
     read_weights(draft, initial_draft)
 
 
 def _with_mask(shape: DraftShape, config: Any, initial_draft: Path) -> DraftShape:
     """A DFlash draft goes on with the mask token whose embedding it has learnt to read."""
-    if shape.method == "eagle" or shape.mask_token_id is not None:
+    if shape.method != "dflash" or shape.mask_token_id is not None:
         return shape
     return replace(shape, mask_token_id=read_mask_token(initial_draft, config.vocab_size))
 
 
-def _build(config: Any, shape: DraftShape, rarest: int, **borrowed: Tensor | None) -> Draft:
-    """With random weights; `rarest` is the mask token of a DFlash shape that has none."""
+def _build(
+    config: Any, shape: DraftShape, rarest: int, norm: Tensor, **borrowed: Tensor | None
+) -> Draft:
+    """With random weights.
+
+    Args:
+        rarest: the mask token of a DFlash shape that has none.
+        norm: the target's final norm.
+    """
     if shape.method == "eagle":
         return EagleDraft(config, shape.num_layers, **borrowed)
+    if shape.method == "eagle3":
+        return Eagle3Draft(config, norm, **borrowed)
     return DFlashDraft(
         config,
         shape.num_layers,

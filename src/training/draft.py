@@ -73,6 +73,13 @@ class Draft(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The checkpoint's config.json."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The checkpoint's tensors by name, in the formats that they are trained in."""
+        found = dict(self.state_dict())
+        if self.reduced:
+            found["d2t"] = self.target_ids - torch.arange(len(self.target_ids)).to(self.target_ids)
+        return found
+
     def proposed(self, outputs: Tensor) -> Tensor:
         """The most probable token `[...]` of each output `[..., H]`."""
         return self.target_ids[(outputs @ self.head.T).argmax(dim=-1)]

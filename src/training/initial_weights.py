@@ -19,6 +19,8 @@ from .draft import Draft
 __all__ = ["read_mask_token", "read_weights", "take_weights"]
 
 _FIX = "give the folder of a draft"
+_NOT_TRAINED = ("d2t", "lm_head.weight", "t2d")
+"""Tensors that a draft has anew of its target and of the tokens that it proposes."""
 _SAME_FIELDS = (
     "architectures",
     "num_hidden_layers",
@@ -83,7 +85,8 @@ def read_weights(draft: Draft, folder: Path) -> tuple[dict[str, Tensor], str]:
         tensors = load(content)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}): {_FIX}") from error
-    tensors.pop("d2t", None)
+    for name in _NOT_TRAINED:
+        tensors.pop(name, None)
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: list(tensor.shape) for name, tensor in draft.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
 from .collection import write_atomically
@@ -18,7 +17,7 @@ from .plot import plot
 
 __all__ = ["publish"]
 
-_KINDS = {"eagle": "An EAGLE", "dflash": "A DFlash"}
+_KINDS = {"eagle": "An EAGLE", "eagle3": "An EAGLE-3", "dflash": "A DFlash"}
 
 _CARD = """---
 base_model: {model}
@@ -62,15 +61,13 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
         InputError: there is no room on the disk.
     """
     tensors = {
-        name: tensor.detach().to("cpu", torch.float16).contiguous()
-        for name, tensor in draft.state_dict().items()
+        name: (tensor.half() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in draft.tensors().items()
     }
     config = draft.config() | {"dtype": "float16"}
     config.pop("_name_or_path", None)  # a folder of this machine
     if draft.reduced:
-        ids = draft.target_ids.cpu()
-        tensors["d2t"] = ids - torch.arange(len(ids))
-        config["draft_vocab_size"] = len(ids)
+        config["draft_vocab_size"] = len(draft.target_ids)
     write_atomically(folder / "model.safetensors", lambda part: part.write_bytes(save(tensors)))
     measures: list[dict[str, Any]] = [
         {"step": one.step, "loss": one.loss, "acceptance": one.acceptance, "length": one.length}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from unispec.checkpoints.tapped_layers import default_layer_ids
 from unispec.errors import InputError
 from unispec.methods import Method
 
@@ -34,7 +35,7 @@ Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
 """Number format of the target, and of the fit's matrix products."""
 
-DEFAULT_LAYERS: Final[dict[str, int]] = {"eagle": 1, "dflash": 3}
+DEFAULT_LAYERS: Final[dict[str, int]] = {"eagle": 1, "eagle3": 1, "dflash": 3}
 """Decoder layers of a draft, by method."""
 
 LIMITS: Final = "limits"
@@ -155,7 +156,8 @@ class CollectSettings(_Limited):
     """
 
     layers: tuple[int, ...] = ()
-    """Target layers whose outputs are the features; none takes the final norm's."""
+    """Target layers, ascending, whose outputs are the features; one more than the last layer, or
+    none at all, takes the final norm's."""
     tokens: int | None = _integer(400_000, 1)
     """Stop after this many tokens of answers; None: `seconds` alone ends it."""
     seconds: float | None = _limited(SECONDS, None)
@@ -194,7 +196,7 @@ class CollectSettings(_Limited):
             InputError: a layer that the target does not have.
         """
         for number, layer in enumerate(self.layers):
-            check(f"layers[{number}]", layer, Limits(0, config.num_hidden_layers - 1))
+            check(f"layers[{number}]", layer, Limits(0, config.num_hidden_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,15 +209,20 @@ class DraftShape(_Limited):
     """
 
     method: Method = field(metadata={LIMITS: Choices(tuple(DEFAULT_LAYERS))})
-    """`"eagle"` or `"dflash"`."""
+    """`"eagle"` (the first generation), `"eagle3"` or `"dflash"`."""
     layers: int | None = _integer(None, 1)
-    """Decoder layers; None: as `DEFAULT_LAYERS` says."""
+    """Decoder layers; None: as `DEFAULT_LAYERS` says. EAGLE-3 has one."""
     vocab_size: int | None = _integer(None, 1)
     """How many tokens it proposes, the most frequent ones; None: all."""
     block_size: int = _integer(6, 2, 16)
     """Slots of a DFlash block, one more than it proposes tokens."""
     mask_token_id: int | None = _integer(None, 0)
     """The token in a DFlash block's empty slots; None: the one that the target writes least."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "eagle3" and self.num_layers != 1:
+            raise InputError(f"layers is {self.layers}: an EAGLE-3 draft has 1; leave it out")
 
     @property
     def num_layers(self) -> int:
@@ -241,16 +248,20 @@ class DraftShape(_Limited):
             check("mask_token_id", self.mask_token_id, Limits(0, config.vocab_size - 1))
 
     def tapped_layers(self, config: Any) -> tuple[int, ...]:
-        """The target's layers that the draft reads; none for EAGLE, which reads the final norm.
+        """What a fit needs of the target: layers, the number of them for the final norm.
 
-        For DFlash up to three, spread from the second to the third from the end.
+        None for EAGLE, which reads the final norm. For EAGLE-3 those that a draft reads which does
+        not say, and the final norm, of which its loss makes the target's distributions. For DFlash
+        up to three layers, spread from the second to the third from the end.
 
         Args:
             config: the target's configuration.
         """
+        count = config.num_hidden_layers
         if self.method == "eagle":
             return ()
-        count = config.num_hidden_layers
+        if self.method == "eagle3":
+            return (*default_layer_ids(count), count)
         first = 1 if count > 3 else 0
         last = max(count - 3, first)
         steps = _MOST_TAPS - 1

@@ -113,6 +113,12 @@ class TorchTarget:
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight.float()
 
+    @property
+    def norm(self) -> Tensor:
+        """Weight of the final norm, float32 `[H]`."""
+        weight: Tensor = self.model.get_decoder().norm.weight
+        return weight.float()
+
     def check_length(self, prompt_length: int, max_new_tokens: int) -> None:
         """Refuses texts that the model cannot read to the end.
 
@@ -145,8 +151,8 @@ class TorchTarget:
         Args:
             prompts: token ids.
             temperatures: one for each answer; 0 is greedy.
-            layers: decoder layers whose outputs are the features, side by side; none takes the
-                output of the final norm.
+            layers: decoder layers, ascending, whose outputs are the features, side by side; one
+                more than the last layer, or none at all, takes the output of the final norm.
             max_new_tokens: length of the longest answer.
 
         Raises:
@@ -211,7 +217,8 @@ class TorchTarget:
             taps.append(output[0] if isinstance(output, tuple) else output)
 
         with ExitStack() as hooks:
+            decoder = self.model.get_decoder()
             for layer in layers:
-                tapped = self.model.get_decoder().layers[layer]
+                tapped = [*decoder.layers, decoder.norm][layer]
                 hooks.callback(tapped.register_forward_hook(keep).remove)
             yield taps

@@ -108,6 +108,15 @@ class EagleReference:
         self._draft = _Draft(self.config, fc_bias="fc.bias" in tensors).eval()
         self._draft.load_state_dict({name: t.float() for name, t in tensors.items()})
 
+    def read(self, ids: Sequence[int], cache: DynamicCache) -> tuple[Tensor, Tensor]:
+        """Runs ``ids`` through the target, after those in ``cache``.
+
+        Returns:
+            What the target's head reads [T, H], and what the draft reads of it [T, H].
+        """
+        hidden = self.target.extend(ids, cache)
+        return hidden, hidden
+
     @torch.inference_mode()
     def _rows(
         self, next_ids: Sequence[int], features: Tensor, cache: DynamicCache
@@ -130,7 +139,7 @@ class EagleReference:
 
         Args:
             token_ids: t_0 ... t_n: the verified tokens, then the target's next token.
-            features: The target's features of t_0 ... t_{n-1}, after its final norm [n, H].
+            features: What ``read`` says of t_0 ... t_{n-1} [n, H].
             k: The number of proposals.
         """
         if len(features) != len(token_ids) - 1:
@@ -155,14 +164,14 @@ class EagleReference:
         """
         target_cache = self.target.new_cache()
         draft_cache = DynamicCache(config=self.config)
-        features = self.target.extend(prompt_ids, target_cache)  # of rows new to the draft
-        ids = [*prompt_ids, int(self.target.logits(features[-1]).argmax())]  # t_0 ... t_n
+        hidden, features = self.read(prompt_ids, target_cache)  # of rows new to the draft
+        ids = [*prompt_ids, int(self.target.logits(hidden[-1]).argmax())]  # t_0 ... t_n
         steps: list[DraftStep] = []
         while len(steps) < n_steps and not set(eos).intersection(ids[len(prompt_ids) :]):
             verified = len(ids) - 1
             proposals = self._propose_on(draft_cache, ids, features, k)
-            features = self.target.extend([ids[-1], *proposals], target_cache)  # [K + 1, H]
-            choices = self.target.logits(features).argmax(dim=-1).tolist()  # [K + 1]
+            hidden, features = self.read([ids[-1], *proposals], target_cache)  # [K + 1, H]
+            choices = self.target.logits(hidden).argmax(dim=-1).tolist()  # [K + 1]
             accepted = next((i for i in range(k) if proposals[i] != choices[i]), k)
             steps.append(DraftStep(verified, ids[-1], proposals, accepted))
             ids += choices[: accepted + 1]

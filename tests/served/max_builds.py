@@ -56,7 +56,7 @@ def built(device: DeviceSpec, asked: list[Any]) -> dict[str, Any]:
         with nothing_compiled():
             make()
     except Built as graph:
-        found["weights"] = len(graph.weights)
+        found["is_eagle3"] = "draft.layers.0.hidden_norm.weight" in graph.weights
         found["on_gpu"] = "gpu:0" in graph.text
     except ValueError as error:
         found["refused"] = str(error)

@@ -17,17 +17,20 @@ from tiny import TinyPair, tiny_deepseek
 
 from unispec.engine import EngineConfig
 from unispec.engine.served_config import served_pipeline
+from unispec.methods import FACTS
 from unispec.pipelines.architectures.registry import pairs
 
 TESTS = Path(__file__).parent.parent
 PRESETS = {
     "llama eagle": "llama_eagle_agreeing",
+    "llama eagle3": "llama_eagle3_agreeing",
     "llama dflash": "llama_dflash_windowed",
     "deepseek_v3 mtp": "deepseek_mtp_agreeing",
     "kimi_k25 dflash": "kimi_dflash",
     "mistral eagle": "mistral_eagle",
     "qwen2 eagle": "qwen2_eagle",
     "qwen3 dflash": "qwen3_dflash",
+    "qwen3 eagle3": "qwen3_eagle3",
     "granite eagle": "granite_eagle",
 }
 """A tiny pair of each target; the others differ from these in the target or the draft alone."""
@@ -48,7 +51,7 @@ def max_builds(where: str, asked: dict[str, list[Any]]) -> dict[str, Any]:
 
 def asked(pair: TinyPair, encoding: str) -> list[Any]:
     draft = None if pair.draft is None else str(pair.draft)
-    return [str(pair.target), draft, pair.method, 3, encoding]
+    return [str(pair.target), draft, FACTS[pair.method].max_method, 3, encoding]
 
 
 def test_max_s_commands_build_every_pair_on_a_cpu(tiny_pair: Callable[[str], TinyPair]) -> None:
@@ -60,6 +63,8 @@ def test_max_s_commands_build_every_pair_on_a_cpu(tiny_pair: Callable[[str], Tin
     for name, result in found.items():
         assert result.get("pipeline") == "ServedPipeline", (name, result)
         assert result.get("on_gpu") is False, (name, result)
+        # MAX asks for any EAGLE by one name; the draft's files say which it is.
+        assert result["is_eagle3"] is name.endswith("eagle3"), (name, result)
 
 
 def test_max_s_commands_build_pairs_on_an_h100(

@@ -4,6 +4,7 @@ from .causal_lm import tiny_causal_lm
 from .deepseek import agreeing_deepseek, in_fp8_blocks, tiny_deepseek
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
+from .eagle3 import Dialect, agreeing_eagle3, tiny_eagle3
 from .flat import flat_pair
 from .llama import agreeing_llama, tiny_llama
 from .presets import (
@@ -23,10 +24,12 @@ __all__ = [
     "NEAR_TOP_N",
     "PRESETS",
     "RELATIVE_PAIRS",
+    "Dialect",
     "TinyPair",
     "agreeing_deepseek",
     "agreeing_dflash",
     "agreeing_eagle",
+    "agreeing_eagle3",
     "agreeing_llama",
     "flat_pair",
     "in_fp8_blocks",
@@ -34,5 +37,6 @@ __all__ = [
     "tiny_deepseek",
     "tiny_dflash",
     "tiny_eagle",
+    "tiny_eagle3",
     "tiny_llama",
 ]

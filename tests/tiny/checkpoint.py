@@ -99,8 +99,9 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Array])
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     dtype: torch.dtype = getattr(torch, config["dtype"])
     stored = {
-        name: torch.from_numpy(array).to(dtype if array.dtype.kind == "f" else torch.int64)
+        name: torch.from_numpy(array).to({"f": dtype, "b": torch.bool}.get(kind, torch.int64))
         for name, array in tensors.items()
+        for kind in array.dtype.kind
     }
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -148,7 +148,12 @@ def tiny_llama(
 
 
 def agreeing_llama(
-    folder: Path, *, model_type: str = "llama", head_dim: int = 16, seed: int = 0
+    folder: Path,
+    *,
+    model_type: str = "llama",
+    head_dim: int = 16,
+    layers: int = 2,
+    seed: int = 0,
 ) -> Path:
     """Writes a model whose next token is mostly a fixed function of the current one.
 
@@ -161,7 +166,7 @@ def agreeing_llama(
         folder,
         hidden_size=64,
         intermediate_size=128,
-        layers=2,
+        layers=layers,
         heads=4,
         kv_heads=2,
         head_dim=head_dim,
@@ -179,5 +184,5 @@ def agreeing_llama(
     tensors["lm_head.weight"] = embedding[predecessor] * tensors["model.norm.weight"]
     for name, tensor in tensors.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            tensor *= BRANCH_SCALE
+            tensor *= BRANCH_SCALE * (2 / layers) ** 0.5
     return write(folder, config, tensors)

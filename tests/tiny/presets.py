@@ -12,6 +12,7 @@ from unispec.methods import Method
 from .deepseek import agreeing_deepseek, tiny_deepseek
 from .dflash import agreeing_dflash, tiny_dflash
 from .eagle import agreeing_eagle, tiny_eagle
+from .eagle3 import agreeing_eagle3, tiny_eagle3
 from .kimi import tiny_kimi, tiny_kimi_draft
 from .llama import agreeing_llama, tiny_llama
 
@@ -104,6 +105,67 @@ def _llama_eagle_agreeing(folder: Path) -> TinyPair:
     """A draft that agrees with its target on most tokens, in runs of every length."""
     target = agreeing_llama(folder / "target", seed=4)
     return TinyPair(target, agreeing_eagle(folder / "draft", target, seed=14))
+
+
+def _llama_eagle3_agreeing(folder: Path) -> TinyPair:
+    """A draft in SpecForge's form, of most tokens; it agrees with its target on many of them."""
+    target = agreeing_llama(folder / "target", layers=8, seed=4)
+    return TinyPair(target, agreeing_eagle3(folder / "draft", target, d2t=232, seed=17), "eagle3")
+
+
+def _llama_eagle3_sampled(folder: Path) -> TinyPair:
+    """Tied head, the last layer tapped; the draft has two layers and all options of its library.
+
+    It embeds and proposes by matrices of its own, a quarter of the tokens, and is sampled.
+    """
+    target = tiny_llama(
+        folder / "target",
+        hidden_size=96,
+        intermediate_size=224,
+        layers=5,
+        heads=6,
+        kv_heads=2,
+        head_dim=16,
+        vocab_size=320,
+        tie=True,
+        dtype="bfloat16",
+        seed=18,
+    )
+    draft = tiny_eagle3(
+        folder / "draft",
+        target,
+        dialect="speculators",
+        taps=(4, 0, 2),
+        d2t=80,
+        layers=2,
+        own_embedding=True,
+        qk_norm=True,
+        heads=(4, 2, 32),
+        norm_before_residual=True,
+        fc_norm=True,
+        norm_output=True,
+        seed=19,
+    )
+    return TinyPair(target, draft, "eagle3", draft_proposal="sampled")
+
+
+def _qwen3_eagle3(folder: Path) -> TinyPair:
+    """A Qwen3; the draft, in the authors' form, proposes all tokens and does not say its taps."""
+    target = tiny_llama(
+        folder / "target",
+        hidden_size=64,
+        intermediate_size=160,
+        layers=9,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        vocab_size=256,
+        tie=False,
+        seed=24,
+        model_type="qwen3",
+    )
+    draft = tiny_eagle3(folder / "draft", target, dialect="authors", d2t=None, seed=34)
+    return TinyPair(target, draft, "eagle3")
 
 
 def _llama_dflash_windowed(folder: Path, *, both_ways: bool | None = None) -> TinyPair:
@@ -237,6 +299,9 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "llama_eagle_biased": _llama_eagle_biased,
     "llama_eagle_bfloat16": _llama_eagle_bfloat16,
     "llama_eagle_agreeing": _llama_eagle_agreeing,
+    "llama_eagle3_agreeing": _llama_eagle3_agreeing,
+    "llama_eagle3_sampled": _llama_eagle3_sampled,
+    "qwen3_eagle3": _qwen3_eagle3,
     "llama_dflash_windowed": _llama_dflash_windowed,
     "llama_dflash_agreeing": _llama_dflash_agreeing,
     "deepseek_mtp_agreeing": _deepseek_mtp_agreeing,
@@ -256,6 +321,8 @@ EAGLE_PAIRS = ("llama_eagle", "llama_eagle_biased", "llama_eagle_bfloat16", "lla
 COMPILED_PAIRS = (
     "llama_eagle_biased",
     "llama_eagle_agreeing",
+    "llama_eagle3_agreeing",
+    "llama_eagle3_sampled",
     "llama_dflash_windowed",
     "llama_dflash_agreeing",
     "deepseek_mtp_agreeing",
@@ -263,5 +330,5 @@ COMPILED_PAIRS = (
 )
 """Those that all engine tests run; a graph takes time to compile."""
 
-RELATIVE_PAIRS = ("qwen2_eagle", "qwen3_dflash", "granite_eagle")
+RELATIVE_PAIRS = ("qwen2_eagle", "qwen3_dflash", "qwen3_eagle3", "granite_eagle")
 """Of targets that differ from Llama in what they compute."""

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {"max_new_tokens": 48, "chat_template": False}
 
 SHAPES = {
     "eagle": DraftShape(method="eagle"),
+    "eagle3": DraftShape(method="eagle3"),
     "dflash": DraftShape(method="dflash", layers=2, block_size=4),
 }
 
@@ -46,8 +47,14 @@ def rounded(draft: Draft) -> None:
 def features(
     target: TorchTarget | TargetReference, ids: list[int], layers: Sequence[int]
 ) -> Tensor:
-    """Not rounded to float16, as in decoding."""
+    """Not rounded to float16, as in decoding; no layers, or one too many, is the final norm."""
+    last: list[Tensor] = []
+    norm = target.model.get_decoder().norm
+    hook = norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0]))
     with torch.inference_mode():
         output = target.model(torch.tensor([ids]), output_hidden_states=True)
-    states = output.hidden_states
-    return torch.cat([states[i + 1][0] for i in layers] or [states[-1][0]], dim=-1).clone()
+    hook.remove()
+    # transformers lists the last layer's output behind the norm only.
+    *states, final = output.hidden_states[1:]
+    outputs = [*states, *last, final]
+    return torch.cat([outputs[i][0] for i in layers] or [final[0]], dim=-1).clone()

@@ -13,6 +13,7 @@ import torch
 from prompts import real_prompts
 from reference.dflash import DFlashReference
 from reference.eagle import EagleReference
+from reference.eagle3 import Eagle3Reference
 from reference.target import TargetReference
 from runs import greedy_requests
 from small_training import METHODS, SHAPES, card, features, rounded, untrained
@@ -77,12 +78,12 @@ def test_a_fit_in_bfloat16_goes_the_way_of_one_in_float32(
 def test_what_a_fit_in_bfloat16_keeps_exact(
     target: TorchTarget, collected: Callable[[Method], Collection], method: Method
 ) -> None:
-    """What layers add to, and the loss; of EAGLE also the target's distributions."""
+    """What layers add to, and the loss; of EAGLE and EAGLE-3 also the target's distributions."""
     collection = collected(method)
     draft = untrained(target, collection, method)
     batch = [collection.read(place) for place in collection.training[:4]]
     kinds: list[torch.dtype] = []
-    for layer in cast(Any, draft).layers:
+    for layer in [cast(Any, draft).midlayer] if method == "eagle3" else cast(Any, draft).layers:
         layer.register_forward_hook(lambda _, inputs, output: kinds.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         loss = draft.loss(batch, torch.Generator().manual_seed(0))
@@ -120,7 +121,9 @@ def test_a_killed_fit_ends_as_one_that_ran_through(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize(("method", "layers"), [("eagle", 1), ("eagle", 2), ("dflash", 3)])
+@pytest.mark.parametrize(
+    ("method", "layers"), [("eagle", 1), ("eagle", 2), ("eagle3", 1), ("dflash", 3)]
+)
 def test_measured_matches_are_what_decoding_accepts(
     target: TorchTarget,
     collected: Callable[[Method], Collection],
@@ -135,23 +138,27 @@ def test_measured_matches_are_what_decoding_accepts(
     fit(draft, collection, FitSettings(epochs=2, learning_rate=3e-3), tmp_path / "state.pt")
     publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)
     rounded(draft)
-    references: dict[Method, Any] = {"eagle": EagleReference, "dflash": DFlashReference}
+    references: dict[Method, Any] = {
+        "eagle": EagleReference,
+        "eagle3": Eagle3Reference,
+        "dflash": DFlashReference,
+    }
     reference = references[method](tmp_path, tiny_target("llama_eagle_agreeing"))
     one = collection.read(collection.held_out[0])
     taps = SHAPES[method].tapped_layers(target.config)
     one = replace(one, features=features(target, one.tokens.tolist(), taps))
     k, ids = draft.num_proposals, one.tokens.tolist()
     found = draft.matches(one)
-    every = 1 if method == "eagle" else 3
+    every = 3 if method == "dflash" else 1
     assert len(found) >= 8
     for row, right in enumerate(found):
         known = ids[: one.prompt_length + 1 + every * row]  # the last is the target's next token
         proposals = (
-            reference.propose(
-                known, tiny_target("llama_eagle_agreeing").features_and_logits(known[:-1])[0], k
+            reference.propose(known, k)
+            if method == "dflash"
+            else reference.propose(
+                known, reference.read(known[:-1], reference.target.new_cache())[1], k
             )
-            if method == "eagle"
-            else reference.propose(known, k)
         )
         follow = ids[len(known) : len(known) + k]
         expected = [a == b for a, b in zip(proposals, follow, strict=True)]
@@ -184,6 +191,54 @@ def test_void_rows_of_an_eagle_draft_are_not_learnt_from(
         smooth = torch.where(away < 1, away**2 / 2, away - 0.5).mean().item()
         expected += 0.1 * smooth / 2
     assert draft.loss([one], generator).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_an_eagle3_draft_learns_from(
+    target: TorchTarget, collected: Callable[[Method], Collection]
+) -> None:
+    """Rows whose answer goes on with tokens that it proposes, each pass one token further."""
+    collection = collected("eagle3")
+    shape = DraftShape(method="eagle3", vocab_size=200)
+    draft: Any = make_draft(target, collection, shape, seed=1)
+    with torch.no_grad():  # they begin small, and a wrong attention would hide
+        for name, parameter in draft.midlayer.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(10)
+    (known, *_), unknown = (
+        draft.target_ids.tolist(),
+        set(range(256)) - set(draft.target_ids.tolist()),
+    )
+    generator = torch.Generator().manual_seed(0)
+    width = target.config.hidden_size * len(shape.tapped_layers(target.config))
+
+    def answer(tokens: list[int]) -> Example:
+        read = torch.randn(len(tokens), width, generator=generator)
+        return Example(torch.tensor(tokens), read, 2)
+
+    other = unknown.pop()
+    assert draft.loss([answer([other, known, other])], generator) == 0
+    # Positions 2, 3 and 5 are proposed; what follows 4 is reached by no step.
+    one = answer([other, other, known, known, other, known])
+    states = one.features[:, -target.config.hidden_size :]
+    rows = torch.arange(5)
+    outputs = draft.outputs([one], [rows < 5 - number for number in range(3)])
+    expected, weights = 0.0, 0.0
+    for number, places in enumerate([[0, 1, 3], [0]]):
+        losses = []
+        for row in places:
+            soft = (draft.head @ states[row + 1 + number]).softmax(dim=-1)
+            ours = (draft.head @ outputs[number][row]).log_softmax(dim=-1)
+            losses.append(-(soft * ours).sum().item())
+        expected += 0.8**number * sum(losses) / len(losses)
+        weights += 0.8**number
+    assert draft.loss([one], generator).item() == pytest.approx(expected / weights, rel=1e-5)
+    # In a step with others each is learnt from as it is alone.
+    before = answer([known] * 7)
+    wanted = [torch.cat([torch.arange(6), rows]) < 5 - number for number in (0, 1)]
+    wanted[0][:] = True
+    both = draft.outputs([before, one], wanted)
+    for alone, joined in zip(outputs, both, strict=False):
+        torch.testing.assert_close(joined[-len(alone) :], alone)
 
 
 @METHODS

@@ -267,7 +267,9 @@ def test_settings_without_sense() -> None:
         with pytest.raises(InputError, match=r"^dtype is .*: choose 'float32' or 'bfloat16'$"):
             FitSettings(dtype=cast(Any, dtype))
     for method in ("mtp", ["eagle"]):
-        with pytest.raises(InputError, match=r"^method is .*: choose 'eagle' or 'dflash'$"):
+        with pytest.raises(
+            InputError, match=r"^method is .*: choose 'eagle' or 'eagle3' or 'dflash'$"
+        ):
             DraftShape(method=cast(Any, method))
 
 

@@ -13,7 +13,7 @@ from max.pipelines.lib import PipelineModel, Speculator, SupportedArchitecture, 
 from max.pipelines.modeling.types import PipelineTask
 from max.pipelines.speculative import SpeculativeConfig
 
-from unispec.methods import DRAFT_METHODS
+from unispec.methods import DRAFT_METHODS, FACTS
 from unispec.pipelines.served.context import ServedContext
 from unispec.pipelines.served.memory import ServedMemoryPlanner
 from unispec.pipelines.served.pipeline import ServedPipeline
@@ -34,6 +34,7 @@ Entry = SupportedArchitecture | Speculator
 _RENAMED_DRAFTS: Final[Mapping[str, str]] = {
     "dflash": "LlamaForCausalLM",
     "eagle": "LlamaForCausalLMEagle",
+    "eagle3": "LlamaForCausalLMEagle3",
 }
 """What MAX makes of the class that a method's drafts name in config.json."""
 
@@ -48,11 +49,10 @@ def for_commands() -> list[Entry]:
     alone = _entry("LlamaForCausalLM_ModuleV3", Llama3Model, Llama3Config, LLAMA)
     own = [_documented(model) for model in DOCUMENTED]
     named = {Pair(model.family, model.method) for model in DOCUMENTED}
-    return [
-        alone,
-        *own,
-        *(pair_entry(*pair) for pair in pairs() if pair.method and pair not in named),
-    ]
+    # Of these MAX finds no speculator; the documented pair serves later generations too.
+    renamed = {model.family for model in DOCUMENTED if _has_checkpoint(model.method)}
+    others = [pair for pair in _with_draft() if Pair(*pair) not in named and pair[0] not in renamed]
+    return [alone, *own, *(pair_entry(*pair) for pair in others)]
 
 
 @cache
@@ -78,7 +78,7 @@ def pair_entry(family: TargetFamily, method: DraftMethod) -> Speculator:
         name=_name(pair.model),
         base=target_entry(family),
         draft_arch=_RENAMED_DRAFTS.get(method.name),
-        method=method.name,
+        method=FACTS[method.name].max_method,
         pipeline_model=pair.model,
         config=pair.model.model_config_cls,
         checkpoint_draft_width=partial(_draft_width, method),
@@ -92,13 +92,17 @@ def _with_draft() -> list[tuple[TargetFamily, DraftMethod]]:
 def _documented(model: type[UnifiedModel]) -> Entry:
     """The entry of a documented pair; one with a draft checkpoint has a target that MAX renames."""
     assert model.method is not None
-    if model.method.name not in DRAFT_METHODS:
+    if not _has_checkpoint(model.method):
         return pair_entry(model.family, model.method)
     return _served(
         _name(model),
         Pair(model.family, model.method),
         checkpoint_draft_width=partial(_draft_width, model.method),
     )
+
+
+def _has_checkpoint(method: DraftMethod | None) -> bool:
+    return method is not None and method.name in DRAFT_METHODS
 
 
 def _name(model: type[UnifiedModel]) -> str:

@@ -10,6 +10,7 @@ from unispec.errors import InputError
 from unispec.methods import FACTS
 from unispec.pipelines.drafts.dflash.method import DFLASH
 from unispec.pipelines.drafts.eagle.method import EAGLE
+from unispec.pipelines.drafts.eagle3.method import EAGLE3
 from unispec.pipelines.drafts.mtp.method import MTP
 from unispec.pipelines.targets.deepseek import DEEPSEEK_V3
 from unispec.pipelines.targets.kimi import KIMI_K25
@@ -77,13 +78,13 @@ ENGINE_ARCHITECTURES: Final = [f"{__package__}.engine_entries"]
 
 _RUN: Final[dict[TargetFamily, tuple[DraftMethod, ...]]] = {
     DEEPSEEK_V3: (MTP,),
-    GRANITE: (EAGLE, DFLASH),
+    GRANITE: (EAGLE, EAGLE3, DFLASH),
     KIMI_K25: (DFLASH,),
-    LLAMA: (EAGLE, DFLASH),
-    MINISTRAL: (EAGLE, DFLASH),
-    MISTRAL: (EAGLE, DFLASH),
-    QWEN2: (EAGLE, DFLASH),
-    QWEN3: (EAGLE, DFLASH),
+    LLAMA: (EAGLE, EAGLE3, DFLASH),
+    MINISTRAL: (EAGLE, EAGLE3, DFLASH),
+    MISTRAL: (EAGLE, EAGLE3, DFLASH),
+    QWEN2: (EAGLE, EAGLE3, DFLASH),
+    QWEN3: (EAGLE, EAGLE3, DFLASH),
 }
 """Every target, which also runs alone, and the methods that draft for it."""
 
@@ -143,15 +144,33 @@ def check_target(family: TargetFamily, hf: Any, *, source: str) -> None:
 
 
 def pipeline_model(config: PipelineConfig) -> type[UnifiedModel]:
-    """The class for the target's model type and the speculative method.
+    """The class for the target's model type and the draft.
+
+    Args:
+        config: as an engine makes it; the class that its draft names is the method's.
 
     Raises:
         InputError: nothing here runs this pair.
     """
     # MAX renames `architectures` when a draft is configured, the model type stays.
     model_type = getattr(config.model.huggingface_config, "model_type", None)
-    method = config.speculative.speculative_method if config.speculative else None
-    return find(model_type, method, source=config.model.model_name).model
+    return find(model_type, _method(config), source=config.model.model_name).model
+
+
+def _method(config: PipelineConfig) -> str | None:
+    """The method, which generations of one name share for MAX."""
+    if config.speculative is None:
+        return None
+    method, draft = config.speculative.speculative_method, config.draft_model
+    if method is None or draft is None:
+        return method
+    declared = draft.huggingface_config.architectures or ()
+    found = (
+        name
+        for name, facts in FACTS.items()
+        if facts.max_method == method and facts.draft and facts.draft.architecture in declared
+    )
+    return next(found, method)
 
 
 def register(family: TargetFamily, *methods: DraftMethod) -> None:

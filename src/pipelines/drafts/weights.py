@@ -24,8 +24,8 @@ _ID_OFFSETS: Final = "d2t"
 # Needed in training only: EAGLE-3's mask over the target's vocabulary, and what the
 # `speculators` library keeps of the target for its loss.
 _FOR_TRAINING: Final = ("t2d", "verifier_norm.weight", "verifier_lm_head.weight")
-# That library's names of an EAGLE draft, and the published ones.
-_RENAMED: Final = {"fusion_fc.": "fc.", "transformer.": "layers.0."}
+# That library's names of an EAGLE draft, and EAGLE-3's of its layer, to the published ones.
+_RENAMED: Final = {"fusion_fc.": "fc.", "midlayer.": "layers.0.", "transformer.": "layers.0."}
 
 
 class TargetShape(Protocol):
@@ -49,6 +49,10 @@ class DraftNames:
     d2t: npt.NDArray[np.int64] | None
     """int64 `[N]`, where the draft proposes only N tokens of the target's vocabulary, or knows
     only these: target id = draft id + d2t[draft id], one to one."""
+    num_head_rows: int
+    """Tokens that the checkpoint's head has, if it has one."""
+    head_rows: npt.NDArray[np.int64]
+    """int64 `[N]`: those of them that the target knows."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,14 @@ def read_draft_names(
     draft_config: LlamaShape,
     target_config: TargetShape,
     *,
+    has_own: bool = False,
     source: str,
 ) -> DraftNames:
     """Checks that a draft fits its target and sets aside what they share.
 
-    Drafts are trained with the target's frozen embedding and head, and many published
-    ones carry a copy of one or both. The draft always runs with the target's own: a copy
-    of the right shape is ignored with a warning, one of another shape means that the
+    EAGLE-1 and DFlash drafts are trained with the target's frozen embedding and head, and many
+    published ones carry a copy of one or both. Such a draft always runs with the target's own: a
+    copy of the right shape is ignored with a warning, one of another shape means that the
     draft belongs to another target.
 
     Draft and target may have different numbers of tokens: fine-tunes add some, and others
@@ -81,17 +86,18 @@ def read_draft_names(
     Args:
         draft_config: the draft's shape. `draft_vocab_size`, if it is there and not None,
             must be the length of `d2t`.
+        has_own: whether embedding and head are the draft's own where the checkpoint has them.
 
     Raises:
-        InputError: the draft was made for another hidden size, or `d2t` is no one-to-one map
-            into its vocabulary.
+        InputError: the draft was made for another hidden size, a tensor is there under two names,
+            or `d2t` is no one-to-one map into its vocabulary.
     """
     if draft_config.hidden_size != target_config.hidden_size:
         raise InputError(
             f"{source}: the draft has hidden_size {draft_config.hidden_size} and the target"
             f" {target_config.hidden_size}: use a draft that was trained for this target"
         )
-    names = _published_names(canonical_names(tensors, source=source))
+    names = _published_names(canonical_names(tensors, source=source), source)
     for name in _FOR_TRAINING:
         names.pop(name, None)
     offsets = names.pop(_ID_OFFSETS, None)
@@ -101,35 +107,49 @@ def read_draft_names(
         draft_config.vocab_size,
         source,
     )
-    num_rows = None if d2t is None else len(d2t)
-    _drop_target_copies(tensors, names, draft_config, num_rows, source)
+    if not has_own:
+        reduced = None if d2t is None else len(d2t)
+        _drop_target_copies(tensors, names, draft_config, reduced, source)
+    num_rows = draft_config.vocab_size if d2t is None else len(d2t)
+    target_ids = np.arange(num_rows) + (0 if d2t is None else d2t)
     d2t = _shared(d2t, draft_config.vocab_size, target_config.vocab_size, source)
-    return DraftNames(names, d2t)
+    known = np.flatnonzero(target_ids < target_config.vocab_size)
+    return DraftNames(names, d2t, num_head_rows=len(target_ids), head_rows=known)
 
 
-def draft_weights(draft: DraftTensors, target: Mapping[str, Tensor]) -> DraftWeights:
-    """The weights of a draft that shares its target's embedding and head.
+def draft_weights(
+    draft: DraftTensors, target: Mapping[str, Tensor], *, own_head: Tensor | None = None
+) -> DraftWeights:
+    """The weights of a draft that shares its target's embedding and head, or the embedding alone.
 
     A draft with a reduced vocabulary gets those rows of the target's head as a head
     of its own: on a small target the head is most of what a draft step reads.
+
+    Args:
+        own_head: `[N, H]`, the draft's; None: it has the target's.
     """
-    if draft.d2t is None:
-        return DraftWeights(draft.state)
     head = target[HEAD if HEAD in target else EMBEDDING]
+    own = {} if own_head is None else {HEAD: own_head}
+    if draft.d2t is None:
+        return DraftWeights(draft.state | own, own_head=bool(own))
     size = len(draft.d2t)  # N
     target_ids = np.arange(size, dtype=np.int64) + draft.d2t  # [N]
     draft_ids = np.full(len(head), size, dtype=np.int64)  # [V]; N stands for "none"
     draft_ids[target_ids] = np.arange(size, dtype=np.int64)
-    own = {"lm_head.weight": head[target_ids], "d2t": draft.d2t, "t2d": draft_ids}
-    return DraftWeights(draft.state | own, num_proposed=size)
+    reduced = {HEAD: head[target_ids], "d2t": draft.d2t, "t2d": draft_ids}
+    return DraftWeights(draft.state | reduced | own, num_proposed=size, own_head=bool(own))
 
 
-def _published_names(names: Mapping[str, str]) -> dict[str, str]:
+def _published_names(names: Mapping[str, str], source: str) -> dict[str, str]:
     published: dict[str, str] = {}
     for name, original in names.items():
         for prefix, other in _RENAMED.items():
             if name.startswith(prefix):
                 name = other + name.removeprefix(prefix)
+        if name in published:
+            raise InputError(
+                f"{source} has both {published[name]!r} and {original!r}: remove one of them"
+            )
         published[name] = original
     return published
 

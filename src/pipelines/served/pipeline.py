@@ -65,7 +65,7 @@ class ServedPipeline(SpeculativePipeline):
         tokenizer: ServedTokenizer,
         memory_plan: MemoryPlan,
     ) -> None:
-        complete_draft(pipeline_config, pipeline_model.method)
+        pipeline_model = complete_draft(pipeline_config, pipeline_model)
         devices = load_devices(list(memory_plan.require_device_specs()))
         session = InferenceSession(devices=[*devices])
         pipeline_config.configure_session(session)

@@ -18,12 +18,18 @@ from .verify import Target, Verified, verify
 
 __all__ = ["SequentialDraft", "sequential_step"]
 
-_MAX_DRAFT_TOKENS: Final = max(LARGEST_DRAFT_TOKENS[method] for method in ("eagle", "mtp"))
+_MAX_DRAFT_TOKENS: Final = max(
+    LARGEST_DRAFT_TOKENS[method] for method in ("eagle", "eagle3", "mtp")
+)
 """Largest K; one graph proposes up to as many."""
 
 
 class SequentialDraft(DraftVocabulary, Protocol):
     """A draft whose row i reads the token after position i and a feature of position i."""
+
+    def from_target(self, features: TensorValue) -> TensorValue:
+        """`[M, H]`, what the draft reads of the target's features `[M, F]`."""
+        ...
 
     def __call__(
         self,
@@ -36,7 +42,7 @@ class SequentialDraft(DraftVocabulary, Protocol):
 
         Args:
             tokens: int64 `[T]`, the token after each position.
-            features: `[T, H]`, the target's, or the draft's own where the target has none.
+            features: `[T, H]`, of `from_target`, or the draft's own where the target has none.
             row_offsets: uint32 `[B + 1]`.
             cache: the draft's cache.
         """
@@ -54,7 +60,12 @@ def sequential_step(
     """
     verified = verify(target, rule, step)
     _, draft_cache = step.caches
-    features = draft(verified.shifted_tokens, verified.features, verified.row_offsets, draft_cache)
+    features = draft(
+        verified.shifted_tokens,
+        draft.from_target(verified.features),
+        verified.row_offsets,
+        draft_cache,
+    )
     feature = ops.gather(features, verified.last_verified, axis=0)  # [B, H]
     rounds = _Rounds(draft, step, verified)
     return rounds.loop(feature, rounds.propose(feature, verified.verified_lengths))

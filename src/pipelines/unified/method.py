@@ -29,6 +29,8 @@ class DraftWeights:
     """Without embedding and head where they are the target's."""
     num_proposed: int | None = None
     """N, tokens that the draft can propose; None: all of the target's."""
+    own_head: bool = False
+    """Whether the head is the draft's own, not rows of the target's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class DraftMethod:
     """Whether the draft's cache entry of a position depends on the token after it."""
     checkpoint_width: Callable[[Any], int | None] = lambda draft: None
     """K of a draft that was trained for one K alone, given its Hugging Face config."""
+    later: tuple[DraftMethod, ...] = ()
+    """Later generations, which MAX calls by the same name; the draft's checkpoint tells."""
     prepare: Callable[..., None] = lambda draft, requested, *, source: None
     """Brings the draft's Hugging Face config into the form that MAX reads, given K if the
     user set it."""

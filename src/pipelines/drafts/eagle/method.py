@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from unispec.checkpoints import Tensor
 from unispec.pipelines.drafts.copies import check_copies
+from unispec.pipelines.drafts.eagle3.method import EAGLE3
 from unispec.pipelines.drafts.weights import draft_weights
 from unispec.pipelines.speculative.sequential import sequential_step
 from unispec.pipelines.unified.checkpoint import Checkpoint
@@ -32,5 +33,6 @@ EAGLE = DraftMethod(
     build=EagleDraft,
     step=sequential_step,
     reads_next_token=True,
+    later=(EAGLE3,),
 )
 """EAGLE-1 and EAGLE-2 as a chain."""

@@ -11,7 +11,39 @@ from unispec.pipelines.layers.linear import GatedMLP
 
 from .stack_config import StackConfig
 
-__all__ = ["DecoderLayer"]
+__all__ = ["DecoderLayer", "llama_attention"]
+
+
+def llama_attention(
+    config: StackConfig, rope: RotaryEmbedding, *, input_size: int | None = None
+) -> AttentionWithRope:
+    """Attention of one layer.
+
+    Args:
+        input_size: columns of what queries, keys and values read; None: the stack's hidden size.
+    """
+    attention = AttentionWithRope(
+        hidden_size=input_size or config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        rope=rope,
+        scale=config.attention_multiplier,
+        has_bias=config.attention_bias or config.qkv_bias,
+        use_qk_norm=config.qk_norm,
+        rms_norm_eps=config.norm_eps,
+        kv_params=config.kv_params,
+        dtype=config.dtype,
+        devices=config.devices,
+    )
+    # Hugging Face's Llama has a bias here too, MAX's layer does not.
+    attention.o_proj = Linear(
+        config.num_attention_heads * config.head_dim,
+        config.hidden_size,
+        config.dtype,
+        config.devices[0],
+        has_bias=config.attention_bias,
+    )
+    return attention
 
 
 class DecoderLayer(Module):
@@ -25,28 +57,7 @@ class DecoderLayer(Module):
         self, config: StackConfig, rope: RotaryEmbedding, *, input_norm: bool = True
     ) -> None:
         super().__init__()
-        device = config.devices[0]
-        self.self_attn = AttentionWithRope(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            rope=rope,
-            scale=config.attention_multiplier,
-            has_bias=config.attention_bias or config.qkv_bias,
-            use_qk_norm=config.qk_norm,
-            rms_norm_eps=config.norm_eps,
-            kv_params=config.kv_params,
-            dtype=config.dtype,
-            devices=config.devices,
-        )
-        # Hugging Face's Llama has a bias here too, MAX's layer does not.
-        self.self_attn.o_proj = Linear(
-            config.num_attention_heads * config.head_dim,
-            config.hidden_size,
-            config.dtype,
-            device,
-            has_bias=config.attention_bias,
-        )
+        self.self_attn = llama_attention(config, rope)
         self.mlp = GatedMLP(
             config.hidden_size, config.intermediate_size, config.dtype, config.devices[0]
         )

@@ -1,0 +1,133 @@
+"""The EAGLE-3 draft as a chain (arXiv 2503.01840).
+
+Row i reads the embedding of token i + 1 and a feature of position i. Of positions that the target
+has read, `fc` makes the feature of the tapped layers' outputs; of later ones it is what the draft
+itself put out one row before. Forward pass as in SafeAILab/EAGLE (`cnets.py`) and vLLM and SGLang
+(`llama_eagle3.py`); the options are those of vllm-project/speculators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max.graph import TensorValue, ops
+from max.nn import Embedding, LayerList, Linear, Module, RMSNorm
+from max.nn.kv_cache import PagedCacheValues
+from max.nn.rotary_embedding import RotaryEmbedding
+
+from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
+from unispec.pipelines.layers.linear import GatedMLP
+from unispec.pipelines.layers.stack import layer_index
+from unispec.pipelines.targets.llama.layers import DecoderLayer, llama_attention
+from unispec.pipelines.targets.llama.stack import llama_rope
+from unispec.pipelines.targets.llama.stack_config import StackConfig
+
+from .config import UnifiedEagle3Config
+
+__all__ = ["Eagle3Draft"]
+
+
+class _FirstLayer(Module):
+    """A Llama layer whose attention reads an embedding beside the feature that it adds to.
+
+    Args:
+        norm_before_residual: whether it adds to the normed feature.
+    """
+
+    def __init__(
+        self, config: StackConfig, rope: RotaryEmbedding, *, norm_before_residual: bool
+    ) -> None:
+        super().__init__()
+        size, dtype, eps = config.hidden_size, config.dtype, config.norm_eps
+        self.norm_before_residual = norm_before_residual
+        self.input_layernorm = RMSNorm(size, dtype, eps)
+        self.hidden_norm = RMSNorm(size, dtype, eps)
+        self.self_attn = llama_attention(config, rope, input_size=2 * size)
+        self.post_attention_layernorm = RMSNorm(size, dtype, eps)
+        self.mlp = GatedMLP(size, config.intermediate_size, dtype, config.devices[0])
+
+    def __call__(
+        self,
+        layer: TensorValue,
+        embedded: TensorValue,
+        feature: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> TensorValue:
+        """`[T, H]` of embedding and feature, `[T, H]` each; writes the rows' keys and values."""
+        normed = self.hidden_norm(feature)
+        pair = ops.concat([self.input_layernorm(embedded), normed], axis=-1)  # [T, 2H]
+        attended = self.self_attn(layer, pair, cache, freqs_cis, row_offsets)
+        x = normed if self.norm_before_residual else feature
+        x = x + ops.rebind(attended, x.shape)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Eagle3Draft(TargetVocabularyDraft):
+    """An EAGLE-3 draft for a target.
+
+    Args:
+        config: both stacks, the tapped layers, and what the checkpoint has of its own.
+        target: the target's stack.
+    """
+
+    def __init__(self, config: UnifiedEagle3Config, target: Any) -> None:
+        super().__init__(config, target)
+        stack, taps = config.draft, len(config.target_layer_ids)
+        size, dtype, device = stack.hidden_size, stack.dtype, stack.devices[0]
+        if config.own_embedding:
+            self.embed_tokens = Embedding(config.target.vocab_size, size, dtype, device)
+        if config.own_head:
+            self.lm_head = Linear(size, stack.vocab_size, dtype, device)
+            self.logits_scaling = 1.0
+        self.rope = llama_rope(stack)
+        self.num_taps = taps
+        self.norm_output = config.norm_output
+        self.input_norm = (
+            RMSNorm(taps * size, dtype, stack.norm_eps) if config.norm_before_fc else None
+        )
+        self.fc_norm = LayerList(
+            [RMSNorm(size, dtype, stack.norm_eps) for _ in range(taps if config.fc_norm else 0)]
+        )
+        self.fc = Linear(taps * size, size, dtype, device, has_bias=config.fc_bias)
+        first = _FirstLayer(stack, self.rope, norm_before_residual=config.norm_before_residual)
+        others = [DecoderLayer(stack, self.rope) for _ in range(1, stack.num_hidden_layers)]
+        self.layers = LayerList([first, *others])
+        self.norm = RMSNorm(size, dtype, stack.norm_eps)
+
+    def from_target(self, features: TensorValue) -> TensorValue:
+        """`[M, H]` of the tapped layers' outputs `[M, n * H]`."""
+        if self.input_norm is not None:
+            features = self.input_norm(features)
+        if len(self.fc_norm):
+            size = features.shape[1] // self.num_taps
+            taps = ops.split(features, [size] * self.num_taps, axis=-1)
+            normed = [norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)]
+            features = ops.concat(normed, axis=-1)
+        return self.fc(features)
+
+    def __call__(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> TensorValue:
+        """Runs the draft over ragged rows; `[T, H]`, features for the rows that follow.
+
+        Args:
+            tokens: int64 `[T]`, the token after each position.
+            features: `[T, H]`, the feature of each position.
+        """
+        embedded = ops.rebind(self.embed_tokens(tokens), features.shape)
+        freqs_cis = self.rope.freqs_cis
+        first, *others = self.layers
+        x = first(layer_index(0), embedded, features, cache, freqs_cis, row_offsets)
+        for index, layer in enumerate(others, start=1):
+            x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
+        return self.norm(x) if self.norm_output else x
+
+    def logits(self, features: TensorValue) -> TensorValue:
+        """float32 `[..., N]` over the draft's vocabulary for features `[..., H]`."""
+        return super().logits(features if self.norm_output else self.norm(features))

@@ -1,0 +1,110 @@
+"""An EAGLE-3 draft checkpoint as the state dictionary of our draft."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import numpy as np
+
+from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.tied_head import EMBEDDING, HEAD, same_rows
+from unispec.checkpoints.validation import validated_state_dict
+from unispec.pipelines.drafts.weights import (
+    DraftTensors,
+    TargetShape,
+    draft_weights,
+    read_draft_names,
+)
+from unispec.pipelines.targets.llama.weights import LlamaShape, decoder_layer_shapes
+from unispec.pipelines.unified.method import DraftWeights
+
+__all__ = ["EMBEDDING", "FC_BIAS", "QKV_BIAS", "Q_NORM", "eagle3_weights"]
+
+FC_BIAS: Final = "fc.bias"
+"""Of the projection of the tapped outputs."""
+QKV_BIAS: Final = "layers.0.self_attn.q_proj.bias"
+"""Where it is, q, k and v projections of all layers have one."""
+Q_NORM: Final = "layers.0.self_attn.q_norm.weight"
+"""Where it is, query and key heads of all layers are normed."""
+
+
+def eagle3_weights(
+    tensors: Mapping[str, Tensor],
+    draft_config: LlamaShape,
+    target_config: TargetShape,
+    target: Mapping[str, Tensor],
+    *,
+    num_taps: int,
+    norms: Collection[str],
+    source: str,
+) -> DraftWeights:
+    """Checks an EAGLE-3 checkpoint, renames its tensors and completes them with the target's.
+
+    Without a head of its own the draft has the target's, of its own tokens; an embedding that is
+    a copy of the target's is left out.
+
+    Args:
+        draft_config: the draft's shape. `draft_vocab_size`, if it is there and not None, must be
+            the length of `d2t`.
+        target: the target's weights.
+        num_taps: n, target layers that are read.
+        norms: names of the norms before `fc`.
+
+    Returns:
+        `fc.weight` `[H, n * H]`, `norm.weight`, the layers under Hugging Face's names without
+        `model.`, in layer 0 with `hidden_norm` and queries, keys and values over `2 * H`, and where
+        they are the draft's own `lm_head.weight` `[N, H]` and `embed_tokens.weight` `[V, H]`.
+
+    Raises:
+        InputError: the draft was made for another hidden size, a tensor is missing, unknown, of
+            another shape or not finite, or `d2t` is no one-to-one map into its vocabulary.
+    """
+    shared = read_draft_names(tensors, draft_config, target_config, has_own=True, source=source)
+    names = shared.names
+    shapes = _layer_shapes(draft_config, names)
+    hidden = draft_config.hidden_size
+    shapes |= {
+        "fc.weight": (hidden, num_taps * hidden),
+        "norm.weight": (hidden,),
+        **{name: (num_taps * hidden // len(norms),) for name in norms},
+    }
+    if FC_BIAS in names:
+        shapes[FC_BIAS] = (hidden,)
+    if EMBEDDING in names:
+        shapes[EMBEDDING] = (draft_config.vocab_size, hidden)
+    if HEAD in names:
+        shapes[HEAD] = (shared.num_head_rows, hidden)
+    state = validated_state_dict(tensors, names, shapes, source=source, model="an EAGLE-3 draft")
+    head = state.pop(HEAD, None)
+    if EMBEDDING in state:
+        state |= _own_embedding(state.pop(EMBEDDING), target[EMBEDDING])
+    return draft_weights(
+        DraftTensors(state, shared.d2t),
+        target,
+        own_head=None if head is None else head[shared.head_rows],
+    )
+
+
+def _own_embedding(own: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The draft's embedding `[V, H]` by its name, unless it is a copy of the target's.
+
+    The target's rows stand in for tokens that the draft does not know.
+    """
+    known = min(len(own), len(target))
+    if same_rows(own[:known], target[:known]):
+        return {}
+    return {EMBEDDING: np.concatenate([own[:known], target[known:]])}
+
+
+def _layer_shapes(config: LlamaShape, names: Collection[str]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(config.num_hidden_layers):
+        shapes |= decoder_layer_shapes(
+            config, layer, qkv_bias=QKV_BIAS in names, qk_norm=Q_NORM in names
+        )
+    shapes["layers.0.hidden_norm.weight"] = (config.hidden_size,)
+    for projection in "qkv":
+        name = f"layers.0.self_attn.{projection}_proj.weight"
+        shapes[name] = (shapes[name][0], 2 * config.hidden_size)
+    return shapes
