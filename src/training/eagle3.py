@@ -51,6 +51,7 @@ class _Attention(nn.Module):
         super().__init__()
         hidden, self.width = config.hidden_size, config.head_dim
         heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.heads_of_group = heads // self.groups
         self.q_proj = nn.Linear(2 * hidden, heads * self.width, bias=False)
         self.k_proj = nn.Linear(2 * hidden, self.groups * self.width, bias=False)
         self.v_proj = nn.Linear(2 * hidden, self.groups * self.width, bias=False)
@@ -99,7 +100,8 @@ class _Attention(nn.Module):
         A row sees pass 0 up to there, and of later passes itself: what was proposed on its way.
         """
         key, value = (each.transpose(0, 1)[:, None] for each in first)  # [groups, 1, L, head_dim]
-        grouped = query.reshape(len(query), self.groups, -1, self.width).permute(1, 2, 0, 3)
+        shape = len(query), self.groups, self.heads_of_group, self.width
+        grouped = query.reshape(shape).permute(1, 2, 0, 3)
         scores = grouped @ key.transpose(-1, -2)  # [groups, heads / groups, R, L]
         future = torch.arange(key.shape[2], device=query.device) > positions[:, None]
         scores = scores.masked_fill(future, float("-inf"))
@@ -229,15 +231,15 @@ class Eagle3Draft(Draft):
         A row counts as long as the answer goes on with such tokens: behind another one no step of
         decoding arrives.
         """
-        counted = self._counted(batch)
-        if not counted[0].any():
+        counted = [rows for rows in self._counted(batch) if rows.any()]
+        if not counted:
             return 0 * self.norm.weight.sum()  # answers too short to learn from
         size = self._config.hidden_size
         truth = [one.features[:, -size:] for one in batch]
         outputs = self.outputs(batch, [torch.ones_like(counted[0]), *counted[1:]])
         outputs[0] = outputs[0][counted[0]]
         total = torch.zeros((), device=self.head.device)
-        weights = [DECAY**number for number, rows in enumerate(counted) if rows.any()]
+        weights = [DECAY**number for number in range(len(counted))]
         for number, weight in enumerate(weights):
             # Row i predicts token i + 2 + p, of which the state of the token before tells.
             ends = torch.cat([F.pad(one[1 + number :], (0, 0, 0, number)) for one in truth])
