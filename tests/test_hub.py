@@ -15,10 +15,11 @@ from hub import Hub, Refusal, running_hub
 from huggingface_hub import constants
 from max.engine import InferenceSession
 from safetensors.torch import load_file, save_file
-from tiny import TinyPair
+from tiny import Dialect, TinyPair, tiny_eagle3
 
 from unispec.checkpoints.repository import find_file
 from unispec.engine import Engine, EngineConfig
+from unispec.engine.model_files import drafted_method
 from unispec.errors import InputError
 from unispec.training import TorchTarget
 
@@ -191,3 +192,16 @@ def test_looking_for_a_path_imports_nothing_heavy() -> None:
         "assert not {'max', 'numpy', 'transformers', 'gguf'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("dialect", ["authors", "specforge", "speculators"])
+def test_weights_are_downloaded_where_only_they_say_which_eagle_a_draft_is(
+    tiny_pair: Callable[[str], TinyPair], hub: Hub, tmp_path: Path, dialect: Dialect
+) -> None:
+    """The authors' config.json is that of a Llama."""
+    target = tiny_pair("qwen3_eagle3").target
+    hub.repositories["them/draft"] = tiny_eagle3(tmp_path / "draft", target, dialect=dialect)
+    config = EngineConfig(model=str(target), draft_model="them/draft", speculative_method="eagle")
+    assert drafted_method(config) == "eagle3"
+    expected = ["config.json"] + ["model.safetensors"] * (dialect == "authors")
+    assert hub.downloads() == expected

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tiny import (
     agreeing_eagle,
     agreeing_llama,
     tiny_dflash,
+    tiny_eagle3,
     tiny_llama,
 )
 from tiny.checkpoint import read, write
@@ -98,7 +99,11 @@ def test_logits_of_every_relative(relatives_model: LogitsGraph, relatives: dict[
     assert_logits(relatives_model, {n: TargetReference(f) for n, f in relatives.items()})
 
 
-WRITERS = {"eagle": agreeing_eagle, "dflash": agreeing_dflash}
+WRITERS: dict[Method, Callable[[Path, Path], Path]] = {
+    "eagle": agreeing_eagle,
+    "eagle3": partial(tiny_eagle3, dialect="speculators", taps=(0, 1)),
+    "dflash": agreeing_dflash,
+}
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +168,13 @@ def test_a_relative_with_a_draft_differs_from_llama_as_it_does_alone(
     alone = difference(built(model_type, None), built("llama", None))
     together = difference(built(model_type, method), built("llama", method))
     if model_type == "granite":
-        # EAGLE has logits before its loop and in it, DFlash of a block at once.
-        alone["rmo.div"] += {"eagle": 2, "dflash": 1}[method]
+        # EAGLE has logits before its loop and in it, DFlash of a block at once, and EAGLE-3 has a
+        # head of its own.
+        alone["rmo.div"] += {"eagle": 2, "eagle3": 0, "dflash": 1}[method]
     assert together == alone
 
 
-@pytest.mark.parametrize("method", [None, "eagle", "dflash"])
+@pytest.mark.parametrize("method", [None, *WRITERS])
 def test_a_mistral_has_the_graph_of_a_llama(
     built: Callable[[str, Method | None], Built], method: Method | None
 ) -> None:

@@ -24,6 +24,7 @@ from reference.chi_square import chi_square_p_value
 from reference.dflash import DFlashReference
 from reference.distribution import target_distribution
 from reference.eagle import EagleReference
+from reference.eagle3 import Eagle3Reference
 from reference.mtp import MtpReference
 from reference.philox import numbers
 from reference.target import TargetReference
@@ -34,6 +35,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from unispec.engine import Engine, Report, Request, Step
+from unispec.methods import Method
 from unispec.sampling.seeds import Stream
 
 FloatArray = npt.NDArray[np.float64]
@@ -42,6 +44,7 @@ CASES = [
     pytest.param(name, k, id=f"{method}-{k}")
     for name, method, proposals in (
         ("llama_eagle_biased", "eagle", (1, 2, 5, 8)),
+        ("llama_eagle3_sampled", "eagle3", (1, 2, 5, 8)),
         ("llama_dflash_agreeing", "dflash", (1, 2, 5)),
         ("deepseek_mtp_sampled", "mtp", (1, 2, 5, 8)),
     )
@@ -104,7 +107,7 @@ class Following(EagleReference):
     @torch.inference_mode()
     def step_logits(self, steps: Sequence[Sampled]) -> list[Tensor]:
         """Of one request's steps, [K, N] each."""
-        features = self.target.extend(steps[-1].token_ids[:-1], self.target.new_cache())
+        _, features = self.read(steps[-1].token_ids[:-1], self.target.new_cache())
         draft_cache, found = DynamicCache(config=self.config), []
         for step in steps:
             ids = step.token_ids
@@ -115,8 +118,19 @@ class Following(EagleReference):
         return found
 
 
+class FollowingEagle3(Following, Eagle3Reference):
+    """As an EAGLE draft, with another layer over other features."""
+
+
 class FollowingMtp(Following, MtpReference):
     """As an EAGLE draft; the layer is the target's own."""
+
+
+FOLLOWING: dict[Method, type[Following]] = {
+    "eagle": Following,
+    "eagle3": FollowingEagle3,
+    "mtp": FollowingMtp,
+}
 
 
 class Filling(DFlashReference):
@@ -141,7 +155,7 @@ def drafts_laws(
         draft = Filling(folder, target)
         logits = draft.block_logits(steps)
     else:
-        draft = (FollowingMtp if pair.method == "mtp" else Following)(folder, target)
+        draft = FOLLOWING[pair.method](folder, target)
         logits = draft.step_logits(steps)
     for step, scores in zip(steps, logits, strict=True):
         law = np.zeros((len(scores), len(target.embedding)))
@@ -165,7 +179,12 @@ def sampled_requests(
     ]
 
 
-HEAD = {"llama_eagle_biased": 0.02, "llama_dflash_agreeing": 0.1, "deepseek_mtp_sampled": 0.1}
+HEAD = {
+    "llama_eagle_biased": 0.02,
+    "llama_eagle3_sampled": 0.02,
+    "llama_dflash_agreeing": 0.1,
+    "deepseek_mtp_sampled": 0.1,
+}
 """What a pair's head is multiplied by to bring its draft near to the target."""
 
 BIAS = 4.0
@@ -187,7 +206,8 @@ class Near:
         self.target = TargetReference(pair.target)
         self.law: dict[str, Any] = {"temperature": 1.0}
         if pair.draft is not None:
-            reference = DFlashReference if pair.method == "dflash" else EagleReference
+            references = {"eagle3": Eagle3Reference, "dflash": DFlashReference}
+            reference: Any = references.get(pair.method, EagleReference)
             known = reference(pair.draft, self.target).target_ids.tolist()
             self.law["logit_bias"] = dict.fromkeys(known, BIAS)
 

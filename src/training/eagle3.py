@@ -9,24 +9,19 @@ on by one token from every row, with the output of the pass before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import (
-    LlamaMLP,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
-)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from unispec.checkpoints.tapped_layers import default_layer_ids
 
 from .collection import Example
 from .draft import Draft
+from .eagle3_layer import Eagle3Layer, Heads, Rows
 
 __all__ = ["Eagle3Draft"]
 
@@ -36,118 +31,14 @@ PASSES: Final = 3
 DECAY: Final = 0.8
 """Weight of a pass's loss in that of the one before, as in SpecForge."""
 
-Heads = tuple[Tensor, Tensor]
-"""Keys and values `[R, groups, head_dim]` of some rows."""
-
-
-class _Attention(nn.Module):
-    """Attention over the rows of pass 0, and one row of each later pass.
-
-    Args:
-        config: a Llama's; queries, keys and values read two hidden states side by side.
-    """
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        hidden, self.width = config.hidden_size, config.head_dim
-        heads, self.groups = config.num_attention_heads, config.num_key_value_heads
-        self.heads_of_group = heads // self.groups
-        self.q_proj = nn.Linear(2 * hidden, heads * self.width, bias=False)
-        self.k_proj = nn.Linear(2 * hidden, self.groups * self.width, bias=False)
-        self.v_proj = nn.Linear(2 * hidden, self.groups * self.width, bias=False)
-        self.o_proj = nn.Linear(heads * self.width, hidden, bias=False)
-
-    def forward(self, x: Tensor, rows: _Rows, first: list[Heads], own: list[Heads]) -> Tensor:
-        """`[R, H]` of the rows of one pass.
-
-        Args:
-            x: `[R, 2H]`.
-            rows: where they stand.
-            first: of each sequence the keys and values of pass 0, which pass 0 adds.
-            own: of each later pass those of the same rows, to which this pass adds its own.
-        """
-        query, key, value = (
-            projection(x).reshape(len(x), -1, self.width)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query, key = apply_rotary_pos_emb(query, key, *rows.rotation)
-        keys = key.split(rows.counts), value.split(rows.counts)
-        if first:
-            own.append((key, value))
-            begins = [0, *accumulate(rows.counts)]
-            places = [slice(*ends) for ends in pairwise(begins)]
-            attended = [
-                self._later(query[at], rows.positions[at], one, [(k[at], v[at]) for k, v in own])
-                for at, one in zip(places, first, strict=True)
-            ]
-        else:
-            first.extend(zip(*keys, strict=True))
-            attended = [
-                self._causal(*one) for one in zip(query.split(rows.counts), *keys, strict=True)
-            ]
-        output: Tensor = self.o_proj(torch.cat(attended).flatten(1))
-        return output
-
-    def _causal(self, *one: Tensor) -> Tensor:
-        """`[R, heads, head_dim]` of queries, keys and values of a sequence in pass 0."""
-        query, key, value = (each.transpose(0, 1) for each in one)
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        return seen.transpose(0, 1)
-
-    def _later(self, query: Tensor, positions: Tensor, first: Heads, own: list[Heads]) -> Tensor:
-        """`[R, heads, head_dim]` of rows that go on from rows `positions` of pass 0.
-
-        A row sees pass 0 up to there, and of later passes itself: what was proposed on its way.
-        """
-        key, value = (each.transpose(0, 1)[:, None] for each in first)  # [groups, 1, L, head_dim]
-        shape = len(query), self.groups, self.heads_of_group, self.width
-        grouped = query.reshape(shape).permute(1, 2, 0, 3)
-        scores = grouped @ key.transpose(-1, -2)  # [groups, heads / groups, R, L]
-        future = torch.arange(key.shape[2], device=query.device) > positions[:, None]
-        scores = scores.masked_fill(future, float("-inf"))
-        mine = [(k.transpose(0, 1)[:, None], v.transpose(0, 1)[:, None]) for k, v in own]
-        columns = [(grouped * k).sum(-1, keepdim=True) for k, _ in mine]
-        weights = torch.cat([scores, *columns], dim=-1).float() * self.width**-0.5
-        weights = weights.softmax(dim=-1).to(value.dtype)
-        attended = weights[..., : key.shape[2]] @ value
-        for number, (_, own_value) in enumerate(mine):
-            attended = attended + weights[..., key.shape[2] + number, None] * own_value
-        found: Tensor = attended.permute(2, 0, 1, 3).reshape(query.shape)
-        return found
-
-
-class _Layer(nn.Module):
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = LlamaRMSNorm(hidden, eps)
-        self.hidden_norm = LlamaRMSNorm(hidden, eps)
-        self.self_attn = _Attention(config)
-        self.post_attention_layernorm = LlamaRMSNorm(hidden, eps)
-        self.mlp = LlamaMLP(config)  # type: ignore[no-untyped-call]
-
-    def forward(self, embedded: Tensor, feature: Tensor, *around: Any) -> Tensor:
-        normed = self.input_layernorm(embedded), self.hidden_norm(feature)
-        hidden = feature + self.self_attn(torch.cat(normed, dim=-1), *around)
-        output: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return output
-
-
-class _Rows(NamedTuple):
-    """The rows of a pass, those of all sequences one after the other."""
-
-    counts: list[int]
-    """Rows of each sequence."""
-    positions: Tensor
-    """int64 `[R]`: which row of pass 0 in its sequence each goes on from."""
-    rotation: tuple[Tensor, Tensor]
-    """Cosine and sine of where its token stands, `[R, head_dim]` each."""
-
 
 class Eagle3Draft(Draft):
-    """`fc`, one layer and a norm, under SpecForge's names; the head's rows are the target's.
+    """`fc`, one layer and norms, under SpecForge's names; the head's rows are the target's.
 
-    An example's features are the outputs of the tapped layers and, last, of the final norm.
+    It is an EAGLE-3.1: each tapped output is normed before `fc`, and the next row reads what the
+    head reads. In 200 steps for SmolLM2-135M both raised held-out acceptance, the latter of the
+    third proposal from 0.053 to 0.080. An example's features are the outputs of the tapped
+    layers and, last, of the final norm.
 
     Args:
         target: the target's configuration, whose shape the layer takes.
@@ -166,9 +57,11 @@ class Eagle3Draft(Draft):
         }
         self._config = LlamaConfig(**changed)
         taps = len(default_layer_ids(target.num_hidden_layers))
+        eps = self._config.rms_norm_eps
+        self.fc_norm = nn.ModuleList(LlamaRMSNorm(hidden, eps) for _ in range(taps))
         self.fc = nn.Linear(taps * hidden, hidden, bias=False)
-        self.midlayer = _Layer(self._config)
-        self.norm = LlamaRMSNorm(hidden, self._config.rms_norm_eps)
+        self.midlayer = Eagle3Layer(self._config)
+        self.norm = LlamaRMSNorm(hidden, eps)
         self.rotary = LlamaRotaryEmbedding(self._config)
         # At first the draft hands on what the last tapped layer put out.
         nn.init.normal_(self.fc.weight, std=hidden**-0.5 / 10)
@@ -201,8 +94,9 @@ class Eagle3Draft(Draft):
         index = torch.arange(sum(lengths), device=device)  # [R]
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
         taps = torch.cat([one.features[:-1, :-size] for one in batch]).to(device)
+        normed = zip(self.fc_norm, taps.chunk(len(self.fc_norm), dim=-1), strict=True)
         # What the layer adds to stays exact where products are taken in bfloat16.
-        feature = self.fc(taps).float()
+        feature = self.fc(torch.cat([norm(tap) for norm, tap in normed], dim=-1)).float()
         cos, sin = self.rotary(
             feature, torch.arange(max(lengths) + len(wanted), device=device)[None]
         )
@@ -214,15 +108,15 @@ class Eagle3Draft(Draft):
             index, feature = index[kept], feature[kept]
             own = [(key[kept], value[kept]) for key, value in own]
             at = positions[index]
-            where = _Rows(
+            where = Rows(
                 torch.bincount(begins[index], minlength=len(batch)).tolist(),
                 at,
                 (cos[0, at + number], sin[0, at + number]),
             )
             # Sequence s has s tokens more before it than rows.
             read = self.embedding[tokens[index + begins[index] + 1 + number]]
-            feature = self.midlayer(read, feature, where, first, own)
-            found.append(self.norm(feature))
+            feature = self.norm(self.midlayer(read, feature, where, first, own))
+            found.append(feature)
         return found
 
     def loss(self, batch: Sequence[Example], generator: torch.Generator) -> Tensor:
@@ -290,4 +184,6 @@ class Eagle3Draft(Draft):
         return self._config.to_dict() | {
             "architectures": ["LlamaForCausalLMEagle3"],
             "draft_vocab_size": len(self.target_ids),
+            "fc_norm": True,
+            "norm_output": True,
         }

@@ -13,18 +13,22 @@ __all__ = ["flat_pair"]
 
 
 def flat_pair(folder: Path, pair: TinyPair, scale: float) -> TinyPair:
-    """Copies a pair to ``folder``, its head times ``scale``; the graph is the same.
+    """Copies a pair to ``folder``, its heads times ``scale``; the graph is the same.
 
     Args:
         folder: Created if it does not exist.
-        pair: Its head is not the embedding, and its draft has none of its own.
+        pair: Its head is not the embedding.
         scale: Less than 1 makes the laws of target and draft flatter.
     """
-    target = folder / "target"
-    shutil.copytree(pair.target, target)
-    config, tensors = read(target)
+    target = _flat(pair.target, folder / "target", scale)
+    draft = None if pair.draft is None else _flat(pair.draft, folder / "draft", scale)
+    return replace(pair, target=target, draft=draft)
+
+
+def _flat(plain: Path, folder: Path, scale: float) -> Path:
+    shutil.copytree(plain, folder)
+    config, tensors = read(folder)
     for name, tensor in tensors.items():
         if name == "lm_head.weight" or name.endswith("shared_head.head.weight"):
             tensor *= scale
-    write(target, config, tensors)
-    return replace(pair, target=target)
+    return write(folder, config, tensors)

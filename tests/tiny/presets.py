@@ -114,7 +114,7 @@ def _llama_eagle3_agreeing(folder: Path) -> TinyPair:
 
 
 def _llama_eagle3_sampled(folder: Path) -> TinyPair:
-    """Tied head, the last layer tapped; the draft has two layers and all options of its library.
+    """The last layer is tapped; the draft has two layers and all options of its library.
 
     It embeds and proposes by matrices of its own, a quarter of the tokens, and is sampled.
     """
@@ -127,8 +127,7 @@ def _llama_eagle3_sampled(folder: Path) -> TinyPair:
         kv_heads=2,
         head_dim=16,
         vocab_size=320,
-        tie=True,
-        dtype="bfloat16",
+        tie=False,
         seed=18,
     )
     draft = tiny_eagle3(
