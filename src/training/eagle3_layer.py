@@ -105,6 +105,12 @@ class _Attention(nn.Module):
 
 
 class Eagle3Layer(nn.Module):
+    """Attention over embedding and feature, and an MLP; both add to the feature.
+
+    Args:
+        config: a Llama's.
+    """
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
@@ -115,6 +121,7 @@ class Eagle3Layer(nn.Module):
         self.mlp = LlamaMLP(config)  # type: ignore[no-untyped-call]
 
     def forward(self, embedded: Tensor, feature: Tensor, *around: Any) -> Tensor:
+        """`[R, H]` of embeddings and features, `[R, H]` each; see `_Attention` for the rest."""
         normed = self.input_layernorm(embedded), self.hidden_norm(feature)
         hidden = feature + self.self_attn(torch.cat(normed, dim=-1), *around)
         output: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
