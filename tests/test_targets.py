@@ -83,10 +83,11 @@ def test_a_pair_that_nothing_runs_is_refused_with_those_that_run(
         make_pipeline_config(config)
     assert str(refused.value) == (
         f"{tmp_path}/model: model_type {model_type} with {method or 'no draft'} is not supported;"
-        " supported: deepseek_v3 with mtp or no draft, granite with eagle, eagle3, dflash or no draft,"
-        " kimi_k25 with dflash or no draft, llama with eagle, eagle3, dflash or no draft, ministral"
-        " with eagle, eagle3, dflash or no draft, mistral with eagle, eagle3, dflash or no draft,"
-        " qwen2 with eagle, eagle3, dflash or no draft, qwen3 with eagle, eagle3, dflash or no draft"
+        " supported: deepseek_v3 with mtp or no draft, granite with eagle, eagle3, dflash or "
+        "no draft, kimi_k25 with dflash or no draft, llama with eagle, eagle3, dflash or no "
+        "draft, ministral with eagle, eagle3, dflash or no draft, mistral with eagle, eagle3,"
+        " dflash or no draft, qwen2 with eagle, eagle3, dflash or no draft, qwen3 with eagle,"
+        " eagle3, dflash or no draft"
     )
 
 
