@@ -29,6 +29,8 @@ _SAME_FIELDS = (
     "head_dim",
     "block_size",
     "dflash_config",
+    "fc_norm",
+    "norm_output",
 )
 """Fields of config.json that must be the same, besides the shapes of tensors."""
 

@@ -66,6 +66,7 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
     }
     config = draft.config() | {"dtype": "float16"}
     config.pop("_name_or_path", None)  # a folder of this machine
+    config |= _older_rope(config)
     if draft.reduced:
         config["draft_vocab_size"] = len(draft.target_ids)
     write_atomically(folder / "model.safetensors", lambda part: part.write_bytes(save(tensors)))
@@ -83,6 +84,14 @@ def publish(draft: Draft, history: History, settings: Mapping[str, Any], folder:
     for name, text in texts.items():
         write_atomically(folder / name, partial(_write_text, text + "\n"))
     plot(history, folder / "training.png")
+
+
+def _older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary parameters as transformers 4 had them, where other engines still look."""
+    scaling = dict(config["rope_parameters"])
+    theta = scaling.pop("rope_theta")
+    is_scaled = scaling.get("rope_type", "default") != "default"
+    return {"rope_theta": theta, "rope_scaling": scaling if is_scaled else None}
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -16,6 +16,7 @@ from reference.eagle import EagleReference
 from reference.eagle3 import Eagle3Reference
 from reference.target import TargetReference
 from runs import greedy_requests
+from safetensors.torch import load_file
 from small_training import METHODS, SHAPES, card, features, rounded, untrained
 from test_draft_proposals import recording
 
@@ -239,6 +240,46 @@ def test_what_an_eagle3_draft_learns_from(
     both = draft.outputs([before, one], wanted)
     for alone, joined in zip(outputs, both, strict=False):
         torch.testing.assert_close(joined[-len(alone) :], alone)
+
+
+def test_an_eagle3_draft_is_published_in_specforges_form(
+    target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path
+) -> None:
+    """With the head, which vLLM and SGLang read from the file, and what transformers 4 looks for."""
+    shape = DraftShape(method="eagle3", vocab_size=200)
+    draft = make_draft(target, collected("eagle3"), shape, seed=1)
+    publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 1)
+    assert (config["vocab_size"], config["draft_vocab_size"]) == (256, 200)
+    assert config["fc_norm"] is config["norm_output"] is True
+    assert config["tie_word_embeddings"] is False
+    assert (config["rope_theta"], config["rope_scaling"]) == (10000.0, None)
+    stored = load_file(tmp_path / "model.safetensors")
+    layer = {
+        "hidden_norm": [64],
+        "input_layernorm": [64],
+        "post_attention_layernorm": [64],
+        "self_attn.q_proj": [64, 128],
+        "self_attn.k_proj": [32, 128],
+        "self_attn.v_proj": [32, 128],
+        "self_attn.o_proj": [64, 64],
+        "mlp.gate_proj": [128, 64],
+        "mlp.up_proj": [128, 64],
+        "mlp.down_proj": [64, 128],
+    }
+    taps = len(shape.tapped_layers(target.config)) - 1
+    expected = {f"midlayer.{name}.weight": size for name, size in layer.items()}
+    expected |= {f"fc_norm.{tap}.weight": [64] for tap in range(taps)}
+    expected |= {"fc.weight": [64, 64 * taps], "norm.weight": [64], "lm_head.weight": [200, 64]}
+    floats = {name: list(t.shape) for name, t in stored.items() if t.dtype == torch.float16}
+    assert floats == expected
+    assert stored.keys() - floats.keys() == {"d2t", "t2d"}
+    ids = stored["t2d"].nonzero().flatten()
+    assert stored["t2d"].dtype == torch.bool
+    assert torch.equal(ids, torch.arange(200) + stored["d2t"])
+    assert torch.equal(stored["lm_head.weight"], target.head[ids].half())
 
 
 @METHODS
