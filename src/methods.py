@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from unispec.errors import InputError
@@ -18,6 +18,7 @@ __all__ = [
     "MethodFacts",
     "check_num_speculative_tokens",
     "generations",
+    "method_of_architecture",
 ]
 
 Method = Literal["dflash", "eagle", "eagle3", "mtp"]
@@ -76,6 +77,19 @@ LARGEST_DRAFT_TOKENS: Final = {name: FACTS[name].largest_draft_tokens for name i
 def generations(method: Method) -> tuple[Method, ...]:
     """What a draft may be that this method is asked for: itself, or a later generation of it."""
     return tuple(name for name in METHODS if method in (name, FACTS[name].max_method))
+
+
+def method_of_architecture(max_method: Method, declared: Collection[str]) -> Method:
+    """Which of the methods that MAX calls by one name a draft's class is of.
+
+    Args:
+        max_method: MAX's name.
+        declared: `architectures` of the draft, after `read_draft_config`.
+    """
+    for name, facts in FACTS.items():
+        if facts.max_method == max_method and facts.draft and facts.draft.architecture in declared:
+            return name
+    return max_method
 
 
 def check_num_speculative_tokens(

@@ -13,10 +13,11 @@ import torch
 from click.testing import CliRunner, Result
 from hub import running_hub
 from safetensors.torch import load_file
-from tiny import TinyPair
+from tiny import TinyPair, tiny_eagle3
 
 from unispec.cli import unispec
 from unispec.engine import Engine, EngineConfig
+from unispec.errors import InputError
 
 
 def run(*arguments: object) -> Result:
@@ -71,6 +72,32 @@ def test_a_draft_is_converted_and_runs(
             max_length=256,
         )
     )
+
+
+def test_an_eagle3_draft_of_its_authors_is_converted_and_runs(
+    tmp_path: Path, tiny_pair: Callable[[str], TinyPair]
+) -> None:
+    """`d2t` of integers, `t2d` of booleans, and the config.json of a Llama."""
+    target = tiny_pair("qwen3_eagle3").target
+    folder = tiny_eagle3(tmp_path / "pickled", target, dialect="authors", seed=1)
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    config: dict[str, Any] = {
+        "model": str(target),
+        "speculative_method": "eagle",
+        "max_length": 256,
+    }
+    with pytest.raises(InputError, match=f"convert it with `unispec convert {folder} FOLDER`"):
+        Engine(EngineConfig(draft_model=str(folder), **config))
+    output = tmp_path / "draft"
+    result = run(folder, output)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"Written to {output}: {len(tensors)} tensors, an EAGLE-3 draft\n"
+    found = load_file(output / "model.safetensors")
+    assert {name: t.dtype for name, t in found.items()} == {n: t.dtype for n, t in tensors.items()}
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert Engine(EngineConfig(draft_model=str(output), **config)).speculative_method == "eagle3"
 
 
 def test_the_old_format_of_torch_save(pickled: Path, tmp_path: Path) -> None:

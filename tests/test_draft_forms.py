@@ -201,9 +201,15 @@ def test_dflash_of_the_speculators_library(
         "lm_head.weight": torch.zeros(d2t or 256, 64),
         "verifier_lm_head.weight": torch.zeros(d2t or 256, 64),
         "verifier_norm.weight": torch.ones(64),
-        "t2d": torch.ones(256, dtype=torch.bool),
     }
-    other = rewrite(plain, tmp_path / "other", config, lambda tensors: tensors | more)
+
+    def with_more(tensors: Tensors) -> Tensors:
+        offsets = tensors.get("d2t", torch.zeros(256, dtype=torch.int64))
+        mask = torch.zeros(256, dtype=torch.bool)
+        mask[torch.arange(len(offsets)) + offsets] = True
+        return tensors | more | {"t2d": mask}
+
+    other = rewrite(plain, tmp_path / "other", config, with_more)
     assert_same(target, plain, other, "dflash")
 
 
@@ -401,3 +407,149 @@ def test_a_draft_of_a_padded_or_a_shorter_vocabulary(
     )
     own = load_file(deep / "model.safetensors")["model.embed_tokens.weight"].numpy()
     np.testing.assert_array_equal(embedding[proposed:], own[proposed:])
+
+
+def stored(folder: Path, change: Callable[[Tensors], Mapping[str, torch.Tensor]]) -> None:
+    """Changes the tensors of a draft in its folder."""
+    path = folder / "model.safetensors"
+    tensors = {name: t.clone() for name, t in load_file(path).items()}
+    save_file(dict(change(tensors)), path, metadata={"format": "pt"})
+
+
+def test_an_eagle3_head_whose_tokens_are_in_another_order(deep: Path, tmp_path: Path) -> None:
+    """All of the target's tokens, and some more: the rows stand in the target's order then."""
+    draft = tiny_eagle3(tmp_path / "draft", deep, d2t=256, seed=5)
+    order = torch.arange(256).roll(1)
+    stored(
+        draft,
+        lambda tensors: (
+            tensors | {"d2t": order - torch.arange(256), "t2d": torch.arange(300) < 256}
+        ),
+    )
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    found, weights = eagle3(deep, draft)
+    assert found.draft.vocab_size == 256
+    assert "d2t" not in weights.state
+    head = load_file(draft / "model.safetensors")["lm_head.weight"]
+    np.testing.assert_array_equal(weights.state["lm_head.weight"], head.roll(-1, 0).numpy())
+
+
+def test_an_eagle3_draft_of_another_width(deep: Path, tmp_path: Path) -> None:
+    """As yuhuili's for Llama 3.3 70B: it has both matrices, and reads wider states."""
+    shape: dict[str, Any] = {"hidden_size": 32, "heads": (4, 2, 8), "seed": 5}
+    draft = tiny_eagle3(tmp_path / "draft", deep, own_embedding=True, fc_norm=True, **shape)
+    _, weights = eagle3(deep, draft)
+    assert weights.state["fc.weight"].shape == (32, 192)
+    assert weights.state["fc_norm.1.weight"].shape == (64,)
+    with pytest.raises(CompileReachedError):
+        Engine(engine_config(deep, draft, "eagle")).pipeline  # noqa: B018 - builds the graph
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "said"),
+    [
+        (lambda t: t | {"t2d": t["t2d"].roll(1)}, {}, "'t2d' and 'd2t' contradict each other for"),
+        (
+            lambda t: t | {"t2d": t["t2d"][:7].clone()},
+            {},
+            r"'t2d' is bool of shape \[7\], expected",
+        ),
+        (lambda t: t, {"draft_vocab_size": "100"}, "draft_vocab_size '100' of .* is no positive"),
+        (lambda t: t, {"draft_vocab_size": 99}, "'d2t' has 100 entries and draft_vocab_size is 99"),
+        (
+            lambda t: t,
+            {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 4]}},
+            r"'fc.weight' reads 3 layers of the target, and config.json has 2: state as many in",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if k != "midlayer.hidden_norm.weight"},
+            {},
+            r"lacks tensor 'layers.0.hidden_norm.weight', the first of shape \[64\]",
+        ),
+        (
+            lambda t: t | {"fc_norm.0.weight": torch.ones(64)},
+            {},
+            "has tensor 'fc_norm.0.weight' that an EAGLE-3 draft of its config.json does not have",
+        ),
+        (lambda t: t, {"norm_before_fc": True}, "lacks tensor 'input_norm.weight'"),
+        (
+            lambda t: t | {"layers.0.hidden_norm.weight": torch.ones(64)},
+            {},
+            "has both 'layers.0.hidden_norm.weight' and 'midlayer.hidden_norm.weight': remove one",
+        ),
+        (
+            lambda t: (
+                {k: v for k, v in t.items() if k != "lm_head.weight"}
+                | {"embed_tokens.weight": torch.ones(256, 64)}
+            ),
+            {"tie_word_embeddings": True},
+            "the head is the draft's own embedding, which is not supported: store it as",
+        ),
+        (
+            lambda t: t | {"embed_tokens.weight": torch.ones(200, 32)},
+            {},
+            r"'embed_tokens.weight' has shape \[200, 32\], expected \[256, 64\]",
+        ),
+    ],
+)
+def test_an_eagle3_draft_that_is_wrong(
+    deep: Path, tmp_path: Path, change: Any, config: dict[str, Any], said: str
+) -> None:
+    draft = tiny_eagle3(tmp_path / "draft", deep, seed=5)
+    stored(draft, change)
+    stated = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(stated | config))
+    with pytest.raises(InputError, match=said):
+        eagle3(deep, draft, "eagle3")
+
+
+def test_an_eagle3_draft_for_another_target(
+    deep: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow = tiny_llama(
+        tmp_path / "narrow",
+        hidden_size=32,
+        intermediate_size=64,
+        layers=9,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        vocab_size=256,
+        tie=False,
+    )
+    draft = tiny_eagle3(tmp_path / "draft", deep, seed=5)
+    with pytest.raises(
+        InputError, match=r"hidden_size 64, the target 32, and the draft no 'embed_tokens"
+    ):
+        eagle3(narrow, draft)
+    embedding = load_file(deep / "model.safetensors")["model.embed_tokens.weight"]
+    other = embedding.flip(0).contiguous()
+    stored(draft, lambda tensors: tensors | {"embed_tokens.weight": other})
+    with pytest.raises(InputError, match="is token 255 of the target: use a draft"):
+        eagle3(deep, draft)
+    stored(draft, lambda tensors: tensors | {"embed_tokens.weight": torch.randn(256, 64)})
+    eagle3(deep, draft)
+    assert "is not the target's, so the draft was trained for another model" in caplog.text
+
+
+def test_what_a_wrong_config_says_does_not_outweigh_the_tensors(deep: Path, tmp_path: Path) -> None:
+    draft = tiny_eagle3(tmp_path / "draft", deep, dialect="authors", seed=5)
+    stated = json.loads((draft / "config.json").read_text())
+    path = draft / "config.json"
+    path.write_text(json.dumps(stated | {"architectures": ["LlamaForCausalLMEagle"]}))
+    eagle3(deep, draft)
+    path.write_text(json.dumps(stated | {"target_layer_ids": [1, 2]}))
+    with pytest.raises(InputError, match=r"target_layer_ids \[1, 2\] of .* is not supported"):
+        eagle3(deep, draft)
+    plain = tiny_eagle(tmp_path / "plain", deep, seed=1)
+    with pytest.raises(InputError, match=r"is an EAGLE draft; give --speculative-method eagle$"):
+        make_pipeline_config(engine_config(deep, plain, "eagle3"))
+
+
+def test_one_layer_of_two_generations_each_says_which_it_is(deep: Path, tmp_path: Path) -> None:
+    for write, method in ((tiny_eagle, "eagle"), (tiny_eagle3, "eagle3")):
+        write_any: Any = write
+        draft = write_any(tmp_path / method, deep)
+        assert Engine(engine_config(deep, draft, "eagle")).speculative_method == method
+    assert Engine(EngineConfig(model=str(deep))).speculative_method is None

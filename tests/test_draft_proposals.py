@@ -243,7 +243,7 @@ def test_demo_draft_after_a_prefix_from_the_cache(
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("k", [3, 5, 8])
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("name", [*COMPILED_PAIRS, *RELATIVE_PAIRS, "llama_dflash_both_ways"])
 def test_tiny_draft_after_prefill_in_chunks(
     tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str, k: int

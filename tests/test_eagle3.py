@@ -12,7 +12,7 @@ from prompts import random_prompt
 from reference.target import TargetReference
 from runs import answers, greedy_requests
 from test_draft_proposals import Eagle3Judge, recording
-from tiny import TinyPair
+from tiny import EAGLE3_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -76,8 +76,15 @@ def test_an_id_names_a_layers_output_or_its_input(name: str) -> None:
 @pytest.mark.parametrize(
     ("stated", "said"),
     [
-        ({IDS: [1, 40]}, f"^{IDS} of folder has 40, but the target has layers 0 to 31 .* of 40;"),
-        (SPECULATORS | {IDS: [0, 5]}, f"^{IDS} of folder has 0, .* reads the output of -1; use a"),
+        ({IDS: [1, 40]}, f"^{IDS} of folder has 40, but the target has 32 layers; use a draft"),
+        (SPECULATORS | {IDS: [0, 5]}, f"^{IDS} of folder has 0, and what is before the first"),
+        ({"eagle_config": "x"}, "^eagle_config 'x' of folder is no object; correct its"),
+        ({"target_layer_ids": [0, 4]}, r"^target_layer_ids \[0, 4\] of folder is not supported"),
+        ({"layer_types": ["sliding_attention"]}, "^layer_types of folder has 'sliding_attention'"),
+        (
+            {"aux_hidden_states_layer_ids": [1, 3], IDS: [3, 5]},
+            r"^aux_hidden_states_layer_ids \[1, 3\] and .* \[3, 5\] of folder name other layers",
+        ),
         ({IDS: "1, 2"}, f"^{IDS} '1, 2' of folder is no list of layers; correct"),
         ({IDS: [1.0, 2]}, r"\[1.0, 2\] of folder is no list of layers"),
         ({IDS: [True, 2]}, r"\[True, 2\] of folder is no list of layers"),
@@ -101,6 +108,25 @@ def test_what_a_config_may_not_say(stated: dict[str, Any], said: str) -> None:
         fields(**stated)
 
 
+@pytest.mark.parametrize(
+    ("stated", "warned"),
+    [
+        ({IDS: [5, 6, 7]}, True),
+        ({IDS: [2, 16, 29]}, False),
+        ({IDS: [1, 15, 28]}, False),
+        ({IDS: [24, 28, 32]}, False),
+        ({"aux_hidden_states_layer_ids": [5, 6, 7]}, False),
+        (SPECULATORS | {IDS: [5, 6, 7]}, False),
+    ],
+)
+def test_ids_that_may_be_read_in_two_ways_are_named(
+    stated: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields(**stated)
+    said = f"folder: {IDS} [5, 6, 7] is read as states before these layers; if outputs are meant,"
+    assert [said in text for text in caplog.messages] == [True] * warned
+
+
 def test_what_is_not_said() -> None:
     """Of a file of the speculators library vLLM takes the normed residual for granted."""
     assert fields()[1:] == (False, False, False, False)
@@ -118,60 +144,85 @@ class _FinalStates(Eagle3Judge):
         return hidden, hidden
 
 
-def _layer(judge: Eagle3Judge) -> Any:
-    return judge._draft.layers[0]
-
-
-def _swapped(judge: Eagle3Judge) -> None:
-    layer = _layer(judge)
+def _swap_norms(judge: Eagle3Judge) -> None:
+    layer = judge._draft.layers[0]
     layer.hidden_norm, layer.input_layernorm = layer.input_layernorm, layer.hidden_norm
 
 
 def _swap_halves(judge: Eagle3Judge) -> None:
     for name in ("q_proj", "k_proj", "v_proj"):
-        weight = getattr(_layer(judge).self_attn, name).weight
+        weight = getattr(judge._draft.layers[0].self_attn, name).weight
         weight.data = torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
 
 
-FAULTS: dict[str, Callable[[Eagle3Judge], Any]] = {
-    "taps one layer too early": lambda judge: setattr(
+def _norm_apart(judge: Eagle3Judge) -> None:
+    """Of all taps at once it is the norm of each."""
+    draft = judge._draft
+    parts = draft.input_norm.weight.chunk(len(judge.before))
+    draft.fc_norm = [torch.nn.RMSNorm(len(part), judge.config.rms_norm_eps) for part in parts]
+    for norm, part in zip(draft.fc_norm, parts, strict=True):
+        norm.weight.data = part
+    draft.flags.update(norm_before_fc=False, fc_norm=True)
+
+
+def _flag(**flags: bool) -> Callable[[Eagle3Judge], Any]:
+    return lambda judge: judge._draft.flags.update(**flags)
+
+
+AGREEING, SAMPLED, NORMED = "llama_eagle3_agreeing", "llama_eagle3_sampled", "qwen3_eagle3"
+FAULTS: dict[tuple[str, str], Callable[[Eagle3Judge], Any]] = {
+    (AGREEING, "taps one layer too early"): lambda judge: setattr(
         judge, "before", [k - 1 for k in judge.before]
     ),
-    "taps one layer too late": lambda judge: setattr(
+    (AGREEING, "taps one layer too late"): lambda judge: setattr(
         judge, "before", [k + 1 for k in judge.before]
     ),
-    "taps in another order": lambda judge: judge.before.reverse(),
-    "the two norms swapped": _swapped,
-    "the feature before the embedding": _swap_halves,
-    "a normed residual": lambda judge: judge._draft.flags.update(norm_before_residual=True),
-    "a normed output handed on": lambda judge: judge._draft.flags.update(norm_output=True),
-    "the target's head": lambda judge: setattr(
-        judge, "head", judge.target.head[judge.target_ids].roll(1, 0)
+    (AGREEING, "taps in another order"): lambda judge: judge.before.reverse(),
+    (AGREEING, "the two norms swapped"): _swap_norms,
+    (AGREEING, "the feature before the embedding"): _swap_halves,
+    (AGREEING, "a normed residual"): _flag(norm_before_residual=True),
+    (AGREEING, "a normed output handed on"): _flag(norm_output=True),
+    (AGREEING, "no final norm"): lambda judge: setattr(judge._draft, "norm", torch.nn.Identity()),
+    (AGREEING, "the target's head"): lambda judge: setattr(
+        judge, "head", judge.target.head[judge.target_ids]
     ),
+    (SAMPLED, "the last layer behind the final norm"): lambda judge: setattr(
+        judge, "before", [k - (k == 5) for k in judge.before]
+    ),
+    (SAMPLED, "the taps not normed"): _flag(fc_norm=False),
+    (SAMPLED, "the residual not normed"): _flag(norm_before_residual=False),
+    (SAMPLED, "the target's embedding"): lambda judge: setattr(
+        judge, "embedding", judge.target.embedding
+    ),
+    (NORMED, "the taps not normed"): _flag(norm_before_fc=False),
+    (NORMED, "each tap normed"): _norm_apart,
+    (NORMED, "no bias of the projection"): lambda judge: judge._draft.fc.bias.data.zero_(),
 }
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("fault", ["none", "the features of EAGLE-1", *FAULTS])
-@pytest.mark.parametrize("name", ["llama_eagle3_agreeing"])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [(AGREEING, "the features of EAGLE-1"), *((name, None) for name in EAGLE3_PAIRS), *FAULTS],
+)
 def test_a_wrong_draft_is_seen(
     tiny_pair: Callable[[str], TinyPair],
     tiny_engine: Callable[[str], Engine],
     tiny_target: Callable[[str], TargetReference],
     name: str,
-    fault: str,
+    fault: str | None,
 ) -> None:
     """By what the graph proposes for prompts of 40 tokens."""
     kind = _FinalStates if fault == "the features of EAGLE-1" else Eagle3Judge
     draft, engine = tiny_pair(name).draft, tiny_engine(name)
     assert draft is not None
     judge = kind(draft, tiny_target(name))
-    prompts = [random_prompt(256, 40, seed=seed) for seed in range(4)]
+    prompts = [random_prompt(len(judge.target.embedding), 40, seed=seed) for seed in range(4)]
     with recording(engine) as recorded:
         answers(engine, greedy_requests(prompts, 16, ignore_eos=True))
-    if fault == "none":
+    if fault is None:
         assert all(judge.judge_all(recorded))
         return
-    FAULTS.get(fault, lambda judge: None)(judge)
+    FAULTS.get((name, fault), lambda judge: None)(judge)
     with pytest.raises(AssertionError, match="the reference says"):
         judge.judge_all(recorded)

@@ -29,11 +29,16 @@ def register_with_transformers() -> None:
     AutoConfig.register(NestedEagleConfig.model_type, NestedEagleConfig, exist_ok=True)
 
 
-def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
+def read_draft_config(
+    draft: str, method: Method, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> PretrainedConfig:
     """Reads config.json, as published or in the form of the `speculators` library.
 
+    Args:
+        shapes: of the checkpoint's tensors by name; None: the weights are not at hand.
+
     Raises:
-        InputError: it says that the draft is of another kind, or what `model_config` refuses.
+        InputError: the draft is of another kind, or what `model_config` refuses.
     """
     # MAX reads the file too, and knows no other place for what stands in it.
     register_with_transformers()
@@ -46,7 +51,7 @@ def read_draft_config(draft: str, method: Method) -> PretrainedConfig:
             f"{draft}: architectures {names!r:.100} of config.json is no list of names: correct the"
             " file"
         )
-    check_draft_kind(method, stated, source=draft)
+    check_draft_kind(method, stated, shapes, source=draft)
     return model_config(flat_config(stated, method, source=draft), draft)
 
 
@@ -67,8 +72,8 @@ def flat_config(stated: Mapping[str, Any], method: Method, *, source: str) -> di
         if method == "dflash":
             # Versions that did not write the key knew no causal block.
             flat.setdefault("sliding_window_non_causal", True)
-    elif method == "eagle3" and stated.get("architectures") == ["LlamaForCausalLM"]:
-        # The authors' code has one layer, whatever config.json says.
+    elif method == "eagle3":
+        # Others train one layer, and some of their files state the target's number.
         flat["num_hidden_layers"] = 1
     elif stated.get("model_type") == NestedEagleConfig.model_type:
         flat = flat | {"model_type": "llama"} | _part(flat, "model", source)

@@ -18,7 +18,7 @@ from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager
-from unispec.methods import check_num_speculative_tokens
+from unispec.methods import Method, check_num_speculative_tokens
 from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
@@ -57,6 +57,7 @@ class Engine:
         max_length: longest sequence, prompt and output, in tokens.
         reads_images: whether a request may have images.
         num_pages: cache pages in all.
+        speculative_method: of the draft, EAGLE in its generation; None without one.
         max_speculative_tokens: largest `num_speculative_tokens`; 0 without a draft.
 
     Raises:
@@ -72,6 +73,8 @@ class Engine:
         self._pipeline_config = make_pipeline_config(config, weights=False)
         self._model_class = pipeline_model(self._pipeline_config)
         self.reads_images = self._model_class.reads_images
+        method = self._model_class.method
+        self.speculative_method: Method | None = None if method is None else method.name
         hf: Any = self._pipeline_config.model.huggingface_config
         self.max_length = self._model_class.calculate_max_seq_len(self._pipeline_config, hf)
         # Reading both configurations here reports their errors before anything slow starts.

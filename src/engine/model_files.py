@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from unispec.checkpoints.gguf_agreement import check_agreement
 from unispec.checkpoints.gguf_parts import gguf_among
 from unispec.checkpoints.model_config import read_config_object
 from unispec.checkpoints.repository import find_config, resolve_model, weight_files
-from unispec.methods import Method, generations
+from unispec.errors import InputError
+from unispec.methods import FACTS, Method, generations, method_of_architecture
 
 from .config import EngineConfig
 
-__all__ = ["add_weights", "draft_files", "drafted_method", "location"]
+__all__ = ["add_weights", "draft_files", "draft_shapes", "drafted_method", "location"]
 
 
 def location(model: str) -> dict[str, Any]:
@@ -63,22 +65,42 @@ def drafted_method(config: EngineConfig) -> Method | None:
     asked, draft = config.speculative_method, config.draft_model
     if asked is None or draft is None or generations(asked) == (asked,):
         return asked
-    place = resolve_model(draft)
-    stated = read_config_object(str(place))
-    if isinstance(place, str) and draft_kind(stated) is not None:
-        return method_of_draft(asked, stated)
-    return method_of_draft(asked, stated, tensor_shapes(weight_files(draft)))
+    stated = read_config_object(draft)
+    shapes = draft_shapes(draft)
+    if shapes is None and draft_kind(stated) is None:
+        shapes = tensor_shapes(weight_files(draft))
+    return method_of_draft(asked, stated, shapes)
+
+
+def draft_shapes(draft: str) -> Mapping[str, tuple[int, ...]] | None:
+    """Shapes of the tensors in a draft's folder, by name; None for a repository.
+
+    They are None, too, where the folder has no weights, which is told when these are read.
+    """
+    if not isinstance(resolve_model(draft), Path):
+        return None
+    try:
+        return tensor_shapes(weight_files(draft))
+    except InputError:
+        return None
 
 
 def draft_files(draft: MAXModelConfig, config: EngineConfig) -> list[Path]:
     """The files of the draft that `config` has, which are whole and hold a draft of its method.
+
+    Args:
+        draft: its class says of which generation it is.
 
     Raises:
         InputError: a file is missing, damaged, of an unknown format, or of another kind of draft.
     """
     assert config.draft_model is not None and config.speculative_method is not None
     paths = weight_files(config.draft_model)
-    check_draft_files(config.speculative_method, paths, source=config.draft_model)
+    hf: Any = draft.huggingface_config
+    method = method_of_architecture(
+        FACTS[config.speculative_method].max_method, hf.architectures or ()
+    )
+    check_draft_files(method, paths, source=config.draft_model)
     return _checked(paths, draft, config.draft_model)
 
 

@@ -32,7 +32,7 @@ from unispec.pipelines.unified.method import DraftMethod
 from unispec.pipelines.unified.target import TargetFamily
 
 from .config import EngineConfig
-from .model_files import add_weights, draft_files, drafted_method, location
+from .model_files import add_weights, draft_files, draft_shapes, drafted_method, location
 
 __all__ = ["make_pipeline_config"]
 
@@ -123,7 +123,7 @@ def _draft(
     assert config.draft_model is not None
     resolved = resolve_model(config.draft_model)
     source = str(resolved)
-    hf_config = read_draft_config(source, method.name)
+    hf_config = read_draft_config(source, method.name, draft_shapes(config.draft_model))
     if shared["quantization_encoding"] == FP8:
         # A draft is not quantised with its target.
         shared = {**shared, "quantization_encoding": BFLOAT16}

@@ -33,7 +33,7 @@ class Loaded:
             "model": self.frontend.model_name,
             "target": name_of(config.model),
             "draft": None if draft is None else name_of(draft),
-            "speculative_method": config.speculative_method,
+            "speculative_method": engine.speculative_method,
             "num_speculative_tokens": engine.max_speculative_tokens or None,
             "max_length": engine.max_length,
             "max_batch_size": config.max_batch_size,

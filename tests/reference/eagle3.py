@@ -39,15 +39,15 @@ def states_before(config: dict[str, Any], num_layers: int) -> list[int]:
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: LlamaConfig, width: int, *, qk_norm: bool) -> None:
+    def __init__(self, config: LlamaConfig, width: int, *, qk_norm: bool, qkv_bias: bool) -> None:
         super().__init__()
         self.head_dim, hidden = config.head_dim, config.hidden_size
         q_width = config.num_attention_heads * self.head_dim
         kv_width = config.num_key_value_heads * self.head_dim
         self.group = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = nn.Linear(width, q_width, bias=False)
-        self.k_proj = nn.Linear(width, kv_width, bias=False)
-        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.q_proj = nn.Linear(width, q_width, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=qkv_bias)
         self.o_proj = nn.Linear(q_width, hidden, bias=False)
         if qk_norm:
             self.q_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
@@ -80,7 +80,7 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: LlamaConfig, index: int, *, qk_norm: bool) -> None:
+    def __init__(self, config: LlamaConfig, index: int, **options: bool) -> None:
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.index = index
@@ -90,7 +90,7 @@ class _Layer(nn.Module):
         if index == 0:
             self.hidden_norm = nn.RMSNorm(hidden, eps)
             width = 2 * hidden
-        self.self_attn = _Attention(config, width, qk_norm=qk_norm)
+        self.self_attn = _Attention(config, width, **options)
         self.mlp = nn.ModuleDict(
             {
                 "gate_proj": nn.Linear(hidden, config.intermediate_size, bias=False),
@@ -113,16 +113,17 @@ class _Layer(nn.Module):
 class _Draft(nn.Module):
     """The tensors of a draft checkpoint, and the pass over rows."""
 
-    def __init__(self, config: LlamaConfig, flags: dict[str, bool], num_taps: int) -> None:
+    def __init__(self, config: LlamaConfig, flags: dict[str, bool], taps: list[int]) -> None:
         super().__init__()
         hidden, eps, self.flags = config.hidden_size, config.rms_norm_eps, flags
-        self.fc = nn.Linear(num_taps * hidden, hidden, bias=False)
+        width = sum(taps)
+        self.fc = nn.Linear(width, hidden, bias=flags["fc_bias"])
         if flags["norm_before_fc"]:
-            self.input_norm = nn.RMSNorm(num_taps * hidden, eps)
+            self.input_norm = nn.RMSNorm(width, eps)
         if flags["fc_norm"]:
-            self.fc_norm = nn.ModuleList(nn.RMSNorm(hidden, eps) for _ in range(num_taps))
+            self.fc_norm = nn.ModuleList(nn.RMSNorm(tap, eps) for tap in taps)
         self.layers = nn.ModuleList(
-            _Layer(config, index, qk_norm=flags["qk_norm"])
+            _Layer(config, index, qk_norm=flags["qk_norm"], qkv_bias=flags["qkv_bias"])
             for index in range(config.num_hidden_layers)
         )
         self.norm = nn.RMSNorm(hidden, eps)
@@ -187,7 +188,11 @@ class Eagle3Reference(EagleReference):
         names = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
         flags = {name: bool(stated.get(name)) for name in names}
         flags["qk_norm"] = "layers.0.self_attn.q_norm.weight" in tensors
-        self._draft: Any = _Draft(self.config, flags, len(self.before)).eval()
+        flags["qkv_bias"] = "layers.0.self_attn.q_proj.bias" in tensors
+        flags["fc_bias"] = "fc.bias" in tensors
+        self._draft: Any = _Draft(
+            self.config, flags, [target.embedding.shape[1]] * len(self.before)
+        ).eval()
         self._draft.load_state_dict({name: t.float() for name, t in tensors.items()})
 
     def read(self, ids: Sequence[int], cache: DynamicCache) -> tuple[Tensor, Tensor]:

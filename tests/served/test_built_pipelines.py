@@ -72,7 +72,7 @@ def test_max_s_commands_build_pairs_on_an_h100(
 ) -> None:
     """Kimi K2.5 has no kernels there today, of any size; DeepSeek-V3 needs wide attention."""
     wide = tiny_deepseek(tmp_path / "deepseek", **SHAPE)
-    some = ("llama eagle", "llama dflash", "qwen2 eagle", "kimi_k25 dflash")
+    some = ("llama eagle", "llama eagle3", "llama dflash", "qwen2 eagle", "kimi_k25 dflash")
     requests = {name: asked(tiny_pair(PRESETS[name]), "bfloat16") for name in some}
     requests["deepseek_v3 mtp"] = [str(wide), None, "mtp", 1, "bfloat16"]
     found = max_builds("cuda:sm_90a", requests)

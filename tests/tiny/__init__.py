@@ -9,6 +9,7 @@ from .flat import flat_pair
 from .llama import agreeing_llama, tiny_llama
 from .presets import (
     COMPILED_PAIRS,
+    EAGLE3_PAIRS,
     EAGLE_PAIRS,
     NEAR_DELTA,
     NEAR_TOP_N,
@@ -19,6 +20,7 @@ from .presets import (
 
 __all__ = [
     "COMPILED_PAIRS",
+    "EAGLE3_PAIRS",
     "EAGLE_PAIRS",
     "NEAR_DELTA",
     "NEAR_TOP_N",

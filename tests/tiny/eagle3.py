@@ -35,6 +35,8 @@ def tiny_eagle3(
     own_embedding: bool = False,
     own_head: bool = True,
     qk_norm: bool = False,
+    biased: bool = False,
+    hidden_size: int | None = None,
     heads: tuple[int, int, int] | None = None,
     seed: int = 0,
     **flags: bool,
@@ -52,6 +54,8 @@ def tiny_eagle3(
         own_embedding: Whether it has an embedding that is not the target's.
         own_head: Whether it has a head.
         qk_norm: Whether heads are normed, as in Qwen3's layers.
+        biased: Whether ``fc`` and the q, k and v projections have a bias.
+        hidden_size: Width of the draft, which then has both matrices; None: the target's.
         heads: Query heads, key and value heads, and their width; None: as the target.
         seed: Equal seeds and shapes give equal weights.
         flags: ``norm_before_residual``, ``norm_before_fc``, ``fc_norm``, ``norm_output``.
@@ -63,21 +67,27 @@ def tiny_eagle3(
         names = ("num_attention_heads", "num_key_value_heads", "head_dim")
         layer |= dict(zip(names, heads, strict=True))
     del layer["architectures"]
-    hidden, vocab = layer["hidden_size"], layer["vocab_size"]
+    wide, vocab = layer["hidden_size"], layer["vocab_size"]
     count = 3 if taps is None else len(taps)
+    hidden = layer["hidden_size"] = hidden_size or wide
     kind = {"model_type": "qwen3" if qk_norm else "llama"}
-    tensors: dict[str, Array] = {"fc.weight": linear(rng, hidden, count * hidden)}
+    tensors: dict[str, Array] = {"fc.weight": linear(rng, hidden, count * wide)}
     for index in range(layers):
         tensors |= decoder_layer(rng, layer | kind, index)
     for projection in "qkv":
         name = f"layers.0.self_attn.{projection}_proj.weight"
         tensors[name] = linear(rng, len(tensors[name]), 2 * hidden)
+        if biased:
+            bias = rng.normal(0, 0.5, len(tensors[name]))
+            tensors[name.replace("weight", "bias")] = bias
+    if biased:
+        tensors["fc.bias"] = rng.normal(0, 0.5, hidden)
     tensors["layers.0.hidden_norm.weight"] = norm(rng, hidden)
     tensors["norm.weight"] = norm(rng, hidden)
     if flags.get("norm_before_fc"):
-        tensors["input_norm.weight"] = norm(rng, count * hidden)
+        tensors["input_norm.weight"] = norm(rng, count * wide)
     if flags.get("fc_norm"):
-        tensors |= {f"fc_norm.{tap}.weight": norm(rng, hidden) for tap in range(count)}
+        tensors |= {f"fc_norm.{tap}.weight": norm(rng, wide) for tap in range(count)}
     if own_embedding:
         tensors["embed_tokens.weight"] = rng.normal(0, 1, (vocab, hidden))
     if own_head:
@@ -120,7 +130,7 @@ def agreeing_eagle3(folder: Path, target_folder: Path, *, d2t: int, seed: int = 
     tensors["fc.weight"] *= FEATURE_SCALE
     tensors["norm.weight"][:] = target["model.norm.weight"]
     rows = target["lm_head.weight"][np.arange(d2t) + tensors["d2t"]]
-    tensors["lm_head.weight"][:] = rows * rng.normal(1, 0.05, rows.shape)
+    tensors["lm_head.weight"][:] = rows * rng.normal(1, 0.2, rows.shape)
     return write(folder, config, tensors)
 
 

@@ -18,6 +18,7 @@ from .llama import agreeing_llama, tiny_llama
 
 __all__ = [
     "COMPILED_PAIRS",
+    "EAGLE3_PAIRS",
     "EAGLE_PAIRS",
     "NEAR_DELTA",
     "NEAR_TOP_N",
@@ -116,7 +117,8 @@ def _llama_eagle3_agreeing(folder: Path) -> TinyPair:
 def _llama_eagle3_sampled(folder: Path) -> TinyPair:
     """The last layer is tapped; the draft has two layers and all options of its library.
 
-    It embeds and proposes by matrices of its own, a quarter of the tokens, and is sampled.
+    It is narrower than its target, embeds and proposes by matrices of its own, a quarter of the
+    tokens, and is sampled.
     """
     target = tiny_llama(
         folder / "target",
@@ -138,6 +140,7 @@ def _llama_eagle3_sampled(folder: Path) -> TinyPair:
         d2t=80,
         layers=2,
         own_embedding=True,
+        hidden_size=64,
         qk_norm=True,
         heads=(4, 2, 32),
         norm_before_residual=True,
@@ -149,7 +152,7 @@ def _llama_eagle3_sampled(folder: Path) -> TinyPair:
 
 
 def _qwen3_eagle3(folder: Path) -> TinyPair:
-    """A Qwen3; the draft, in the authors' form, proposes all tokens and does not say its taps."""
+    """A Qwen3; the draft norms all taps as one, has biases and proposes all tokens."""
     target = tiny_llama(
         folder / "target",
         hidden_size=64,
@@ -163,7 +166,15 @@ def _qwen3_eagle3(folder: Path) -> TinyPair:
         seed=24,
         model_type="qwen3",
     )
-    draft = tiny_eagle3(folder / "draft", target, dialect="authors", d2t=None, seed=34)
+    draft = tiny_eagle3(
+        folder / "draft",
+        target,
+        taps=(1, 3, 5),
+        d2t=None,
+        biased=True,
+        norm_before_fc=True,
+        seed=34,
+    )
     return TinyPair(target, draft, "eagle3")
 
 
@@ -314,6 +325,8 @@ PRESETS: Mapping[str, Callable[[Path], TinyPair]] = {
     "mistral_eagle": _mistral_eagle,
 }
 """Each writes its pair below a folder and returns where."""
+
+EAGLE3_PAIRS = ("llama_eagle3_agreeing", "llama_eagle3_sampled", "qwen3_eagle3")
 
 EAGLE_PAIRS = ("llama_eagle", "llama_eagle_biased", "llama_eagle_bfloat16", "llama_eagle_agreeing")
 

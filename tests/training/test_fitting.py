@@ -245,7 +245,7 @@ def test_what_an_eagle3_draft_learns_from(
 def test_an_eagle3_draft_is_published_in_specforges_form(
     target: TorchTarget, collected: Callable[[Method], Collection], tmp_path: Path
 ) -> None:
-    """With the head, which vLLM and SGLang read from the file, and what transformers 4 looks for."""
+    """With the head, which vLLM and SGLang read from the file, and the keys of transformers 4."""
     shape = DraftShape(method="eagle3", vocab_size=200)
     draft = make_draft(target, collected("eagle3"), shape, seed=1)
     publish(draft, History(measures=[Measure(0, 1.0, [0.5])]), card(), tmp_path)

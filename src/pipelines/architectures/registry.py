@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from max.pipelines.lib import PIPELINE_REGISTRY, PipelineConfig
 
 from unispec.errors import InputError
-from unispec.methods import FACTS
+from unispec.methods import FACTS, Method, method_of_architecture
 from unispec.pipelines.drafts.dflash.method import DFLASH
 from unispec.pipelines.drafts.eagle.method import EAGLE
 from unispec.pipelines.drafts.eagle3.method import EAGLE3
@@ -164,13 +164,9 @@ def _method(config: PipelineConfig) -> str | None:
     method, draft = config.speculative.speculative_method, config.draft_model
     if method is None or draft is None:
         return method
-    declared = draft.huggingface_config.architectures or ()
-    found = (
-        name
-        for name, facts in FACTS.items()
-        if facts.max_method == method and facts.draft and facts.draft.architecture in declared
-    )
-    return next(found, method)
+    # MAX knows others, which `find` refuses.
+    known = cast("Method", method)
+    return method_of_architecture(known, draft.huggingface_config.architectures or ())
 
 
 def register(family: TargetFamily, *methods: DraftMethod) -> None:

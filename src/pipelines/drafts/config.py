@@ -12,6 +12,7 @@ from max.pipelines.speculative import SpeculativeConfig
 from typing_extensions import Self
 
 from unispec.errors import InputError
+from unispec.pipelines.layers.fields import positive_integer
 from unispec.pipelines.targets.llama.stack_config import StackConfig
 from unispec.pipelines.unified.config import UnifiedConfig
 
@@ -96,6 +97,8 @@ class UnifiedDraftConfig(UnifiedConfig):
 def _for_target(draft: StackConfig, draft_model: MAXModelConfig, target: Any) -> StackConfig:
     """The draft's stack on the target's device, in its dtype, of its vocabulary and head."""
     reduced = getattr(draft_model.huggingface_config, "draft_vocab_size", None)
+    if reduced is not None:
+        positive_integer("draft_vocab_size", reduced, draft_model.model_name)
     # The draft lives on the target's device and in its dtype, whatever its own says.
     kv_params = replace(
         draft.kv_params, devices=target.kv_params.devices, dtype=target.kv_params.dtype

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from unispec.checkpoints import Tensor
+from unispec.checkpoints.tied_head import EMBEDDING, HEAD
 from unispec.checkpoints.validation import canonical_names
 from unispec.errors import InputError
 
 __all__ = ["check_copies"]
 
 _LOGGER: Final = logging.getLogger(__name__)
-_EMBEDDING: Final = "embed_tokens.weight"
-_HEAD: Final = "lm_head.weight"
 
 _COMPARED: Final = 64
 """Rows that are looked at, spread over the tokens that both have."""
@@ -33,23 +32,30 @@ _CHUNK: Final = 8192
 
 
 def check_copies(
-    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], *, source: str
+    tensors: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    *,
+    names: Sequence[str] = (EMBEDDING, HEAD),
+    source: str,
 ) -> None:
     """Refuses a draft whose tokens are others than the target's, as far as its copies tell.
 
-    The copies are not used. Rows that are only unlike the target's get a warning: answers
-    stay right, but such a draft was trained for another model.
+    Rows that are only unlike the target's get a warning: answers stay right, but such a draft
+    was trained for another model.
+
+    Args:
+        names: canonical names of what may be a copy.
 
     Raises:
         InputError: the row of a token is in the target that of another one.
     """
-    names = canonical_names(tensors, source=source)
-    for name in (_EMBEDDING, _HEAD):
-        own = target.get(name, target[_EMBEDDING])
+    found = canonical_names(tensors, source=source)
+    for name in names:
+        own = target.get(name, target[EMBEDDING])
         # With d2t the head's rows are those of a few tokens.
-        if name not in names or (name == _HEAD and "d2t" in names):
+        if name not in found or (name == HEAD and "d2t" in found):
             continue
-        copy = tensors[names[name]]
+        copy = tensors[found[name]]
         if copy.ndim != 2 or copy.shape[1] != own.shape[1]:
             continue
         tokens = np.unique(np.linspace(0, min(len(copy), len(own)) - 1, _COMPARED).astype(int))
@@ -62,14 +68,14 @@ def check_copies(
         if 2 * len(moved) >= len(tokens):
             first = moved[0]
             raise InputError(
-                f"{source}: token {tokens[first]} of {names[name]!r} is token {nearest[first]} of"
+                f"{source}: token {tokens[first]} of {found[name]!r} is token {nearest[first]} of"
                 " the target: use a draft that was trained for this target's tokenizer"
             )
         _LOGGER.warning(
             "%s: %r is not the target's, so the draft was trained for another model; expect few of"
             " its tokens to be accepted",
             source,
-            names[name],
+            found[name],
         )
 
 

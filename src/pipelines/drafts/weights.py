@@ -21,9 +21,10 @@ __all__ = ["DraftNames", "DraftTensors", "TargetShape", "draft_weights", "read_d
 
 _LOGGER: Final = logging.getLogger(__name__)
 _ID_OFFSETS: Final = "d2t"
-# Needed in training only: EAGLE-3's mask over the target's vocabulary, and what the
-# `speculators` library keeps of the target for its loss.
-_FOR_TRAINING: Final = ("t2d", "verifier_norm.weight", "verifier_lm_head.weight")
+# EAGLE-3's mask over the target's vocabulary.
+_MASK: Final = "t2d"
+# Needed in training only, the last two by the `speculators` library for its loss.
+_FOR_TRAINING: Final = (_MASK, "verifier_norm.weight", "verifier_lm_head.weight")
 # That library's names of an EAGLE draft, and EAGLE-3's of its layer, to the published ones.
 _RENAMED: Final = {"fusion_fc.": "fc.", "midlayer.": "layers.0.", "transformer.": "layers.0."}
 
@@ -92,12 +93,13 @@ def read_draft_names(
         InputError: the draft was made for another hidden size, a tensor is there under two names,
             or `d2t` is no one-to-one map into its vocabulary.
     """
-    if draft_config.hidden_size != target_config.hidden_size:
+    if draft_config.hidden_size != target_config.hidden_size and not has_own:
         raise InputError(
             f"{source}: the draft has hidden_size {draft_config.hidden_size} and the target"
             f" {target_config.hidden_size}: use a draft that was trained for this target"
         )
     names = _published_names(canonical_names(tensors, source=source), source)
+    mask = names.get(_MASK)
     for name in _FOR_TRAINING:
         names.pop(name, None)
     offsets = names.pop(_ID_OFFSETS, None)
@@ -112,8 +114,13 @@ def read_draft_names(
         _drop_target_copies(tensors, names, draft_config, reduced, source)
     num_rows = draft_config.vocab_size if d2t is None else len(d2t)
     target_ids = np.arange(num_rows) + (0 if d2t is None else d2t)
+    if d2t is not None and mask is not None:
+        _check_mask(tensors[mask], target_ids, draft_config.vocab_size, source)
     d2t = _shared(d2t, draft_config.vocab_size, target_config.vocab_size, source)
     known = np.flatnonzero(target_ids < target_config.vocab_size)
+    if d2t is None:
+        # Then all ids are the target's, in its order.
+        known = known[np.argsort(target_ids[known])]
     return DraftNames(names, d2t, num_head_rows=len(target_ids), head_rows=known)
 
 
@@ -194,6 +201,23 @@ def _shared(
             " draft that was trained for this target"
         )
     return None if ids.size == target_vocab_size else ids - np.arange(ids.size)
+
+
+def _check_mask(mask: Tensor, ids: npt.NDArray[np.int64], vocab_size: int, source: str) -> None:
+    """Refuses a mask over the target's tokens that marks others than `d2t` names."""
+    if mask.dtype != np.bool_ or mask.shape != (vocab_size,):
+        found = f"{mask.dtype} of shape {list(mask.shape)}"
+        raise InputError(
+            f"{source}: tensor 't2d' is {found}, expected bool of shape [{vocab_size}]: remove it,"
+            " or use the config.json that belongs to the draft"
+        )
+    named = np.zeros(vocab_size, np.bool_)
+    named[ids] = True
+    if wrong := int((mask != named).sum()):
+        raise InputError(
+            f"{source}: tensors 't2d' and 'd2t' contradict each other for {wrong} tokens: write"
+            " offsets (target id - draft id) in 'd2t'"
+        )
 
 
 def _id_offsets(

@@ -10,12 +10,10 @@ from unispec.checkpoints.model_config import read_config_object
 from unispec.pipelines.unified.compose import compose
 from unispec.pipelines.unified.model import UnifiedModel
 
-__all__ = ["complete_draft"]
+__all__ = ["resolve_draft"]
 
 
-def complete_draft(
-    pipeline_config: PipelineConfig, model: type[UnifiedModel]
-) -> type[UnifiedModel]:
+def resolve_draft(pipeline_config: PipelineConfig, model: type[UnifiedModel]) -> type[UnifiedModel]:
     """Brings the draft's Hugging Face config into the form that its method reads.
 
     MAX leaves such objects behind when it sends a configuration to a model worker, which reads
@@ -37,14 +35,14 @@ def complete_draft(
     )
     if draft is None or method is None or speculative is None:
         return model
+    shapes = tensor_shapes(draft.resolved_weight_paths())
     if method.later:
-        shapes = tensor_shapes(draft.resolved_weight_paths())
         found = method_of_draft(method.name, read_config_object(draft.model_path), shapes)
         method = next((later for later in method.later if later.name == found), method)
     config = draft.huggingface_config
     # MAX has renamed it and looks it up by that name.
     names = config.architectures
-    adopt(config, read_draft_config(draft.model_path, method.name))
+    adopt(config, read_draft_config(draft.model_path, method.name, shapes))
     config.architectures = names
     method.prepare(config, speculative.num_speculative_tokens, source=draft.model_name)
     return model if method is model.method else compose(model.family, method)

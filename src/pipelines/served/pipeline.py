@@ -22,7 +22,7 @@ from unispec.pipelines.runtime.rows import Row, make_row
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 from unispec.pipelines.unified.model import UnifiedModel
 
-from .draft import complete_draft
+from .draft import resolve_draft
 from .grammars import ServedGrammars
 from .max_serving import SpecDecodeMetrics
 from .output import ServedOutput
@@ -65,7 +65,7 @@ class ServedPipeline(SpeculativePipeline):
         tokenizer: ServedTokenizer,
         memory_plan: MemoryPlan,
     ) -> None:
-        pipeline_model = complete_draft(pipeline_config, pipeline_model)
+        pipeline_model = resolve_draft(pipeline_config, pipeline_model)
         devices = load_devices(list(memory_plan.require_device_specs()))
         session = InferenceSession(devices=[*devices])
         pipeline_config.configure_session(session)

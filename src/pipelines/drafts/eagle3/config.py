@@ -47,7 +47,6 @@ class UnifiedEagle3Config(UnifiedDraftConfig):
 
     def __post_init__(self) -> None:
         self.check_num_speculative_tokens()
-        self.check_hidden_size()
         layers = self.target.num_hidden_layers
         if not self.target_layer_ids:
             raise InputError("target_layer_ids is empty; name the target layers the draft reads")
@@ -98,9 +97,8 @@ class UnifiedEagle3Config(UnifiedDraftConfig):
                 of the target says.
 
         Raises:
-            InputError: no draft or speculative configuration, K outside 1 to 8, a draft of
-                another hidden size, a layer that the target does not have, or what
-                `Eagle3Fields` refuses.
+            InputError: no draft or speculative configuration, K outside 1 to 8, a layer that the
+                target does not have, or what `Eagle3Fields` refuses.
         """
         target, draft, speculative = cls.read_stacks(pipeline_config, model_config, max_seq_len)
         draft_model = pipeline_config.draft_model

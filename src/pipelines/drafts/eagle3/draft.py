@@ -76,6 +76,7 @@ class Eagle3Draft(TargetVocabularyDraft):
         super().__init__(config, target)
         stack, taps = config.draft, len(config.target_layer_ids)
         size, dtype, device = stack.hidden_size, stack.dtype, stack.devices[0]
+        read = config.target.hidden_size
         if config.own_embedding:
             self.embed_tokens = Embedding(config.target.vocab_size, size, dtype, device)
         if config.own_head:
@@ -85,19 +86,19 @@ class Eagle3Draft(TargetVocabularyDraft):
         self.num_taps = taps
         self.norm_output = config.norm_output
         self.input_norm = (
-            RMSNorm(taps * size, dtype, stack.norm_eps) if config.norm_before_fc else None
+            RMSNorm(taps * read, dtype, stack.norm_eps) if config.norm_before_fc else None
         )
         self.fc_norm = LayerList(
-            [RMSNorm(size, dtype, stack.norm_eps) for _ in range(taps if config.fc_norm else 0)]
+            [RMSNorm(read, dtype, stack.norm_eps) for _ in range(taps if config.fc_norm else 0)]
         )
-        self.fc = Linear(taps * size, size, dtype, device, has_bias=config.fc_bias)
+        self.fc = Linear(taps * read, size, dtype, device, has_bias=config.fc_bias)
         first = _FirstLayer(stack, self.rope, norm_before_residual=config.norm_before_residual)
         others = [DecoderLayer(stack, self.rope) for _ in range(1, stack.num_hidden_layers)]
         self.layers = LayerList([first, *others])
         self.norm = RMSNorm(size, dtype, stack.norm_eps)
 
     def from_target(self, features: TensorValue) -> TensorValue:
-        """`[M, H]` of the tapped layers' outputs `[M, n * H]`."""
+        """`[M, H]` of the tapped layers' outputs `[M, n * Ht]`, Ht the target's hidden size."""
         if self.input_norm is not None:
             features = self.input_norm(features)
         if len(self.fc_norm):

@@ -6,6 +6,7 @@ The authors' files (SafeAILab/EAGLE) have none of them. SpecForge, SGLang and NV
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +17,7 @@ from unispec.errors import InputError
 
 __all__ = ["Eagle3Fields"]
 
+_LOGGER: Final = logging.getLogger(__name__)
 _IDS: Final = "eagle_aux_hidden_state_layer_ids"
 _OUTPUT_IDS: Final = "aux_hidden_states_layer_ids"
 _SPECULATORS: Final = "speculators_model_type"
@@ -27,6 +29,8 @@ _ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "use_last_layernorm": (None, True),
     "eh_proj_before_attn": (None, False),
     "parallel_draft_step": (None, 0, 1),
+    # Of DFlash and DeepSpec, whose ids are not these.
+    "target_layer_ids": (None,),
 }
 
 
@@ -56,6 +60,16 @@ class Eagle3Fields(NamedTuple):
             InputError: a field of the wrong kind, one with a value that is not supported, or a
                 layer that the target does not have.
         """
+        nested = getattr(config, "eagle_config", None)
+        if nested is not None and not isinstance(nested, Mapping):
+            raise InputError(
+                f"eagle_config {nested!r:.100} of {source} is no object; correct its config.json"
+            )
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise InputError(
+                f"layer_types of {source} has 'sliding_attention', which is not supported in an"
+                " EAGLE-3 draft; use a draft of full layers"
+            )
         for name, harmless in _ONLY.items():
             if _find(config, name) not in harmless:
                 raise InputError(
@@ -95,24 +109,59 @@ def _layer_ids(config: Any, num_layers: int, source: str) -> list[int]:
     which layer 1 is always the first, and have states before layers since; SGLang tells them apart
     the same way (pull request 25454).
     """
-    outputs = _find(config, _OUTPUT_IDS)
-    ids = _find(config, _IDS) if outputs is None else outputs
-    name = _IDS if outputs is None else _OUTPUT_IDS
-    if ids is None:
-        return default_layer_ids(num_layers)
-    is_integers = isinstance(ids, list | tuple) and all(type(one) is int for one in ids)
-    if not is_integers or not ids:
-        raise InputError(f"{name} {ids!r} of {source} is no list of layers; correct config.json")
-    is_outputs = outputs is not None or (not _is_speculators(config) and min(ids) == 1)
-    found = [one if is_outputs else one - 1 for one in ids]
-    for stated, layer in zip(ids, found, strict=True):
-        if not 0 <= layer < num_layers:
+    before, outputs = _integers(config, _IDS, source), _integers(config, _OUTPUT_IDS, source)
+    if outputs is not None:
+        if before not in (None, outputs, [k + 1 for k in outputs]):
             raise InputError(
-                f"{name} of {source} has {stated}, but the target has layers 0 to"
-                f" {num_layers - 1} and the draft reads the output of {layer}; use a draft that"
-                " was trained for this target"
+                f"{_OUTPUT_IDS} {outputs} and {_IDS} {before} of {source} name other layers; remove"
+                " the wrong one"
             )
+        return _checked(_OUTPUT_IDS, outputs, outputs, num_layers, source)
+    if before is None:
+        return default_layer_ids(num_layers)
+    if not _is_speculators(config) and before[0] == 1:
+        return _checked(_IDS, before, before, num_layers, source)
+    found = _checked(_IDS, before, [k - 1 for k in before], num_layers, source)
+    if not (_is_speculators(config) or num_layers in before or before[0] == 2):
+        _LOGGER.warning(
+            "%s: %s %s is read as states before these layers; if outputs are meant, state them as"
+            " %s",
+            source,
+            _IDS,
+            before,
+            _OUTPUT_IDS,
+        )
     return found
+
+
+def _integers(config: Any, name: str, source: str) -> list[int] | None:
+    """A list of layers; None where there is none."""
+    ids = _find(config, name)
+    if ids is None:
+        return None
+    if not isinstance(ids, list | tuple) or not ids or any(type(one) is not int for one in ids):
+        raise InputError(
+            f"{name} {ids!r:.100} of {source} is no list of layers; correct its config.json"
+        )
+    return list(ids)
+
+
+def _checked(
+    name: str, stated: list[int], outputs: list[int], num_layers: int, source: str
+) -> list[int]:
+    """The layers whose outputs are meant, all of them the target's."""
+    for one, layer in zip(stated, outputs, strict=True):
+        if layer < 0:
+            raise InputError(
+                f"{name} of {source} has {one}, and what is before the first layer cannot be read;"
+                " use a draft that reads layers only"
+            )
+        if layer >= num_layers:
+            raise InputError(
+                f"{name} of {source} has {one}, but the target has {num_layers} layers; use a draft"
+                " that was trained for this target"
+            )
+    return outputs
 
 
 def _is_speculators(config: Any) -> bool:

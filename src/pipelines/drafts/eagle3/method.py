@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unispec.checkpoints import Tensor
+from unispec.checkpoints.tied_head import EMBEDDING
+from unispec.pipelines.drafts.copies import check_copies
 from unispec.pipelines.speculative.sequential import sequential_step
 from unispec.pipelines.unified.checkpoint import Checkpoint
 from unispec.pipelines.unified.method import DraftMethod, DraftWeights
@@ -19,6 +21,8 @@ __all__ = ["EAGLE3"]
 def _state(
     draft: Checkpoint, config: UnifiedEagle3Config, target: Mapping[str, Tensor]
 ) -> DraftWeights:
+    # A head of its own was trained away from the target's.
+    check_copies(draft.tensors, target, names=(EMBEDDING,), source=draft.source)
     return eagle3_weights(
         draft.tensors,
         draft.config,

@@ -10,6 +10,7 @@ import numpy as np
 from unispec.checkpoints.tensors import Tensor
 from unispec.checkpoints.tied_head import EMBEDDING, HEAD, same_rows
 from unispec.checkpoints.validation import validated_state_dict
+from unispec.errors import InputError
 from unispec.pipelines.drafts.weights import (
     DraftTensors,
     TargetShape,
@@ -52,22 +53,25 @@ def eagle3_weights(
         norms: names of the norms before `fc`.
 
     Returns:
-        `fc.weight` `[H, n * H]`, `norm.weight`, the layers under Hugging Face's names without
-        `model.`, in layer 0 with `hidden_norm` and queries, keys and values over `2 * H`, and where
-        they are the draft's own `lm_head.weight` `[N, H]` and `embed_tokens.weight` `[V, H]`.
+        `fc.weight` `[H, n * Ht]`, Ht the target's hidden size, `norm.weight`, the layers under
+        Hugging Face's names without `model.`, in layer 0 with `hidden_norm` and queries, keys and
+        values over `2 * H`, and where they are the draft's own `lm_head.weight` `[N, H]` and
+        `embed_tokens.weight` `[V, H]`.
 
     Raises:
-        InputError: the draft was made for another hidden size, a tensor is missing, unknown, of
+        InputError: the draft needs a target of another size, a tensor is missing, unknown, of
             another shape or not finite, or `d2t` is no one-to-one map into its vocabulary.
     """
     shared = read_draft_names(tensors, draft_config, target_config, has_own=True, source=source)
     names = shared.names
+    hidden, read = draft_config.hidden_size, target_config.hidden_size
+    _check_own(names, draft_config, target_config, source)
+    _check_projection(tensors, names, read, num_taps, source)
     shapes = _layer_shapes(draft_config, names)
-    hidden = draft_config.hidden_size
     shapes |= {
-        "fc.weight": (hidden, num_taps * hidden),
+        "fc.weight": (hidden, num_taps * read),
         "norm.weight": (hidden,),
-        **{name: (num_taps * hidden // len(norms),) for name in norms},
+        **{name: (num_taps * read // len(norms),) for name in norms},
     }
     if FC_BIAS in names:
         shapes[FC_BIAS] = (hidden,)
@@ -78,7 +82,7 @@ def eagle3_weights(
     state = validated_state_dict(tensors, names, shapes, source=source, model="an EAGLE-3 draft")
     head = state.pop(HEAD, None)
     if EMBEDDING in state:
-        state |= _own_embedding(state.pop(EMBEDDING), target[EMBEDDING])
+        state |= _own_embedding(state.pop(EMBEDDING), target[EMBEDDING], source)
     return draft_weights(
         DraftTensors(state, shared.d2t),
         target,
@@ -86,7 +90,36 @@ def eagle3_weights(
     )
 
 
-def _own_embedding(own: Tensor, target: Tensor) -> dict[str, Tensor]:
+def _check_own(names: Collection[str], draft: LlamaShape, target: TargetShape, source: str) -> None:
+    """Refuses a draft that lacks what its target cannot lend it."""
+    for name in (EMBEDDING, HEAD):
+        if draft.hidden_size != target.hidden_size and name not in names:
+            raise InputError(
+                f"{source}: the draft has hidden_size {draft.hidden_size}, the target"
+                f" {target.hidden_size}, and the draft no {name!r} of its own: use a draft that was"
+                " trained for this target"
+            )
+    if draft.tie_word_embeddings and EMBEDDING in names and HEAD not in names:
+        raise InputError(
+            f"{source}: the head is the draft's own embedding, which is not supported: store it as"
+            f" {HEAD!r} too"
+        )
+
+
+def _check_projection(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], read: int, num_taps: int, source: str
+) -> None:
+    """Refuses a projection of more or less layers than config.json names."""
+    columns = tensors[names["fc.weight"]].shape[-1:] if "fc.weight" in names else ()
+    if columns and columns[0] % read == 0 and columns[0] != num_taps * read:
+        raise InputError(
+            f"{source}: tensor {names['fc.weight']!r} reads {columns[0] // read} layers of the"
+            f" target, and config.json has {num_taps}: state as many in"
+            " eagle_aux_hidden_state_layer_ids"
+        )
+
+
+def _own_embedding(own: Tensor, target: Tensor, source: str) -> dict[str, Tensor]:
     """The draft's embedding `[V, H]` by its name, unless it is a copy of the target's.
 
     The target's rows stand in for tokens that the draft does not know.
@@ -94,7 +127,14 @@ def _own_embedding(own: Tensor, target: Tensor) -> dict[str, Tensor]:
     known = min(len(own), len(target))
     if same_rows(own[:known], target[:known]):
         return {}
-    return {EMBEDDING: np.concatenate([own[:known], target[known:]])}
+    if known == len(target):
+        return {EMBEDDING: own[:known]}
+    if own.shape[1] != target.shape[1]:
+        raise InputError(
+            f"{source}: tensor {EMBEDDING!r} has {known} tokens, and the target {len(target)}: use"
+            " a draft that was trained for this target"
+        )
+    return {EMBEDDING: np.concatenate([own, target[known:]])}
 
 
 def _layer_shapes(config: LlamaShape, names: Collection[str]) -> dict[str, tuple[int, ...]]:
