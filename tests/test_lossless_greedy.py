@@ -20,8 +20,9 @@ from reference.target import GreedyTrace, TargetReference, assert_same_greedy
 from runs import MAX_LENGTH, answers, greedy_requests, load_tiny, proposing
 from tiny import COMPILED_PAIRS, RELATIVE_PAIRS, TinyPair
 
+from unispec.checkpoints.demo import DEMO_METHODS
 from unispec.engine import Engine
-from unispec.methods import DRAFT_METHODS, Method
+from unispec.methods import Method
 
 BATCH_SIZES = (1, 4, 8)
 PROPOSALS = (1, 3, 5)
@@ -122,7 +123,7 @@ def tiny_answers(
 
 
 @pytest.mark.parametrize(("batch_size", "k"), CELLS)
-@pytest.mark.parametrize("method", DRAFT_METHODS)
+@pytest.mark.parametrize("method", DEMO_METHODS)
 def test_smollm2_answers_as_it_does_alone(
     demo_answers: Callable[[Method], Answers],
     exact: Callable[[str, Iterable[bool]], None],
@@ -133,7 +134,7 @@ def test_smollm2_answers_as_it_does_alone(
     exact(f"SmolLM2 {method}", demo_answers(method).exact(batch_size, k))
 
 
-@pytest.mark.parametrize("method", DRAFT_METHODS)
+@pytest.mark.parametrize("method", DEMO_METHODS)
 def test_nearly_every_answer_of_smollm2_is_exact(
     demo_answers: Callable[[Method], Answers], method: Method
 ) -> None:

@@ -71,12 +71,12 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
 def test_installed_wheel_finds_its_modules_and_its_drafts(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
-        "import unispec.checkpoints.demo as demo; from unispec.methods import DRAFT_METHODS;"
-        "print(demo.__file__); print(*map(demo.demo_draft_folder, DRAFT_METHODS), sep='\\n')"
+        "import unispec.checkpoints.demo as demo; "
+        "print(demo.__file__); print(*map(demo.demo_draft_folder, demo.DEMO_METHODS), sep='\\n')"
     )
     module, *drafts = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
     assert Path(module).is_relative_to(tmp_path / "unispec")
-    assert {Path(draft).name for draft in drafts} == {"smollm2-135m-dflash", "smollm2-135m-eagle"}
+    assert {Path(draft).name for draft in drafts} == {"smollm2-135m-dflash", "smollm2-135m-eagle3"}
     for draft in drafts:
         assert {path.name for path in Path(draft).iterdir()} >= {"config.json", "model.safetensors"}
 

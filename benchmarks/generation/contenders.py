@@ -27,14 +27,14 @@ class Contender:
 
 TARGET_ALONE = "target-alone"
 MAX = "max"
-MEMORY_WATCHED = ("eagle-k3", "dflash-k5", TARGET_ALONE)
+MEMORY_WATCHED = ("eagle3-k3", "dflash-k5", TARGET_ALONE)
 
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender("eagle-k1", "unispec, EAGLE K=1", "unispec", 1, "eagle"),
-        Contender("eagle-k3", "unispec, EAGLE K=3", "unispec", 3, "eagle"),
-        Contender("eagle-k5", "unispec, EAGLE K=5", "unispec", 5, "eagle"),
+        Contender("eagle3-k1", "unispec, EAGLE-3 K=1", "unispec", 1, "eagle3"),
+        Contender("eagle3-k3", "unispec, EAGLE-3 K=3", "unispec", 3, "eagle3"),
+        Contender("eagle3-k5", "unispec, EAGLE-3 K=5", "unispec", 5, "eagle3"),
         Contender("dflash-k5", "unispec, DFlash K=5", "unispec", 5, "dflash"),
         Contender(TARGET_ALONE, "unispec, target alone", "unispec"),
         Contender(MAX, "MAX's own pipeline", "max"),

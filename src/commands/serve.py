@@ -28,15 +28,15 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> None:
-    """Makes the demo model and its EAGLE draft what options have that are not given."""
+    """Makes the demo model and its EAGLE-3 draft what options have that are not given."""
     if not wanted:
         return
     from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 
     context.default_map = {
         "model": str(ensure_demo_model(demo_model_folder())),
-        "draft_model_path": str(demo_draft_folder("eagle")),
-        "speculative_method": "eagle",
+        "draft_model_path": str(demo_draft_folder("eagle3")),
+        "speculative_method": "eagle3",
         "num_speculative_tokens": 1,
         "served_model_name": "smollm2-135m-instruct",
     }

@@ -16,6 +16,7 @@ from unispec.checkpoints.demo import demo_draft_folder
 from unispec.pipelines.drafts.copies import check_copies
 from unispec.pipelines.drafts.dflash.weights import dflash_state_dict
 from unispec.pipelines.drafts.eagle.weights import eagle_state_dict
+from unispec.pipelines.drafts.eagle3.weights import eagle3_weights
 from unispec.pipelines.drafts.weights import draft_weights
 
 
@@ -259,16 +260,27 @@ def test_bad_dflash_draft(damage: Callable[[dict[str, Tensor]], None], parts: li
 
 
 def test_packaged_draft_loads() -> None:
-    folder = demo_draft_folder("eagle")
+    """Its head is left out, for it has the target's rows."""
+    folder = demo_draft_folder("eagle3")
     config = json.loads((folder / "config.json").read_text())
     shape = Shape(**{field.name: config[field.name] for field in dataclasses.fields(Shape)})
     tensors = read_tensors([folder / "model.safetensors"])
-    weights = eagle_state_dict(tensors, shape, shape, source=str(folder))
-    assert weights.d2t is not None
-    assert weights.d2t.size == config["draft_vocab_size"]
-    assert {tensor.dtype for tensor in weights.state.values()} == {np.dtype(np.float16)}
+    head = np.zeros((shape.vocab_size, shape.hidden_size), np.float16)
+    weights = eagle3_weights(
+        tensors,
+        shape,
+        shape,
+        {"embed_tokens.weight": head},
+        num_taps=3,
+        norms=[f"fc_norm.{tap}.weight" for tap in range(3)],
+        source=str(folder),
+    )
+    assert not weights.own_head
+    assert weights.num_proposed == len(weights.state["d2t"]) == config["draft_vocab_size"]
+    numbers = {tensor.dtype for name, tensor in weights.state.items() if name[1:] != "2d"}
+    assert {dtype for dtype in numbers if dtype.kind == "f"} == {np.dtype(np.float16)}
 
 
 def test_unknown_draft_method() -> None:
-    with refused("'medusa'", "eagle"):
+    with refused("'medusa'", "dflash or eagle3"):
         demo_draft_folder("medusa")

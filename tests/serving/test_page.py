@@ -108,14 +108,14 @@ def test_model_and_limits_show(page: Page, server: FakeServer) -> None:
     facts = page.locator("#facts")
     for text in (
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "smollm2-135m-eagle",
+        "smollm2-135m-eagle3",
         "1 a step",
         "2,048 tokens",
         "at most 8",
         "0.1.0",
     ):
         expect(facts.get_by_text(text, exact=True)).to_be_visible()
-    expect(facts.get_by_text("eagle", exact=True)).to_be_visible()
+    expect(facts.get_by_text("eagle3", exact=True)).to_be_visible()
 
 
 def test_target_without_draft(page: Page, server: FakeServer) -> None:
