@@ -191,8 +191,8 @@ FAULTS: dict[tuple[str, str], Callable[[Eagle3Judge], Any]] = {
     ),
     (SAMPLED, "the taps not normed"): _flag(fc_norm=False),
     (SAMPLED, "the residual not normed"): _flag(norm_before_residual=False),
-    (SAMPLED, "the target's embedding"): lambda judge: setattr(
-        judge, "embedding", judge.target.embedding
+    (SAMPLED, "the embedding of another token"): lambda judge: setattr(
+        judge, "embedding", judge.embedding.roll(1, 0)
     ),
     (NORMED, "the taps not normed"): _flag(norm_before_fc=False),
     (NORMED, "each tap normed"): _norm_apart,
