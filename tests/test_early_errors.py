@@ -202,7 +202,7 @@ def test_a_sampling_parameter_that_the_engine_would_refuse(
     [
         ("dflash", {"fc.weight": (8, 16)}, ["an EAGLE draft", "eagle"]),
         ("eagle", {"hidden_norm.weight": (8,)}, ["a DFlash draft", "dflash"]),
-        ("eagle", {"midlayer.mlp.up_proj.weight": (8, 8)}, ["an EAGLE-3 draft"]),
+        ("dflash", {"midlayer.mlp.up_proj.weight": (8, 8)}, ["an EAGLE-3 draft", "method eagle3"]),
         ("eagle", {"model.layers.0.mlp.up_proj.weight": (8, 8), "model.norm.weight": (8,)}, []),
     ],
 )

@@ -19,7 +19,7 @@ from tiny import Dialect, TinyPair, tiny_eagle3
 
 from unispec.checkpoints.repository import find_file
 from unispec.engine import Engine, EngineConfig
-from unispec.engine.model_files import drafted_method
+from unispec.engine.model_files import draft_paths, drafted_method
 from unispec.errors import InputError
 from unispec.training import TorchTarget
 
@@ -202,6 +202,6 @@ def test_weights_are_downloaded_where_only_they_say_which_eagle_a_draft_is(
     target = tiny_pair("qwen3_eagle3").target
     hub.repositories["them/draft"] = tiny_eagle3(tmp_path / "draft", target, dialect=dialect)
     config = EngineConfig(model=str(target), draft_model="them/draft", speculative_method="eagle")
-    assert drafted_method(config) == "eagle3"
+    assert drafted_method(config, draft_paths(config)) == "eagle3"
     expected = ["config.json"] + ["model.safetensors"] * (dialect == "authors")
     assert hub.downloads() == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from unispec.methods import FACTS, Method, generations, method_of_architecture
 
 from .config import EngineConfig
 
-__all__ = ["add_weights", "draft_files", "draft_shapes", "drafted_method", "location"]
+__all__ = ["add_weights", "draft_files", "draft_paths", "drafted_method", "location"]
 
 
 def location(model: str) -> dict[str, Any]:
@@ -54,10 +54,27 @@ def add_weights(pipeline_config: PipelineConfig, config: EngineConfig) -> None:
         draft.weight_path[:] = draft_files(draft, config)
 
 
-def drafted_method(config: EngineConfig) -> Method | None:
+def draft_paths(config: EngineConfig) -> list[Path] | None:
+    """The weight files in the draft's folder; None of a repository, which would be downloaded.
+
+    They are None, too, where the folder has no weights, which is told when these are read.
+    """
+    draft = config.draft_model
+    if draft is None or not isinstance(resolve_model(draft), Path):
+        return None
+    try:
+        return weight_files(draft)
+    except InputError:
+        return None
+
+
+def drafted_method(config: EngineConfig, paths: Sequence[Path] | None) -> Method | None:
     """The method that `config` asks for, in the generation that its draft is of.
 
     Weights of a repository are downloaded where its config.json does not tell.
+
+    Args:
+        paths: of `draft_paths`.
 
     Raises:
         InputError: there is no such draft, or its config.json is damaged.
@@ -66,36 +83,25 @@ def drafted_method(config: EngineConfig) -> Method | None:
     if asked is None or draft is None or generations(asked) == (asked,):
         return asked
     stated = read_config_object(draft)
-    shapes = draft_shapes(draft)
-    if shapes is None and draft_kind(stated) is None:
-        shapes = tensor_shapes(weight_files(draft))
-    return method_of_draft(asked, stated, shapes)
+    if paths is None and draft_kind(stated) is not None:
+        return method_of_draft(asked, stated)
+    return method_of_draft(asked, stated, tensor_shapes(paths or weight_files(draft)))
 
 
-def draft_shapes(draft: str) -> Mapping[str, tuple[int, ...]] | None:
-    """Shapes of the tensors in a draft's folder, by name; None for a repository.
-
-    They are None, too, where the folder has no weights, which is told when these are read.
-    """
-    if not isinstance(resolve_model(draft), Path):
-        return None
-    try:
-        return tensor_shapes(weight_files(draft))
-    except InputError:
-        return None
-
-
-def draft_files(draft: MAXModelConfig, config: EngineConfig) -> list[Path]:
+def draft_files(
+    draft: MAXModelConfig, config: EngineConfig, paths: list[Path] | None = None
+) -> list[Path]:
     """The files of the draft that `config` has, which are whole and hold a draft of its method.
 
     Args:
         draft: its class says of which generation it is.
+        paths: the files, where they are known.
 
     Raises:
         InputError: a file is missing, damaged, of an unknown format, or of another kind of draft.
     """
     assert config.draft_model is not None and config.speculative_method is not None
-    paths = weight_files(config.draft_model)
+    paths = weight_files(config.draft_model) if paths is None else paths
     hf: Any = draft.huggingface_config
     method = method_of_architecture(
         FACTS[config.speculative_method].max_method, hf.architectures or ()

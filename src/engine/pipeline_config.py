@@ -17,6 +17,7 @@ from max.pipelines.speculative import SpeculativeConfig
 from pydantic import ValidationError
 
 from unispec.checkpoints.draft_config import adopt, read_draft_config
+from unispec.checkpoints.draft_kinds import tensor_shapes
 from unispec.checkpoints.model_config import model_config, read_config_object
 from unispec.checkpoints.repository import resolve_model
 from unispec.encodings import BFLOAT16, FP8
@@ -32,7 +33,7 @@ from unispec.pipelines.unified.method import DraftMethod
 from unispec.pipelines.unified.target import TargetFamily
 
 from .config import EngineConfig
-from .model_files import add_weights, draft_files, draft_shapes, drafted_method, location
+from .model_files import add_weights, draft_files, draft_paths, drafted_method, location
 
 __all__ = ["make_pipeline_config"]
 
@@ -50,7 +51,8 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     device = _device_spec(config.devices)
     model = str(resolve_model(config.model))
     keys = read_config_object(model)
-    method = drafted_method(config)
+    paths = draft_paths(config)
+    method = drafted_method(config, paths)
     pair = find(keys.get("model_type"), method, source=model)
     hf_config = model_config(keys, model)
     check_target(pair.family, hf_config, source=model)
@@ -64,7 +66,7 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     files: list[Path] = []
     try:
         if config.draft_model is not None and pair.method is not None:
-            draft, files = _draft(config, pair.method, shared)
+            draft, files = _draft(config, pair.method, shared, paths)
         arguments = PipelineArgs(
             **location(config.model),
             max_length=config.max_length,
@@ -117,20 +119,24 @@ def _speculative(config: EngineConfig, method: Method | None) -> SpeculativeConf
 
 
 def _draft(
-    config: EngineConfig, method: DraftMethod, shared: dict[str, Any]
+    config: EngineConfig,
+    method: DraftMethod,
+    shared: dict[str, Any],
+    paths: list[Path] | None,
 ) -> tuple[MAXModelConfig, list[Path]]:
     """The draft's configuration, and its weight files; none if they are not there yet."""
     assert config.draft_model is not None
     resolved = resolve_model(config.draft_model)
     source = str(resolved)
-    hf_config = read_draft_config(source, method.name, draft_shapes(config.draft_model))
+    shapes = None if paths is None else tensor_shapes(paths)
+    hf_config = read_draft_config(source, method.name, shapes)
     if shared["quantization_encoding"] == FP8:
         # A draft is not quantised with its target.
         shared = {**shared, "quantization_encoding": BFLOAT16}
     draft = MAXModelConfig(**location(config.draft_model), **shared)
     adopt(draft.huggingface_config, hf_config)
     # What the files hold says better what the draft is than what config.json lacks.
-    files = draft_files(draft, config) if isinstance(resolved, Path) else []
+    files = draft_files(draft, config, paths) if isinstance(resolved, Path) else []
     method.prepare(draft.huggingface_config, config.num_speculative_tokens, source=source)
     return draft, files
 

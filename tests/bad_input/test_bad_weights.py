@@ -191,9 +191,9 @@ WEIGHT_CASES: Mapping[str, tuple[Damage, list[str]]] = {
         )(pair),
         ["{draft}", "token 0 of 'embed_tokens.weight' is token 255 of the target", "tokenizer"],
     ),
-    "an EAGLE-3 draft": (
+    "a part of an EAGLE-3 draft": (
         tensors("draft", lambda stored: stored.update({"midlayer.x": torch.ones(2)})),
-        ["{draft} is an EAGLE-3 draft", "not supported yet", "use an EAGLE-1"],
+        ["{draft} lacks tensors", "'layers.0.hidden_norm.weight'", "give all files"],
     ),
     "a whole model as draft": (
         lambda pair: shutil.copytree(pair.target, pair.draft, dirs_exist_ok=True),

@@ -284,8 +284,8 @@ def test_texts_that_fill_the_models_positions(target: TorchTarget, tmp_path: Pat
 
 
 def test_a_layer_that_the_target_does_not_have(target: TorchTarget, tmp_path: Path) -> None:
-    settings = CollectSettings(layers=(0, 2), tokens=1, **SETTINGS)
-    with pytest.raises(InputError, match=r"layers\[1\] is 2: choose .* at least 0 and at most 1$"):
+    settings = CollectSettings(layers=(0, 3), tokens=1, **SETTINGS)
+    with pytest.raises(InputError, match=r"layers\[1\] is 3: choose .* at least 0 and at most 2$"):
         collect(target, PROMPTS, settings, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
