@@ -49,7 +49,7 @@ def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> 
     is_eager=True,
     expose_value=False,
     callback=_use_demo,
-    help="Serve SmolLM2-135M-Instruct with its EAGLE draft; other options may still change that.",
+    help="Serve SmolLM2-135M-Instruct with its EAGLE-3 draft; other options may still change that.",
 )
 @model_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
