@@ -56,6 +56,22 @@ class UnifiedDraftConfig(UnifiedConfig):
                 f" {self.target.hidden_size}; use a draft that was trained for this target"
             )
 
+    def check_taps(self) -> None:
+        """Refuses a draft that is said to read layers, and reads none or some outside the target.
+
+        Raises:
+            InputError: no tapped layer, or one that the target does not have.
+        """
+        layers = self.target.num_hidden_layers
+        if not self.tapped_layers:
+            raise InputError("target_layer_ids is empty; name the target layers the draft reads")
+        for layer in self.tapped_layers:
+            if not 0 <= layer < layers:
+                raise InputError(
+                    f"target_layer_ids has {layer}, but the target has layers 0 to {layers - 1};"
+                    " use a draft that was trained for this target"
+                )
+
     def with_draft(self, weights: DraftWeights) -> Self:
         """The configuration with as many tokens to propose as the draft's tensors say."""
         proposed = weights.num_proposed or self.target.vocab_size

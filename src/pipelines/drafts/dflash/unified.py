@@ -77,15 +77,7 @@ class UnifiedDflashConfig(UnifiedDraftConfig):
                 window missing, or one that is too small.
         """
         self.check_hidden_size()
-        layers = self.target.num_hidden_layers
-        if not self.target_layer_ids:
-            raise InputError("target_layer_ids is empty; name the target layers the draft reads")
-        for layer in self.target_layer_ids:
-            if not 0 <= layer < layers:
-                raise InputError(
-                    f"target_layer_ids has {layer}, but the target has layers 0 to {layers - 1};"
-                    " use a draft that was trained for this target"
-                )
+        self.check_taps()
         if not 0 <= self.mask_token_id < self.target.vocab_size:
             raise InputError(
                 f"mask_token_id {self.mask_token_id} is outside the target's vocabulary of"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from typing_extensions import Self
 
-from unispec.errors import InputError
 from unispec.methods import Method
 from unispec.pipelines.drafts.config import UnifiedDraftConfig
 
@@ -47,15 +46,7 @@ class UnifiedEagle3Config(UnifiedDraftConfig):
 
     def __post_init__(self) -> None:
         self.check_num_speculative_tokens()
-        layers = self.target.num_hidden_layers
-        if not self.target_layer_ids:
-            raise InputError("target_layer_ids is empty; name the target layers the draft reads")
-        for layer in self.target_layer_ids:
-            if not 0 <= layer < layers:
-                raise InputError(
-                    f"target_layer_ids has {layer}, but the target has layers 0 to {layers - 1};"
-                    " use a draft that was trained for this target"
-                )
+        self.check_taps()
 
     @property
     def norms_before_fc(self) -> list[str]:
