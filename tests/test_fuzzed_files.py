@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 from tiny import TinyPair
 
-from unispec.checkpoints import check_weight_files, read_gguf, read_tensors
+from unispec.checkpoints import StoredMatrix, check_weight_files, read_gguf, read_tensors
 from unispec.checkpoints.draft_kinds import check_draft_files
 from unispec.checkpoints.generation_config import read_eos_token_ids, read_generation_config
 from unispec.checkpoints.model_config import read_model_config
@@ -169,16 +169,24 @@ def read_or_refused(read: Read, path: Path) -> None:
 
 
 def all_of_gguf(path: Path) -> None:
-    checkpoint = read_gguf(path)
-    for name in checkpoint.tensors:
-        checkpoint.tensors[name]
+    for as_stored in (True, False):
+        checkpoint = read_gguf(path, as_stored)
+        for name in checkpoint.tensors:
+            checkpoint.tensors[name]
     checkpoint.tokenizer()
     _ = checkpoint.chat_template
 
 
+def read_stored(paths: list[Path]) -> None:
+    for tensor in read_tensors(paths, as_stored=True).values():
+        if isinstance(tensor, StoredMatrix):
+            tensor.bad_numbers()
+            tensor.floats()
+
+
 def safetensors(folder: Path) -> Path:
     path = folder / "a.safetensors"
-    tensors = {"w": torch.ones(4, 6, dtype=torch.bfloat16), "scalar": torch.tensor(1.0)}
+    tensors = {"w.weight": torch.ones(4, 6, dtype=torch.bfloat16), "scalar": torch.tensor(1.0)}
     tensors |= {"ids": torch.arange(5), "fc.weight": torch.ones(0, 4)}
     save_torch_file(tensors, path, {"format": "pt"})
     return path
@@ -195,7 +203,7 @@ def gguf_file(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "reads"),
     [
-        (safetensors, [check_weight_files, read_tensors, check_draft]),
+        (safetensors, [check_weight_files, read_tensors, read_stored, check_draft]),
         (gguf_file, [check_weight_files, None]),
     ],
     ids=["safetensors", "gguf"],

@@ -118,7 +118,7 @@ class Benchmark:
             "max_new_tokens": self.max_new_tokens,
             "answers": [{"prompt": asked[index], "answer": answer} for index, answer in distinct],
         }
-        result = run_module("judge", job, threads=self.threads)
+        result = run_module("generation.judge", job, threads=self.threads)
         judged = dict(zip(distinct, result["judgements"], strict=True))
         return {
             name: Judgement.of([{"prompt": pair[0], **judged[pair]} for pair in given])
@@ -139,7 +139,7 @@ class Benchmark:
                     "max_new_tokens": max_new_tokens,
                     "prompt": list(self.warm_up_prompt),
                 }
-                figures[contender.name] = run_module("memory", job, threads=self.threads)
+                figures[contender.name] = run_module("generation.memory", job, threads=self.threads)
         return figures
 
     def _started(self, contender: Contender) -> AbstractContextManager[tuple[Worker, Json]]:
@@ -149,4 +149,4 @@ class Benchmark:
             "max_length": self.max_length,
             "warm_up_prompt": list(self.warm_up_prompt),
         }
-        return start("worker", job, threads=self.threads)
+        return start("generation.worker", job, threads=self.threads)

@@ -1,4 +1,4 @@
-"""Modules of this package in processes of their own: JSON in, JSON out.
+"""Modules of the benchmarks in processes of their own: JSON in, JSON out.
 
 Every process gets the same processors, and as many threads. It is suspended while nothing is
 asked of it: MAX's threads wake up also when there is nothing to do, and would slow the others.
@@ -22,7 +22,7 @@ __all__ = ["Json", "Worker", "run_module", "serve", "start"]
 
 Json = dict[str, Any]
 
-_FOLDER = Path(__file__).resolve().parent
+_BENCHMARKS = Path(__file__).resolve().parent.parent
 _ERROR_LINES = 15
 _SET_SIGNAL_OF_PARENTS_DEATH = 1
 
@@ -62,13 +62,16 @@ class Worker:
 
 
 @contextmanager
-def start(module: str, job: Json, *, threads: int) -> Iterator[tuple[Worker, Json]]:
-    """Starts `generation.<module>`, which calls `serve`.
+def start(
+    module: str, job: Json, *, threads: int, python: str = sys.executable
+) -> Iterator[tuple[Worker, Json]]:
+    """Starts a module, which calls `serve`.
 
     Args:
-        module: of this package.
+        module: with its package, as `generation.worker`.
         job: its first request, what to load.
         threads: how many, and on how many processors.
+        python: the interpreter; another one needs only what the module imports.
 
     Yields:
         The process, and what it said when it had loaded.
@@ -82,8 +85,8 @@ def start(module: str, job: Json, *, threads: int) -> Iterator[tuple[Worker, Jso
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", f"{_FOLDER.name}.{module}", str(threads)],
-            cwd=_FOLDER.parent,
+            [python, "-m", module, str(threads)],
+            cwd=_BENCHMARKS,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -101,7 +104,7 @@ def start(module: str, job: Json, *, threads: int) -> Iterator[tuple[Worker, Jso
 
 
 def run_module(module: str, job: Json, *, threads: int) -> Json:
-    """Runs `generation.<module>` on one job; see `start`."""
+    """Runs a module on one job; see `start`."""
     with start(module, job, threads=threads) as (_, result):
         return result
 

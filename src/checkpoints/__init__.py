@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from unispec.checkpoints.gguf import GGUFCheckpoint, read_gguf
     from unispec.checkpoints.gguf_file import is_gguf
-    from unispec.checkpoints.tensors import Tensor, check_weight_files, read_tensors
+    from unispec.checkpoints.stored import StoredMatrix
+    from unispec.checkpoints.tensors import Tensor, Weight, check_weight_files, read_tensors
 
 __all__ = [
     "GGUFCheckpoint",
+    "StoredMatrix",
     "Tensor",
+    "Weight",
     "check_weight_files",
     "is_gguf",
     "read_gguf",
@@ -25,7 +28,9 @@ __all__ = [
 
 _MODULES: Final = {
     "GGUFCheckpoint": "gguf",
+    "StoredMatrix": "stored",
     "Tensor": "tensors",
+    "Weight": "tensors",
     "check_weight_files": "tensors",
     "is_gguf": "gguf_file",
     "read_gguf": "gguf",

@@ -16,6 +16,7 @@ from unispec.checkpoints.gguf_folder import (
     make_once,
     write_description,
 )
+from unispec.checkpoints.stored import as_floats
 from unispec.errors import InputError
 from unispec.methods import Method
 
@@ -85,7 +86,8 @@ def _packaged_gguf() -> Path:
 def _write_hugging_face_folder(folder: Path) -> None:
     checkpoint = read_gguf(_packaged_gguf())
     write_description(checkpoint, folder)
-    save_file(dict(checkpoint.tensors), folder / _WEIGHTS, metadata={"format": "pt"})
+    tensors = {name: as_floats(tensor) for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def main() -> int:

@@ -22,9 +22,10 @@ from unispec.checkpoints.gguf_file import GGUFTensor
 from unispec.checkpoints.gguf_metadata import Metadata
 from unispec.checkpoints.gguf_parts import open_gguf_parts
 from unispec.checkpoints.gguf_tokenizer import build_tokenizer
+from unispec.checkpoints.stored import KEPT, StoredMatrix
 from unispec.errors import InputError
 
-__all__ = ["GGUFCheckpoint", "dequantise", "read_gguf"]
+__all__ = ["GGUFCheckpoint", "can_stay", "read_gguf", "weight_of"]
 
 _ARCHITECTURE: Final = "llama"
 _ROPE_DIVISORS: Final = "rope_freqs.weight"
@@ -57,13 +58,13 @@ class GGUFCheckpoint:
         path: the file; of a split one the first part.
         config: what `config.json` of the same model holds (`LlamaConfig`).
         metadata: key-value pairs of the file.
-        tensors: float32 weights under Hugging Face's names, dequantised when they
-            are asked for; rows of q_proj and k_proj are in half-split rope order.
+        tensors: weights under Hugging Face's names, made when they are asked for: float32, or as
+            they are stored; rows of q_proj and k_proj are in half-split rope order.
     """
 
     path: Path
     config: dict[str, Any]
-    tensors: Mapping[str, FloatTensor]
+    tensors: Mapping[str, FloatTensor | StoredMatrix]
     metadata: Metadata
 
     @property
@@ -80,12 +81,8 @@ class GGUFCheckpoint:
         return build_tokenizer(self.metadata)
 
 
-def dequantise(tensor: GGUFTensor) -> FloatTensor:
-    """One tensor of a GGUF file in float32.
-
-    Raises:
-        InputError: the tensor's quantisation is not supported.
-    """
+def _dequantise(tensor: GGUFTensor) -> FloatTensor:
+    """One tensor of a GGUF file in float32."""
     try:
         flat = gguf.dequantize(tensor.data, tensor.kind)
     except NotImplementedError as error:  # The gguf package's, for a type it cannot unpack.
@@ -96,11 +93,27 @@ def dequantise(tensor: GGUFTensor) -> FloatTensor:
     return np.require(flat.reshape(tensor.shape), np.float32, ["C", "A"])
 
 
-def read_gguf(path: Path) -> GGUFCheckpoint:
+def can_stay(tensor: GGUFTensor) -> bool:
+    """Whether a tensor can stay as it is stored: a matrix in one of `KEPT`."""
+    return tensor.kind in KEPT and len(tensor.shape) == 2
+
+
+def weight_of(tensor: GGUFTensor, *, as_stored: bool) -> FloatTensor | StoredMatrix:
+    """One tensor of a GGUF file, as it lies there if that is asked for and it `can_stay`.
+
+    Raises:
+        InputError: the tensor's quantisation is not supported.
+    """
+    return _stored(tensor) if as_stored and can_stay(tensor) else _dequantise(tensor)
+
+
+def read_gguf(path: Path, as_stored: bool = False) -> GGUFCheckpoint:
     """Reads the metadata and maps the tensors of a Llama GGUF file.
 
     Args:
         path: the file, or a part of a split one, whose other parts lie beside it.
+        as_stored: whether matrices stay as the file stores them, where they `can_stay`; all other
+            tensors become float32.
 
     Raises:
         InputError: the file is missing, damaged, of another architecture, or uses
@@ -120,7 +133,7 @@ def read_gguf(path: Path) -> GGUFCheckpoint:
     config = llama_config(
         metadata,
         {name: tensor.shape for name, tensor in entries.items()},
-        rope_divisors=None if divisors is None else dequantise(divisors),
+        rope_divisors=None if divisors is None else _dequantise(divisors),
     )
     return GGUFCheckpoint(
         path=path,
@@ -130,13 +143,14 @@ def read_gguf(path: Path) -> GGUFCheckpoint:
             {_hf_name(name, path): tensor for name, tensor in entries.items()},
             query_heads=config["num_attention_heads"],
             key_heads=config["num_key_value_heads"],
+            as_stored=as_stored,
         ),
         metadata=metadata,
     )
 
 
-class _Tensors(Mapping[str, FloatTensor]):
-    """Dequantises a tensor each time that it is asked for, and keeps none."""
+class _Tensors(Mapping[str, FloatTensor | StoredMatrix]):
+    """Makes a tensor each time that it is asked for, and keeps none."""
 
     def __init__(
         self,
@@ -145,13 +159,16 @@ class _Tensors(Mapping[str, FloatTensor]):
         *,
         query_heads: int,
         key_heads: int,
+        as_stored: bool,
     ) -> None:
         self._path = path
         self._entries = entries
         self._heads = {"q_proj": query_heads, "k_proj": key_heads}
+        self._as_stored = as_stored
 
-    def __getitem__(self, name: str) -> FloatTensor:
-        tensor = dequantise(self._entries[name])
+    def __getitem__(self, name: str) -> FloatTensor | StoredMatrix:
+        entry = self._entries[name]
+        tensor = weight_of(entry, as_stored=self._as_stored)
         heads = self._heads.get(name.split(".")[-2])
         if heads is None:
             return tensor
@@ -160,7 +177,10 @@ class _Tensors(Mapping[str, FloatTensor]):
                 f"{self._path}: tensor {name!r} has {tensor.shape[0]} rows, expected {heads} heads"
                 " of an even number each: download the file again"
             )
-        return _half_split_rows(tensor, heads)
+        order = _half_split_order(tensor.shape[0], heads)
+        if isinstance(tensor, StoredMatrix):
+            return tensor.reordered(order, f"rows of {heads} heads half-split")
+        return tensor[order]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -169,14 +189,23 @@ class _Tensors(Mapping[str, FloatTensor]):
         return len(self._entries)
 
 
-def _half_split_rows(tensor: FloatTensor, heads: int) -> FloatTensor:
-    """Undo the row order that llama.cpp gives q_proj and k_proj.
+def _stored(tensor: GGUFTensor) -> StoredMatrix:
+    """A matrix of the file as it lies there."""
+    rows, columns = tensor.shape
+    path = tensor.path.resolve()
+    stat = path.stat()
+    origin = repr((str(path), stat.st_size, stat.st_mtime_ns, tensor.name))
+    return StoredMatrix(tensor.kind, (rows, columns), tensor.data, origin)
+
+
+def _half_split_order(rows: int, heads: int) -> npt.NDArray[np.int64]:
+    """What undoes the row order that llama.cpp gives q_proj and k_proj, int64 `[rows]`.
 
     llama.cpp rotates the rows 2j and 2j + 1 of a head as a pair, Hugging Face the
     rows j and j + head_dim / 2.
     """
-    interleaved = tensor.reshape(heads, -1, 2, *tensor.shape[1:])  # [heads, D/2, 2, ...]
-    return np.ascontiguousarray(interleaved.swapaxes(1, 2)).reshape(tensor.shape)
+    interleaved = np.arange(rows, dtype=np.int64).reshape(heads, -1, 2)  # [heads, D/2, 2]
+    return interleaved.swapaxes(1, 2).reshape(rows)
 
 
 def _hf_name(name: str, path: Path) -> str:

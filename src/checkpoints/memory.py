@@ -31,11 +31,12 @@ def available_memory() -> int:
     return min(sizes)
 
 
-def check_memory(needed: int, source: Path) -> None:
+def check_memory(needed: int, source: Path, *, form: str = "numbers as float32") -> None:
     """Refuses weights that this machine cannot hold.
 
     Args:
-        needed: bytes, as float32 or as mapped.
+        needed: bytes.
+        form: how the numbers are counted, for the error.
 
     Raises:
         InputError: more is needed than there is.
@@ -43,7 +44,7 @@ def check_memory(needed: int, source: Path) -> None:
     available = available_memory()
     if needed > available:
         raise InputError(
-            f"the weights of {source} need {needed / 1e9:.1f} GB of memory, numbers as float32, and"
+            f"the weights of {source} need {needed / 1e9:.1f} GB of memory, {form}, and"
             f" this machine has {available / 1e9:.1f} GB free: use a smaller model, or a machine"
             " with more memory"
         )

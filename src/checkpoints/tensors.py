@@ -5,31 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
 
-from unispec.checkpoints.gguf import dequantise
+from unispec.checkpoints.gguf import can_stay, weight_of
 from unispec.checkpoints.gguf_parts import gguf_among, open_gguf_parts
+from unispec.checkpoints.halves import half_floats
 from unispec.checkpoints.json_object import parse_json_object
 from unispec.checkpoints.memory import check_memory
 from unispec.checkpoints.packed_int4 import PACKED, WORD
 from unispec.checkpoints.quantisation import unsupported
+from unispec.checkpoints.stored import StoredMatrix
 from unispec.errors import InputError
 
-__all__ = ["Tensor", "bytes_held", "check_weight_files", "read_tensors"]
+__all__ = ["Tensor", "Weight", "bytes_held", "check_weight_files", "read_tensors"]
 
 Tensor: TypeAlias = npt.NDArray[Any]
 """A weight as a numpy array of any dtype and shape."""
 
+Weight: TypeAlias = Tensor | StoredMatrix
+"""A weight as an array, or as a matrix that stays as it is stored."""
+
+_F16: Final = "F16"
 _BF16: Final = "BF16"
 _FLOAT8: Final = "F8_E4M3"
 _INT32: Final = "I32"
 _DTYPES: Final[Mapping[str, str]] = {
     "F64": "<f8",
     "F32": "<f4",
-    "F16": "<f2",
+    _F16: "<f2",
     _BF16: "<u2",
     # As bytes: the values mean nothing without their scales, see `block_fp8`.
     _FLOAT8: "|u1",
@@ -43,7 +50,9 @@ _DTYPES: Final[Mapping[str, str]] = {
     "U8": "|u1",
     "BOOL": "|b1",
 }
-_FLOATS: Final = ("F64", "F32", "F16", _BF16)
+_FLOATS: Final = ("F64", "F32", _F16, _BF16)
+_HALVES: Final = (_F16, _BF16)
+_WEIGHT: Final = ".weight"
 _FLOAT32_BYTES: Final = 4
 # What is narrower than a byte, or a byte of another kind than F8_E4M3.
 _NARROW: Final = ("F8_", "F6_", "F4")
@@ -54,7 +63,21 @@ _MAX_HEADER_BYTES: Final = 100_000_000
 _MAX_DIMS: Final = 64
 
 
-def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[str, Tensor]:
+@overload
+def read_tensors(
+    paths: Sequence[Path], *, float8_stays: bool = False, as_stored: Literal[False] = False
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def read_tensors(
+    paths: Sequence[Path], *, float8_stays: bool = False, as_stored: bool
+) -> dict[str, Weight]: ...
+
+
+def read_tensors(
+    paths: Sequence[Path], *, float8_stays: bool = False, as_stored: bool = False
+) -> dict[str, Tensor] | dict[str, Weight]:
     """Reads one or more safetensors files, or one GGUF file.
 
     Safetensors tensors are read-only views of the mapped files: nothing is read before it
@@ -66,24 +89,27 @@ def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[s
         paths: the files; a sharded checkpoint is given as all of its shards, a split GGUF file
             as one or all of its parts.
         float8_stays: see `check_weight_files`.
+        as_stored: whether matrices stay as they are stored: those named `*.weight` in float16 and
+            bfloat16, and of a GGUF file those that `can_stay`.
 
     Returns:
-        Each tensor of the files under its name, C-contiguous and aligned.
+        Each tensor of the files under its name, arrays C-contiguous and aligned.
 
     Raises:
         InputError: a file is missing, truncated, of another format, holds a
             dtype without a numpy equivalent, or repeats another file's tensor; or the tensors
             do not fit the memory.
     """
-    check_weight_files(paths, float8_stays=float8_stays)
+    check_weight_files(paths, float8_stays=float8_stays, as_stored=as_stored)
     gguf = gguf_among(paths)
     if gguf is not None:
-        return {tensor.name: dequantise(tensor) for tensor in open_gguf_parts(gguf).tensors}
+        found = open_gguf_parts(gguf).tensors
+        return {tensor.name: weight_of(tensor, as_stored=as_stored) for tensor in found}
 
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Weight] = {}
     origin: dict[str, Path] = {}
     for path in paths:
-        for name, tensor in _read_safetensors(path).items():
+        for name, tensor in _read_safetensors(path, as_stored).items():
             if name in origin:
                 raise InputError(
                     f"tensor {name!r} is in both {origin[name]} and {path}: give the shards of one"
@@ -94,25 +120,40 @@ def read_tensors(paths: Sequence[Path], *, float8_stays: bool = False) -> dict[s
     return tensors
 
 
-def check_weight_files(paths: Sequence[Path], *, float8_stays: bool = False) -> None:
+def check_weight_files(
+    paths: Sequence[Path], *, float8_stays: bool = False, as_stored: bool = False
+) -> None:
     """Checks that files are whole and fit the memory, from their headers; no weight is read.
 
     Args:
         paths: what `read_tensors` takes.
         float8_stays: whether float8 takes as much memory as in the file; else it is dequantised
             after reading, to float32, as packed int4 always is.
+        as_stored: whether matrices take as much memory as in the file, where `read_tensors` can
+            keep them; else they become float32.
 
     Raises:
         InputError: as `read_tensors`, except for a tensor that is in two files.
     """
     if not paths:
         raise InputError("no weight file is given: name at least one safetensors or GGUF file")
-    needed = bytes_held(paths, float8_stays=float8_stays)
-    check_memory(needed, paths[0] if len(paths) == 1 else paths[0].parent)
+    needed = bytes_held(paths, float8_stays=float8_stays, as_stored=as_stored)
+    source = paths[0] if len(paths) == 1 else paths[0].parent
+    if as_stored:
+        form = "numbers as stored or as float32"
+    elif float8_stays:
+        form = "float8 as stored and other numbers as float32"
+    else:
+        form = "numbers as float32"
+    check_memory(needed, source, form=form)
 
 
 def bytes_held(
-    paths: Sequence[Path], *, width: int = _FLOAT32_BYTES, float8_stays: bool = False
+    paths: Sequence[Path],
+    *,
+    width: int = _FLOAT32_BYTES,
+    float8_stays: bool = False,
+    as_stored: bool = False,
 ) -> int:
     """Bytes that the tensors of files take in memory, by their headers.
 
@@ -120,15 +161,24 @@ def bytes_held(
         paths: what `read_tensors` takes.
         width: bytes of a number; what is no number is as large as in the file.
         float8_stays: see `check_weight_files`.
+        as_stored: see `check_weight_files`.
 
     Raises:
         InputError: a header is missing or damaged.
     """
     gguf = gguf_among(paths)
     if gguf is not None:
-        return sum(width * math.prod(t.shape) for t in open_gguf_parts(gguf).tensors)
+        return sum(
+            t.data.nbytes if as_stored and can_stay(t) else width * math.prod(t.shape)
+            for t in open_gguf_parts(gguf).tensors
+        )
     entries = [item for path in paths for item in _open_safetensors(path)[0].items()]
-    return sum(_held(name, entry, width, float8_stays) for name, entry in entries)
+    return sum(
+        entry.end - entry.begin
+        if as_stored and _stays(name, entry)
+        else _held(name, entry, width, float8_stays)
+        for name, entry in entries
+    )
 
 
 class _Entry(NamedTuple):
@@ -149,9 +199,18 @@ def _held(name: str, entry: _Entry, width: int, float8_stays: bool) -> int:
     return as_numbers if entry.dtype_name in widened else entry.end - entry.begin
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _stays(name: str, entry: _Entry) -> bool:
+    """Whether a tensor can stay as it is stored."""
+    is_matrix = len(entry.shape) == 2 and name.endswith(_WEIGHT)
+    return is_matrix and entry.dtype_name in _HALVES
+
+
+def _read_safetensors(path: Path, as_stored: bool) -> dict[str, Weight]:
     entries, data = _open_safetensors(path)
-    return {name: _tensor(entry, data) for name, entry in entries.items()}
+    return {
+        name: _matrix(entry, data) if as_stored and _stays(name, entry) else _tensor(entry, data)
+        for name, entry in entries.items()
+    }
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, _Entry], npt.NDArray[np.uint8]]:
@@ -229,10 +288,18 @@ def _entry(name: str, raw: Any, data_bytes: int, path: Path) -> _Entry:
     return _Entry(dtype_name, tuple(shape), begin, end)
 
 
+def _matrix(entry: _Entry, data: npt.NDArray[np.uint8]) -> StoredMatrix:
+    """A matrix of numbers of 2 bytes."""
+    rows, columns = entry.shape
+    stored = data[entry.begin : entry.end]
+    aligned = stored if stored.view("<u2").flags.aligned else stored.copy()
+    kind = GGMLQuantizationType[entry.dtype_name]
+    return StoredMatrix(kind, (rows, columns), aligned.reshape(rows, 2 * columns))
+
+
 def _tensor(entry: _Entry, data: npt.NDArray[np.uint8]) -> Tensor:
-    dtype = np.dtype(_DTYPES[entry.dtype_name])
-    tensor = data[entry.begin : entry.end].view(dtype).reshape(entry.shape)
+    stored = data[entry.begin : entry.end]
     if entry.dtype_name == _BF16:
-        # bfloat16 is the upper half of a float32.
-        return (tensor.astype(np.uint32) << 16).view(np.float32)
+        return half_floats(stored, GGMLQuantizationType.BF16).reshape(entry.shape)
+    tensor = stored.view(_DTYPES[entry.dtype_name]).reshape(entry.shape)
     return tensor if tensor.flags.aligned else tensor.copy()

@@ -7,7 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.stored import StoredMatrix
+from unispec.checkpoints.tensors import Tensor, Weight
 
 __all__ = ["EMBEDDING", "HEAD", "same_rows", "tied_names"]
 
@@ -19,7 +20,7 @@ HEAD: Final = "lm_head.weight"
 _ROWS: Final = 4096
 
 
-def tied_names(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, str]:
+def tied_names(tensors: Mapping[str, Weight], names: Mapping[str, str]) -> dict[str, str]:
     """The names of a checkpoint whose config.json ties the head to the embedding.
 
     As transformers 5 does, they are tied where they are equal or one of them is missing. A head
@@ -42,12 +43,24 @@ def tied_names(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
     return found
 
 
-def same_rows(one: Tensor, other: Tensor) -> bool:
-    """Whether two matrices have the same shape and values."""
+def same_rows(one: Weight, other: Weight) -> bool:
+    """Whether two matrices have the same shape and values, quantised ones in the same format."""
     if one.shape != other.shape:
+        return False
+    if isinstance(one, StoredMatrix) and isinstance(other, StoredMatrix) and one.kind == other.kind:
+        return same_rows(one.blocks, other.blocks)
+    if _is_quantised(one) or _is_quantised(other):
         return False
     # In parts: the first difference ends it, and no array of all comparisons is made.
     return all(
-        np.array_equal(one[start : start + _ROWS], other[start : start + _ROWS])
+        np.array_equal(_numbers(one[start : start + _ROWS]), _numbers(other[start : start + _ROWS]))
         for start in range(0, len(one), _ROWS)
     )
+
+
+def _is_quantised(weight: Weight) -> bool:
+    return isinstance(weight, StoredMatrix) and weight.is_quantised
+
+
+def _numbers(weight: Weight) -> Tensor:
+    return weight.floats() if isinstance(weight, StoredMatrix) else weight

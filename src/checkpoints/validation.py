@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from unispec.checkpoints.quantisation import USE_PLAIN, check_names
-from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.stored import StoredMatrix
+from unispec.checkpoints.tensors import Weight
 from unispec.errors import InputError
 
 __all__ = ["canonical_names", "listed", "validated_state_dict"]
 
 _PREFIX: Final = "model."
 _LISTED_NAMES: Final = 5
+
+_W = TypeVar("_W", bound=Weight)
 
 
 def canonical_names(names: Iterable[str], *, source: str) -> dict[str, str]:
@@ -42,14 +45,14 @@ def canonical_names(names: Iterable[str], *, source: str) -> dict[str, str]:
 
 
 def validated_state_dict(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, _W],
     names: Mapping[str, str],
     expected: Mapping[str, tuple[int, ...]],
     *,
     source: str,
     model: str,
     use_unquantised: str = USE_PLAIN,
-) -> dict[str, Tensor]:
+) -> dict[str, _W]:
     """Takes the expected tensors from a checkpoint, each one once.
 
     Args:
@@ -65,7 +68,7 @@ def validated_state_dict(
     Raises:
         InputError: a tensor is missing, unexpected, of another shape, not of
             floating point (bytes are taken for float8 where they have scales), or has NaN or
-            infinite values.
+            infinite values; of quantised blocks it is their scales.
     """
     unexpected = [original for name, original in names.items() if name not in expected]
     # Their matrices are missing under the names that are expected: this says more.
@@ -81,7 +84,7 @@ def validated_state_dict(
             f"{source} has {listed(unexpected)} that {model} of its config.json does not have:"
             " use a checkpoint of the supported format, with its own config.json"
         )
-    state: dict[str, Tensor] = {}
+    state: dict[str, _W] = {}
     for name, shape in expected.items():
         tensor = tensors[names[name]]
         label = f"{source}: tensor {names[name]!r}"
@@ -105,13 +108,18 @@ def listed(names: list[str]) -> str:
 
 
 def _check_tensor(
-    tensor: Tensor, shape: tuple[int, ...], *, label: str, float8: bool, use_unquantised: str
+    tensor: Weight, shape: tuple[int, ...], *, label: str, float8: bool, use_unquantised: str
 ) -> None:
     if tensor.shape != shape:
         raise InputError(
             f"{label} has shape {list(tensor.shape)}, expected {list(shape)}: use the config.json"
             " that belongs to the checkpoint"
         )
+    if isinstance(tensor, StoredMatrix):
+        if bad := tensor.bad_numbers():
+            scales = f"scales of its {tensor.kind.name} blocks"
+            raise InputError(_not_finite(label, bad, scales if tensor.is_quantised else "values"))
+        return
     if float8:
         if tensor.dtype != np.uint8:
             raise InputError(
@@ -135,8 +143,8 @@ def _check_tensor(
         raise InputError(_not_finite(label, bad))
 
 
-def _not_finite(label: str, count: int) -> str:
+def _not_finite(label: str, count: int, what: str = "values") -> str:
     return (
-        f"{label} has {count} NaN or infinite values, expected none: download or convert the"
+        f"{label} has {count} NaN or infinite {what}, expected none: download or convert the"
         " checkpoint again"
     )

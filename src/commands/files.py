@@ -45,7 +45,8 @@ def check_checkpoints(
     from unispec.checkpoints import check_weight_files
 
     for paths in weights:
-        check_weight_files(paths)
+        # How much memory they need is told when the engine knows where they run.
+        check_weight_files(paths, as_stored=True)
     if draft is None or method is None:
         return
     from unispec.checkpoints.draft_kinds import check_draft_files, check_draft_kind

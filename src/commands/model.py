@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unispec.commands.options import option_group
-from unispec.encodings import ENCODINGS
+from unispec.encodings import DRAFT_ENCODINGS, ENCODINGS
 from unispec.methods import (
     DEFAULT_DRAFT_TOKENS,
     DRAFT_METHODS,
@@ -46,6 +46,7 @@ class ModelOptions:
     model: str
     weight_path: tuple[Path, ...]
     quantization_encoding: str | None
+    draft_quantization_encoding: str | None
     draft_model_path: str | None
     speculative_method: Method | None
     num_speculative_tokens: int | None
@@ -98,6 +99,9 @@ class ModelOptions:
             max_length=self.max_length,
             max_batch_size=self.max_batch_size or min(num_prompts, DEFAULT_MAX_BATCH_SIZE),
             quantization_encoding=self.quantization_encoding,
+            draft_quantization_encoding=(
+                None if self.no_speculation else self.draft_quantization_encoding
+            ),
             enable_prefix_caching=self.enable_prefix_caching,
             max_batch_input_tokens=self.max_batch_input_tokens,
             kv_cache_pages=self.kv_cache_pages,
@@ -125,8 +129,15 @@ model_options = option_group(
     click.option(
         "--quantization-encoding",
         type=click.Choice(ENCODINGS),
-        help="Number format to compute in, of those that the target supports.  [default: float32 "
-        "on a CPU, bfloat16 on a GPU; for FP8 blocks float8_e4m3fn where the GPU has it]",
+        help="Number format of the target, of those that it supports: on a CPU of its weights, "
+        "with float32 for all else.  [default: on a CPU as the checkpoint has them; on a GPU "
+        "bfloat16, for FP8 blocks float8_e4m3fn where it has that]",
+    ),
+    click.option(
+        "--draft-quantization-encoding",
+        type=click.Choice(DRAFT_ENCODINGS),
+        help="Number format of the draft's weights on a CPU.  [default: as its checkpoint has "
+        "them]",
     ),
     click.option(
         "--draft-model-path",

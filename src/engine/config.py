@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from unispec.encodings import ENCODINGS
+from unispec.encodings import DRAFT_ENCODINGS, ENCODINGS
 from unispec.errors import InputError
 from unispec.methods import DRAFT_METHODS, METHODS, Method, check_num_speculative_tokens
 
@@ -26,7 +26,17 @@ _KINDS: Final = (
     ("an integer", (int,), _POSITIVE),
     ("a number", (int, float), ("relaxed_delta",)),
     ("True or False", (bool,), ("enable_prefix_caching", "use_relaxed_acceptance_for_thinking")),
-    ("a text", (str,), ("model", "draft_model", "devices", "quantization_encoding")),
+    (
+        "a text",
+        (str,),
+        (
+            "model",
+            "draft_model",
+            "devices",
+            "quantization_encoding",
+            "draft_quantization_encoding",
+        ),
+    ),
 )
 
 
@@ -53,8 +63,12 @@ class EngineConfig:
     max_batch_size: int = 1
     """Most requests in one step."""
     quantization_encoding: str | None = None
-    """One of `unispec.encodings.ENCODINGS` that the target supports; None: it chooses, float32 on a
-    CPU, bfloat16 on a GPU, or float8_e4m3fn for FP8 blocks where the GPU computes in them."""
+    """One of `unispec.encodings.ENCODINGS` that the target supports. On a CPU it is how the
+    target's matrices are stored, None: as the checkpoint has them. On a GPU it is what is computed
+    in, None: bfloat16, or float8_e4m3fn for FP8 blocks where the GPU computes in them."""
+    draft_quantization_encoding: str | None = None
+    """One of `unispec.encodings.DRAFT_ENCODINGS`, how the draft's matrices are stored on a CPU;
+    None: as its checkpoint has them."""
     enable_prefix_caching: bool = True
     """Whether requests that begin alike share the cache pages of the beginning."""
     max_batch_input_tokens: int = 512
@@ -99,6 +113,7 @@ class EngineConfig:
                 f"quantization encoding {self.quantization_encoding!r} is unknown; use"
                 f" {' or '.join(map(repr, ENCODINGS))}"
             )
+        self._check_draft_encoding()
         if self.draft_proposal not in get_args(_DraftProposal):
             raise InputError(
                 f"draft_proposal {self.draft_proposal!r} is unknown; known:"
@@ -124,6 +139,26 @@ class EngineConfig:
         paths = self.weight_path
         if not isinstance(paths, tuple | list) or not all(isinstance(p, Path) for p in paths):
             raise InputError(f"weight_path is {paths!r}; give a tuple of Paths")
+
+    def _check_draft_encoding(self) -> None:
+        encoding = self.draft_quantization_encoding
+        if encoding is None:
+            return
+        if encoding not in DRAFT_ENCODINGS:
+            raise InputError(
+                f"draft quantization encoding {encoding!r} is unknown; use"
+                f" {' or '.join(map(repr, DRAFT_ENCODINGS))}"
+            )
+        if self.draft_model is None:
+            raise InputError(
+                f"draft quantization encoding {encoding!r} is given without a draft model; give"
+                " one, or leave it out"
+            )
+        if self.devices != "cpu":
+            raise InputError(
+                f"draft quantization encoding {encoding!r} is for a CPU; on {self.devices!r} a"
+                " draft computes as its target does: leave it out"
+            )
 
     def _check_relaxed(self) -> None:
         if self.speculative_method is None:

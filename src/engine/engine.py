@@ -29,7 +29,7 @@ from .cache_pages import count_pages
 from .config import EngineConfig
 from .factory import AnswerFactory
 from .model_files import add_weights
-from .pipeline_config import make_pipeline_config
+from .pipeline_config import make_pipeline_config, weight_encodings
 from .reading import read_request, read_requests
 from .requests import Output, Report, Request, Step
 from .running import RunningBatch
@@ -352,6 +352,7 @@ class Engine:
             # Named for the documented signature; the model reads the files itself.
             SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
             max_batch_size=self._config.max_batch_size,
+            encodings=weight_encodings(self._config),
         )
         self._progress("allocating the cache")
         manager = make_cache_manager(

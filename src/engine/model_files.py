@@ -48,7 +48,7 @@ def add_weights(pipeline_config: PipelineConfig, config: EngineConfig) -> None:
     """
     paths = weight_files(config.model, config.weight_path)
     # MAX's configurations are frozen, their lists are not.
-    pipeline_config.model.weight_path[:] = _checked(paths, pipeline_config.model, config.model)
+    pipeline_config.model.weight_path[:] = _checked(paths, pipeline_config.model, config)
     draft = pipeline_config.draft_model
     if draft is not None and draft.weight_path == location(draft.model_name)["weight_path"]:
         draft.weight_path[:] = draft_files(draft, config)
@@ -107,12 +107,13 @@ def draft_files(
         FACTS[config.speculative_method].max_method, hf.architectures or ()
     )
     check_draft_files(method, paths, source=config.draft_model)
-    return _checked(paths, draft, config.draft_model)
+    return _checked(paths, draft, config)
 
 
-def _checked(paths: list[Path], model: MAXModelConfig, source: str) -> list[Path]:
+def _checked(paths: list[Path], model: MAXModelConfig, config: EngineConfig) -> list[Path]:
     """The weight files, all of them whole and in agreement with config.json."""
-    check_weight_files(paths)
+    # What cannot stay as it is stored is told when it is read.
+    check_weight_files(paths, as_stored=config.devices == "cpu")
     if gguf := gguf_among(paths):
-        check_agreement(gguf, model.huggingface_config, source=source)
+        check_agreement(gguf, model.huggingface_config, source=model.model_name)
     return paths

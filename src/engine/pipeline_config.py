@@ -20,7 +20,14 @@ from unispec.checkpoints.draft_config import adopt, read_draft_config
 from unispec.checkpoints.draft_kinds import tensor_shapes
 from unispec.checkpoints.model_config import model_config, read_config_object
 from unispec.checkpoints.repository import resolve_model
-from unispec.encodings import BFLOAT16, FP8
+from unispec.encodings import (
+    BFLOAT16,
+    BLOCK_ENCODINGS,
+    DRAFT_ENCODINGS,
+    FLOAT32,
+    FP8,
+    WeightEncodings,
+)
 from unispec.errors import InputError
 from unispec.methods import DEFAULT_DRAFT_TOKENS, FACTS, Method
 from unispec.pipelines.architectures.registry import (
@@ -35,7 +42,7 @@ from unispec.pipelines.unified.target import TargetFamily
 from .config import EngineConfig
 from .model_files import add_weights, draft_files, draft_paths, drafted_method, location
 
-__all__ = ["make_pipeline_config"]
+__all__ = ["make_pipeline_config", "weight_encodings"]
 
 
 def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> PipelineConfig:
@@ -95,9 +102,25 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     return made
 
 
+def weight_encodings(config: EngineConfig) -> WeightEncodings:
+    """How matrices are stored: on a CPU as asked, on a GPU in what is computed in."""
+    if config.devices != "cpu":
+        return WeightEncodings()
+    return WeightEncodings(config.quantization_encoding, config.draft_quantization_encoding)
+
+
 def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) -> str:
     """The number format to compute in, which the target's own configuration decides."""
-    requested: dict[str, Any] = {"quantization_encoding": config.quantization_encoding}
+    encoding = config.quantization_encoding
+    if device.device_type == "cpu" and family.keeps_forms and encoding in DRAFT_ENCODINGS:
+        return FLOAT32
+    if encoding in BLOCK_ENCODINGS:
+        where = "on a GPU" if device.device_type != "cpu" else f"for a {family.model_type}"
+        raise InputError(
+            f"quantization encoding {encoding!r} is not supported {where}; leave it out, or run a"
+            " Llama or one of its relatives on a CPU"
+        )
+    requested: dict[str, Any] = {"quantization_encoding": encoding}
     chosen: str = family.config.choose_encoding(
         MAXModelConfig(**location(config.model), device_specs=[device], **requested)
     )

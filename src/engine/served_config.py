@@ -15,7 +15,7 @@ from unispec.pipelines.served.tokenizer import ServedTokenizer
 
 from .cache_pages import count_pages
 from .config import EngineConfig
-from .pipeline_config import make_pipeline_config
+from .pipeline_config import make_pipeline_config, weight_encodings
 
 __all__ = ["Served", "served_pipeline"]
 
@@ -60,7 +60,7 @@ def served_pipeline(config: EngineConfig) -> Served:
     tokenizer.longest_in_cache = longest_row(params, pages)
     tokenizer.thinking_tokens = config.thinking_tokens
     return Served(
-        factory=partial(factory, memory_plan=plan),
+        factory=partial(factory, memory_plan=plan, encodings=weight_encodings(config)),
         tokenizer=tokenizer,
         memory_plan=plan,
         pipeline_config=made,

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
+from unispec.checkpoints.stored import as_floats
 from unispec.checkpoints.tied_head import EMBEDDING, HEAD
 from unispec.checkpoints.validation import canonical_names
 from unispec.errors import InputError
@@ -32,8 +33,8 @@ _CHUNK: Final = 8192
 
 
 def check_copies(
-    tensors: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
+    target: Mapping[str, Weight],
     *,
     names: Sequence[str] = (EMBEDDING, HEAD),
     source: str,
@@ -41,7 +42,8 @@ def check_copies(
     """Refuses a draft whose tokens are others than the target's, as far as its copies tell.
 
     Rows that are only unlike the target's get a warning: answers stay right, but such a draft
-    was trained for another model.
+    was trained for another model. A target in blocks is off by what they round, which is far
+    less than what counts as unlike.
 
     Args:
         names: canonical names of what may be a copy.
@@ -79,9 +81,9 @@ def check_copies(
         )
 
 
-def _unit(rows: Tensor) -> npt.NDArray[np.float32]:
+def _unit(rows: Weight) -> npt.NDArray[np.float32]:
     """Rows `[R, H]` of length 1; those of zeros stay."""
-    floats = rows.astype(np.float32)
+    floats = as_floats(rows)
     length = np.linalg.norm(floats, axis=1, keepdims=True)
     length[length == 0] = 1
     unit: npt.NDArray[np.float32] = floats / length
@@ -89,7 +91,7 @@ def _unit(rows: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _nearest(
-    rows: npt.NDArray[np.float32], table: Tensor
+    rows: npt.NDArray[np.float32], table: Weight
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """For unit rows `[R, H]` the index of the row in `[V, H]` of the largest cosine, and that."""
     index = np.zeros(len(rows), np.int64)

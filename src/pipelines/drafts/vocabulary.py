@@ -6,9 +6,10 @@ from typing import Any
 
 from max.dtype import DType
 from max.graph import TensorValue, Weight, ops
-from max.nn import Embedding, Linear, Module
+from max.nn import Module
 from typing_extensions import Self
 
+from unispec.pipelines.layers.linear import Embedding, Linear
 from unispec.pipelines.speculative.step import StepInputs
 
 from .config import UnifiedDraftConfig

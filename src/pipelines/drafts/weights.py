@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
 from unispec.checkpoints.tied_head import EMBEDDING, HEAD
 from unispec.checkpoints.validation import canonical_names
 from unispec.errors import InputError
@@ -60,14 +60,14 @@ class DraftNames:
 class DraftTensors:
     """A draft's checkpoint under our names."""
 
-    state: dict[str, Tensor]
+    state: dict[str, Weight]
     """Without embedding and head, which are the target's."""
     d2t: npt.NDArray[np.int64] | None
     """See `DraftNames`."""
 
 
 def read_draft_names(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
     draft_config: LlamaShape,
     target_config: TargetShape,
     *,
@@ -125,7 +125,7 @@ def read_draft_names(
 
 
 def draft_weights(
-    draft: DraftTensors, target: Mapping[str, Tensor], *, own_head: Tensor | None = None
+    draft: DraftTensors, target: Mapping[str, Weight], *, own_head: Weight | None = None
 ) -> DraftWeights:
     """The weights of a draft that shares its target's embedding and head, or the embedding alone.
 
@@ -136,14 +136,14 @@ def draft_weights(
         own_head: `[N, H]`, the draft's; None: it has the target's.
     """
     head = target[HEAD if HEAD in target else EMBEDDING]
-    own = {} if own_head is None else {HEAD: own_head}
+    own: dict[str, Weight] = {} if own_head is None else {HEAD: own_head}
     if draft.d2t is None:
         return DraftWeights(draft.state | own, own_head=bool(own))
     size = len(draft.d2t)  # N
     target_ids = np.arange(size, dtype=np.int64) + draft.d2t  # [N]
     draft_ids = np.full(len(head), size, dtype=np.int64)  # [V]; N stands for "none"
     draft_ids[target_ids] = np.arange(size, dtype=np.int64)
-    reduced = {HEAD: head[target_ids], "d2t": draft.d2t, "t2d": draft_ids}
+    reduced: dict[str, Weight] = {HEAD: head[target_ids], "d2t": draft.d2t, "t2d": draft_ids}
     return DraftWeights(draft.state | reduced | own, num_proposed=size, own_head=bool(own))
 
 
@@ -162,7 +162,7 @@ def _published_names(names: Mapping[str, str], source: str) -> dict[str, str]:
 
 
 def _drop_target_copies(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
     names: dict[str, str],
     draft: TargetShape,
     num_proposed: int | None,
@@ -203,9 +203,9 @@ def _shared(
     return None if ids.size == target_vocab_size else ids - np.arange(ids.size)
 
 
-def _check_mask(mask: Tensor, ids: npt.NDArray[np.int64], vocab_size: int, source: str) -> None:
+def _check_mask(mask: Weight, ids: npt.NDArray[np.int64], vocab_size: int, source: str) -> None:
     """Refuses a mask over the target's tokens that marks others than `d2t` names."""
-    if mask.dtype != np.bool_ or mask.shape != (vocab_size,):
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (vocab_size,):
         found = f"{mask.dtype} of shape {list(mask.shape)}"
         raise InputError(
             f"{source}: tensor 't2d' is {found}, expected bool of shape [{vocab_size}]: remove it,"
@@ -221,7 +221,7 @@ def _check_mask(mask: Tensor, ids: npt.NDArray[np.int64], vocab_size: int, sourc
 
 
 def _id_offsets(
-    tensor: Tensor | None, draft_vocab_size: int | None, vocab_size: int, source: str
+    tensor: Weight | None, draft_vocab_size: int | None, vocab_size: int, source: str
 ) -> npt.NDArray[np.int64] | None:
     """`d2t` as int64 [N], checked; None where the draft has the full vocabulary."""
     if tensor is None:
@@ -231,7 +231,12 @@ def _id_offsets(
             f"{source} lacks tensor 'd2t' for its draft_vocab_size {draft_vocab_size}: add the"
             f" tensor, or remove draft_vocab_size if the draft has all {vocab_size} tokens"
         )
-    if tensor.ndim != 1 or tensor.size == 0 or not np.issubdtype(tensor.dtype, np.integer):
+    if (
+        not isinstance(tensor, np.ndarray)
+        or tensor.ndim != 1
+        or tensor.size == 0
+        or not np.issubdtype(tensor.dtype, np.integer)
+    ):
         raise InputError(
             f"{source}: tensor 'd2t' has shape {list(tensor.shape)} and dtype {tensor.dtype},"
             " expected int64 of shape [draft_vocab_size]: write it as EAGLE-3 does"

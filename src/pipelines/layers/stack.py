@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 from max.nn import Module
 from max.nn.transformer.transformer import forward_sequential_layers
+
+from .linear import Storing
 
 __all__ = ["LayerGroup", "layer_index", "run_layers", "weight_prefix", "with_features"]
 
@@ -35,13 +37,14 @@ def run_layers(
     Args:
         hidden_states: `[T, H]`, one a device.
         inputs: a layer's arguments, from its index and the hidden states before it.
-        groups: layers that share a subgraph.
+        groups: layers that share a subgraph, as far as their weights are stored alike.
 
     Returns:
         The last layer's output, `[T, H]` of each device, and that of each tapped layer.
     """
     # Read first: layers that share a subgraph lose the beginnings of their names.
     prefixes = [weight_prefix(layer) for layer in layers]
+    groups = [part for group in groups for part in _stored_alike(group, layers)]
     outputs: dict[int, list[TensorValue]] = {}
 
     def keep(index: int, hidden: list[TensorValue]) -> None:
@@ -58,6 +61,22 @@ def run_layers(
         weight_prefix_for_layer=prefixes.__getitem__,
     )
     return hidden, [outputs[index] for index in tapped_layers]
+
+
+def _stored_alike(group: LayerGroup, layers: Sequence[Module]) -> list[LayerGroup]:
+    """The group, or parts of it where files mix forms of weights from layer to layer."""
+    parts: dict[tuple[str, ...], list[int]] = {}
+    for index in group.layers:
+        parts.setdefault(tuple(_forms(layers[index])), []).append(index)
+    named = [group.name, *(f"{group.name}_{count}" for count in range(1, len(parts)))]
+    return [LayerGroup(name, found) for name, found in zip(named, parts.values(), strict=True)]
+
+
+def _forms(layer: Module) -> Iterator[str]:
+    if isinstance(layer, Storing):
+        yield layer.form
+    for part in layer.sublayers.values():
+        yield from _forms(part)
 
 
 def weight_prefix(layer: Any) -> str:

@@ -24,6 +24,7 @@ from max.pipelines.lib import (
     PipelineModelWithKVCache,
 )
 
+from unispec.encodings import WeightEncodings
 from unispec.errors import InputError
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
@@ -53,6 +54,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         return_hidden_states: likewise.
         memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
         max_batch_size: most rows of a replica in one step.
+        encodings: how matrices are stored on a CPU; None: as the checkpoints have them.
 
     Attributes:
         kv_params: parameters of the caches, see `get_kv_params` of the configuration.
@@ -85,6 +87,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         *,
         memory_plan: MemoryPlan | None = None,
         max_batch_size: int = 1,
+        encodings: WeightEncodings | None = None,
     ) -> None:
         if len(devices) != 1 and not self.several_devices:
             raise InputError(f"{len(devices)} devices were given; a unified graph runs on one")
@@ -107,6 +110,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             max_batch_size=max_batch_size,
         )
         self.kv_params = self.arch_config.get_kv_params()
+        self.encodings = encodings or WeightEncodings()
         loaded = self.load_model(session)
         self.model = loaded[-1] if isinstance(loaded, tuple) else loaded
         speculative = pipeline_config.speculative

@@ -20,7 +20,7 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
     """Counts what MAX's own planner leaves out: the draft, and the inputs of sampling."""
 
     def estimate_weights_size(self, pipeline_config: PipelineConfig) -> int:
-        """Bytes of the weights of target and draft in the number format that is computed in.
+        """Bytes of the weights of target and draft, on a CPU as stored, else as computed with.
 
         Both are counted whole, though a draft may use its target's embedding and head.
         """
@@ -57,4 +57,5 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
             paths,
             width=stack.dtype.size_in_bytes,
             float8_stays=getattr(stack, "fp8", None) is not None,
+            as_stored=stack.devices[0].is_cpu(),
         )

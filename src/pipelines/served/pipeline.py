@@ -15,6 +15,7 @@ from max.pipelines.modeling.types import TextGenerationInputs
 from max.pipelines.request import RequestID
 
 from unispec.checkpoints import draft_config, kimi_config
+from unispec.encodings import WeightEncodings
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.pipelines.runtime.metrics import Acceptance
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
@@ -52,6 +53,7 @@ class ServedPipeline(SpeculativePipeline):
         weight_adapters: not used, the checkpoints' names are known.
         tokenizer: the target's.
         memory_plan: rows, length and memory of the cache.
+        encodings: see `StepModel`.
 
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
@@ -64,6 +66,7 @@ class ServedPipeline(SpeculativePipeline):
         weight_adapters: Any,
         tokenizer: ServedTokenizer,
         memory_plan: MemoryPlan,
+        encodings: WeightEncodings | None = None,
     ) -> None:
         pipeline_model = resolve_draft(pipeline_config, pipeline_model)
         devices = load_devices(list(memory_plan.require_device_specs()))
@@ -77,6 +80,7 @@ class ServedPipeline(SpeculativePipeline):
             load_weights(pipeline_config.model.resolved_weight_paths()),
             memory_plan=memory_plan,
             max_batch_size=memory_plan.planned_max_batch_size,
+            encodings=encodings,
         )
         super().__init__(
             model,

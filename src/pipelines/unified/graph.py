@@ -8,6 +8,7 @@ from max.graph import Graph
 from max.nn import Module
 from max.nn.kv_cache import KVCacheParamInterface
 
+from unispec.kernels.library import kernels_for
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.speculative.step import StepInputs, StepOutputs, StepSignature
 from unispec.pipelines.speculative.target_only import target_only_step
@@ -91,6 +92,6 @@ class UnifiedStep(Module):
 def build_graph(module: UnifiedStep) -> Graph:
     """Builds the graph of one step; nothing is compiled."""
     inputs = module.signature()
-    with Graph(module.name, input_types=inputs.types()) as graph:
+    with kernels_for(inputs.device), Graph(module.name, input_types=inputs.types()) as graph:
         graph.output(*module(inputs.take(graph.inputs)).values())
     return graph

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from max.nn import Module
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
 from unispec.methods import Method
 from unispec.pipelines.speculative.step import StepOutputs
 
@@ -25,7 +25,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 class DraftWeights:
     """A draft's weights under our names."""
 
-    state: dict[str, Tensor]
+    state: Mapping[str, Weight]
     """Without embedding and head where they are the target's."""
     num_proposed: int | None = None
     """N, tokens that the draft can propose; None: all of the target's."""
@@ -40,7 +40,7 @@ class DraftMethod:
     config: type[UnifiedConfig]
     """Reads from MAX's `PipelineConfig` how target and draft work together; its `draft_method` is
     the method's name."""
-    state: Callable[[Checkpoint, Any, Mapping[str, Tensor]], DraftWeights]
+    state: Callable[[Checkpoint, Any, Mapping[str, Weight]], DraftWeights]
     """The draft's weights, checked; given the checkpoint that has them, the configuration and the
     target's weights."""
     build: Callable[[Any, Any], Module]

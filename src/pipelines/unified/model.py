@@ -11,6 +11,7 @@ from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheParams
 from max.pipelines.lib import KVCacheConfig, PipelineConfig
 
+from unispec.checkpoints.quantise import encode_state
 from unispec.checkpoints.tied_head import HEAD
 from unispec.pipelines.runtime.model import StepModel
 
@@ -75,13 +76,17 @@ class UnifiedModel(StepModel):
         stack = config if self.method is None else config.target
         checkpoint = self.read_target(stack)
         target = self.family.state(checkpoint.tensors, stack, source=checkpoint.source)
+        encodings = self.encodings
+        target = encode_state(target, encodings.target, checkpoint.source)
         # Only the tensors tell.
         stack = replace(stack, tie_word_embeddings=HEAD not in target)
         config = stack if self.method is None else replace(config, target=stack)
         state = {f"target.{name}": tensor for name, tensor in target.items()}
         if self.method is not None:
-            draft = self.method.state(self._draft_checkpoint(checkpoint), config, target)
-            state |= {f"draft.{name}": tensor for name, tensor in draft.state.items()}
+            draft_checkpoint = self._draft_checkpoint(checkpoint)
+            draft = self.method.state(draft_checkpoint, config, target)
+            own = encode_state(draft.state, encodings.draft, draft_checkpoint.source)
+            state |= {f"draft.{name}": tensor for name, tensor in own.items()}
             config = config.with_draft(draft)
         module = UnifiedStep(config, self.family, self.method, self.inputs_cls)
         load_weights(module, state)

@@ -10,7 +10,7 @@ from max.graph import BufferType, TensorType
 from max.nn import Module
 from max.pipelines.lib import MAXModelConfig
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
 
 from .checkpoint import Checkpoint
 
@@ -38,7 +38,7 @@ class TargetFamily:
     `calculate_max_seq_len` and `choose_encoding`, as `Llama3Config` has them."""
     read: Callable[[MAXModelConfig, Any], Checkpoint]
     """The checkpoint's tensors as the stack takes them, given model and stack configuration."""
-    state: Callable[..., dict[str, Tensor]]
+    state: Callable[..., Mapping[str, Weight]]
     """`(tensors, stack, *, source)` to the stack's weights by name, checked."""
     stack: Callable[..., Module]
     """`(stack configuration, *, tapped_layers)` to a module whose `at(step)` is the target in one
@@ -47,5 +47,7 @@ class TargetFamily:
     """A repository of the hub that it runs."""
     model: type[UnifiedModel]
     """The pipeline model; one that brings more to a step on the host derives from it."""
+    keeps_forms: bool = False
+    """Whether all of its matrices are in our layers, which on a CPU keep a checkpoint's form."""
     extra_types: Callable[[Any], ExtraTypes] = lambda stack: {}
     """Types of the inputs that only this target has, given the stack's configuration."""

@@ -10,6 +10,7 @@ from max.graph.weights import Weights, WeightsAdapter
 from max.nn.transformer import ReturnHiddenStates, ReturnLogits
 from max.pipelines.lib import KVCacheConfig, MemoryPlan, PipelineConfig
 
+from unispec.encodings import WeightEncodings
 from unispec.pipelines.drafts.dflash.method import DFLASH
 from unispec.pipelines.runtime.inputs import StepModelInputs
 from unispec.pipelines.targets.llama import LLAMA
@@ -45,6 +46,7 @@ class UnifiedDflashLlama3Model(UnifiedModel):
         max_batch_size: int = 1,
         *,
         memory_plan: MemoryPlan | None = None,
+        encodings: WeightEncodings | None = None,
     ) -> None:
         super().__init__(
             pipeline_config,
@@ -57,4 +59,5 @@ class UnifiedDflashLlama3Model(UnifiedModel):
             return_hidden_states,
             memory_plan=memory_plan,
             max_batch_size=max_batch_size,
+            encodings=encodings,
         )

@@ -12,11 +12,11 @@ from typing import Any
 
 from max.dtype import DType
 from max.graph import TensorValue, ops
-from max.nn import LayerList, Linear, RMSNorm
+from max.nn import LayerList, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
-from unispec.pipelines.layers.linear import fused_linear
+from unispec.pipelines.layers.linear import Linear, fused_linear
 from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.stack import llama_rope
 

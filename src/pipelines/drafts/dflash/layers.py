@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from max.graph import TensorValue
-from max.nn import Linear, Module, RMSNorm
+from max.nn import Module, RMSNorm
 from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, kv_cache_store_paged_ragged, rope_ragged
 from max.nn.kv_cache import PagedCacheValues
 
-from unispec.pipelines.layers.linear import GatedMLP, fused_linear
+from unispec.pipelines.layers.linear import GatedMLP, Linear, add_linear, fused_linear
 from unispec.pipelines.targets.llama.stack_config import StackConfig
 
 from .gathered import gathered_attention
@@ -85,13 +85,13 @@ class DflashAttention(Module):
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> TensorValue:
-        """Stores the block's keys and values and attends."""
+        """Stores the block's keys and values and attends; what `o_proj` reads."""
         query, key, value = fused_linear(x, [self.q_proj, self.k_proj, self.v_proj])
         self.store(layer, key, value, cache, freqs_cis, row_offsets)
         query = self.q_norm(query.reshape([x.shape[0], -1, self.kv_params.head_dim]))
         query = rope_ragged(query, row_offsets, cache.cache_lengths, freqs_cis, interleaved=False)
         attended = self._attend(query, layer, cache, row_offsets)
-        return self.o_proj(attended.reshape([x.shape[0], self.query_width]))
+        return attended.reshape([x.shape[0], self.query_width])
 
     def _attend(
         self,
@@ -151,8 +151,9 @@ class DflashLayer(Module):
     ) -> TensorValue:
         """Runs the layer over `[T, H]`; arguments as in `DflashAttention`."""
         normed = self.input_layernorm(x)
-        x = x + self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
+        x = add_linear(x, attended, self.self_attn.o_proj)
+        return self.mlp.added(x, self.post_attention_layernorm)
 
 
 def _linear(config: StackConfig, width_in: int, width_out: int) -> Linear:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
 from unispec.pipelines.drafts.copies import check_copies
 from unispec.pipelines.drafts.weights import draft_weights
 from unispec.pipelines.speculative.block import block_step
@@ -21,7 +21,7 @@ __all__ = ["DFLASH"]
 
 
 def _state(
-    draft: Checkpoint, config: UnifiedDflashConfig, target: Mapping[str, Tensor]
+    draft: Checkpoint, config: UnifiedDflashConfig, target: Mapping[str, Weight]
 ) -> DraftWeights:
     check_copies(draft.tensors, target, source=draft.source)
     own = dflash_state_dict(

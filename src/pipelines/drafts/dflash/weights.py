@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.tensors import Weight
 from unispec.checkpoints.validation import validated_state_dict
 from unispec.pipelines.drafts.weights import DraftTensors, TargetShape, read_draft_names
 from unispec.pipelines.targets.llama.weights import LlamaShape, decoder_layer_shapes
@@ -13,7 +13,7 @@ __all__ = ["dflash_state_dict"]
 
 
 def dflash_state_dict(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
     draft_config: LlamaShape,
     target_config: TargetShape,
     *,

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from max.graph import TensorValue, ops
-from max.nn import LayerList, Linear
+from max.nn import LayerList
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
+from unispec.pipelines.layers.linear import Linear
 from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.layers import DecoderLayer
 from unispec.pipelines.targets.llama.stack import llama_rope

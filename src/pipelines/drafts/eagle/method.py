@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
 from unispec.pipelines.drafts.copies import check_copies
 from unispec.pipelines.drafts.eagle3.method import EAGLE3
 from unispec.pipelines.drafts.weights import draft_weights
@@ -20,7 +20,7 @@ __all__ = ["EAGLE"]
 
 
 def _state(
-    draft: Checkpoint, config: UnifiedEagleConfig, target: Mapping[str, Tensor]
+    draft: Checkpoint, config: UnifiedEagleConfig, target: Mapping[str, Weight]
 ) -> DraftWeights:
     check_copies(draft.tensors, target, source=draft.source)
     own = eagle_state_dict(draft.tensors, draft.config, config.target, source=draft.source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.tensors import Weight
 from unispec.checkpoints.validation import validated_state_dict
 from unispec.pipelines.drafts.weights import DraftTensors, TargetShape, read_draft_names
 from unispec.pipelines.targets.llama.weights import LlamaShape, decoder_layer_shapes
@@ -19,7 +19,7 @@ QKV_BIAS: Final = "layers.0.self_attn.q_proj.bias"
 
 
 def eagle_state_dict(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
     draft_config: LlamaShape,
     target_config: TargetShape,
     *,

@@ -11,14 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 from max.graph import TensorValue, ops
-from max.nn import Embedding, LayerList, Linear, Module, RMSNorm
+from max.nn import LayerList, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
-from unispec.pipelines.layers.linear import GatedMLP
+from unispec.pipelines.layers.linear import Embedding, GatedMLP, Linear, add_linear
 from unispec.pipelines.layers.stack import layer_index
-from unispec.pipelines.targets.llama.layers import DecoderLayer, llama_attention
+from unispec.pipelines.targets.llama.attention import Attention
+from unispec.pipelines.targets.llama.layers import DecoderLayer
 from unispec.pipelines.targets.llama.stack import llama_rope
 from unispec.pipelines.targets.llama.stack_config import StackConfig
 
@@ -42,7 +43,7 @@ class _FirstLayer(Module):
         self.norm_before_residual = norm_before_residual
         self.input_layernorm = RMSNorm(size, dtype, eps)
         self.hidden_norm = RMSNorm(size, dtype, eps)
-        self.self_attn = llama_attention(config, rope, input_size=2 * size)
+        self.self_attn = Attention(config, rope, input_size=2 * size)
         self.post_attention_layernorm = RMSNorm(size, dtype, eps)
         self.mlp = GatedMLP(size, config.intermediate_size, dtype, config.devices[0])
 
@@ -58,10 +59,10 @@ class _FirstLayer(Module):
         """`[T, H]` of embedding and feature, `[T, H]` each; writes the rows' keys and values."""
         normed = self.hidden_norm(feature)
         pair = ops.concat([self.input_layernorm(embedded), normed], axis=-1)  # [T, 2H]
-        attended = self.self_attn(layer, pair, cache, freqs_cis, row_offsets)
+        attended = self.self_attn(layer, pair, cache, freqs_cis, row_offsets, norm=None)
         x = normed if self.norm_before_residual else feature
-        x = x + ops.rebind(attended, x.shape)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = add_linear(x, attended, self.self_attn.o_proj)
+        return self.mlp.added(x, self.post_attention_layernorm)
 
 
 class Eagle3Draft(TargetVocabularyDraft):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
 from unispec.checkpoints.tied_head import EMBEDDING
 from unispec.pipelines.drafts.copies import check_copies
 from unispec.pipelines.speculative.sequential import sequential_step
@@ -19,7 +19,7 @@ __all__ = ["EAGLE3"]
 
 
 def _state(
-    draft: Checkpoint, config: UnifiedEagle3Config, target: Mapping[str, Tensor]
+    draft: Checkpoint, config: UnifiedEagle3Config, target: Mapping[str, Weight]
 ) -> DraftWeights:
     # A head of its own was trained away from the target's.
     check_copies(draft.tensors, target, names=(EMBEDDING,), source=draft.source)

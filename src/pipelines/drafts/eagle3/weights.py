@@ -6,8 +6,12 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.halves import half_bytes
+from unispec.checkpoints.rounding import is_rounded
+from unispec.checkpoints.stored import StoredMatrix, as_floats
+from unispec.checkpoints.tensors import Weight
 from unispec.checkpoints.tied_head import EMBEDDING, HEAD, same_rows
 from unispec.checkpoints.validation import validated_state_dict
 from unispec.errors import InputError
@@ -31,10 +35,10 @@ Q_NORM: Final = "layers.0.self_attn.q_norm.weight"
 
 
 def eagle3_weights(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
     draft_config: LlamaShape,
     target_config: TargetShape,
-    target: Mapping[str, Tensor],
+    target: Mapping[str, Weight],
     *,
     num_taps: int,
     norms: Collection[str],
@@ -107,7 +111,7 @@ def _check_own(names: Collection[str], draft: LlamaShape, target: TargetShape, s
 
 
 def _check_projection(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], read: int, num_taps: int, source: str
+    tensors: Mapping[str, Weight], names: Mapping[str, str], read: int, num_taps: int, source: str
 ) -> None:
     """Refuses a projection of more or less layers than config.json names."""
     columns = tensors[names["fc.weight"]].shape[-1:] if "fc.weight" in names else ()
@@ -119,13 +123,15 @@ def _check_projection(
         )
 
 
-def _own_embedding(own: Tensor, target: Tensor, source: str) -> dict[str, Tensor]:
+def _own_embedding(own: Weight, target: Weight, source: str) -> dict[str, Weight]:
     """The draft's embedding `[V, H]` by its name, unless it is a copy of the target's.
 
-    The target's rows stand in for tokens that the draft does not know.
+    Of a target that is stored in another format the copy may be what it was before: the draft then
+    has the rounded rows, as the target does. The target's rows stand in for tokens that the draft
+    does not know.
     """
     known = min(len(own), len(target))
-    if same_rows(own[:known], target[:known]):
+    if _is_copy(own[:known], target[:known]):
         return {}
     if known == len(target):
         return {EMBEDDING: own[:known]}
@@ -134,7 +140,19 @@ def _own_embedding(own: Tensor, target: Tensor, source: str) -> dict[str, Tensor
             f"{source}: tensor {EMBEDDING!r} has {known} tokens, and the target {len(target)}: use"
             " a draft that was trained for this target"
         )
-    return {EMBEDDING: np.concatenate([own, target[known:]])}
+    return {EMBEDDING: _followed_by(own, as_floats(target[known:]))}
+
+
+def _is_copy(own: Weight, target: Weight) -> bool:
+    return same_rows(own, target) or (isinstance(target, StoredMatrix) and is_rounded(own, target))
+
+
+def _followed_by(own: Weight, rows: npt.NDArray[np.float32]) -> Weight:
+    """More rows behind the draft's own, in its format."""
+    if not isinstance(own, StoredMatrix) or own.is_quantised:
+        return np.concatenate([as_floats(own), rows])
+    joined = np.concatenate([own.blocks, half_bytes(rows, own.kind)])
+    return StoredMatrix(own.kind, (len(joined), own.shape[1]), joined)
 
 
 def _layer_shapes(config: LlamaShape, names: Collection[str]) -> dict[str, tuple[int, ...]]:

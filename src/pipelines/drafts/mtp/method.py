@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Weight
 from unispec.pipelines.speculative.sequential import sequential_step
 from unispec.pipelines.unified.checkpoint import Checkpoint
 from unispec.pipelines.unified.method import DraftMethod, DraftWeights
@@ -17,7 +17,7 @@ __all__ = ["MTP"]
 
 
 def _state(
-    target: Checkpoint, config: UnifiedMtpConfig, weights: Mapping[str, Tensor]
+    target: Checkpoint, config: UnifiedMtpConfig, weights: Mapping[str, Weight]
 ) -> DraftWeights:
     return DraftWeights(mtp_state_dict(target.tensors, config.target, source=target.source))
 

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import StoredMatrix, Tensor, Weight
+from unispec.checkpoints.stored import as_floats
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 from unispec.errors import InputError
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
@@ -21,7 +22,7 @@ _COPIES: Final = ("embed_tokens.weight", "shared_head.head.weight")
 
 
 def mtp_state_dict(
-    tensors: Mapping[str, Tensor], config: DeepseekV3Config, *, source: str
+    tensors: Mapping[str, Weight], config: DeepseekV3Config, *, source: str
 ) -> dict[str, Tensor]:
     """Takes the MTP layer out of the target's checkpoint, where it follows the last layer.
 
@@ -32,7 +33,8 @@ def mtp_state_dict(
         tensors: of `dequantised`, names with or without `model.`.
 
     Returns:
-        Tensors under the names of `MtpDraft`.
+        Tensors under the names of `MtpDraft`; matrices that are stored in 2 bytes are widened, for
+        its layer takes some of them apart.
 
     Raises:
         InputError: the layer or a tensor of it is missing, unexpected, of another shape or
@@ -68,8 +70,12 @@ def mtp_state_dict(
         model="the multi-token prediction layer",
         use_unquantised=USE_QUANTISED,
     )
-    state = in_layout(state, config, layer, prefix.removesuffix("."))
-    return {_our_name(name.removeprefix(prefix)): tensor for name, tensor in state.items()}
+    plain = {
+        name: as_floats(tensor) if isinstance(tensor, StoredMatrix) else tensor
+        for name, tensor in state.items()
+    }
+    ours = in_layout(plain, config, layer, prefix.removesuffix("."))
+    return {_our_name(name.removeprefix(prefix)): tensor for name, tensor in ours.items()}
 
 
 def _our_name(name: str) -> str:

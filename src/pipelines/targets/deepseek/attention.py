@@ -9,10 +9,12 @@ its first columns are the value.
 from __future__ import annotations
 
 from max.graph import TensorValue, Weight, ops
-from max.nn import Linear, Module, RMSNorm
+from max.nn import Module, RMSNorm
 from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, kv_cache_store_paged_ragged, rope_ragged
 from max.nn.kv_cache import PagedCacheValues
+
+from unispec.pipelines.layers.linear import Linear
 
 from .config import LATENT_NORM_EPS, DeepseekV3Config
 

@@ -16,8 +16,6 @@ from max.graph import ShardingStrategy, TensorValue, Value
 from max.nn import (
     MLP,
     ColumnParallelLinear,
-    Embedding,
-    Linear,
     Module,
     RMSNorm,
     VocabParallelEmbedding,
@@ -28,7 +26,7 @@ from max.nn.comm.ep import EPBatchManager
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.moe import MoE, MoEQuantized, forward_moe_sharded_layers
 
-from unispec.pipelines.layers.linear import GatedMLP
+from unispec.pipelines.layers.linear import Embedding, GatedMLP, Linear
 
 from .attention import AbsorbedLatentAttention
 from .config import DeepseekV3Config
@@ -120,7 +118,9 @@ def embedding(config: DeepseekV3Config) -> Embedding | VocabParallelEmbedding:
     return Embedding(config.vocab_size, config.hidden_size, config.dtype, config.devices[0])
 
 
-def head(config: DeepseekV3Config, embedding: Embedding | VocabParallelEmbedding) -> Linear:
+def head(
+    config: DeepseekV3Config, embedding: Embedding | VocabParallelEmbedding
+) -> Linear | ColumnParallelLinear:
     """The head; several devices have a part of its rows each.
 
     Args:

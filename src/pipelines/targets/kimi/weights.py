@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from unispec.checkpoints import Tensor
+from unispec.checkpoints import Tensor, Weight
 from unispec.checkpoints.validation import validated_state_dict
 
 from .config import VisionConfig
@@ -14,6 +14,8 @@ __all__ = ["language_tensors", "vision_state_dict", "vision_tensors"]
 
 _LANGUAGE: Final = "language_model."
 _VISION: Final = ("vision_tower.", "mm_projector.")
+
+_W = TypeVar("_W", bound=Weight)
 
 
 def language_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -25,13 +27,13 @@ def language_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def vision_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def vision_tensors(tensors: Mapping[str, _W]) -> dict[str, _W]:
     """Those of tower and projector, under the checkpoint's names."""
     return {name: tensor for name, tensor in tensors.items() if name.startswith(_VISION)}
 
 
 def vision_state_dict(
-    tensors: Mapping[str, Tensor], config: VisionConfig, *, source: str
+    tensors: Mapping[str, Any], config: VisionConfig, *, source: str
 ) -> dict[str, Tensor]:
     """Checks tower and projector and renames their tensors.
 

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from max.graph import TensorValue, ops
-from max.nn import AttentionWithRope, Linear, Module, RMSNorm
+from max.graph import TensorValue
+from max.nn import Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
-from unispec.pipelines.layers.linear import GatedMLP
+from unispec.pipelines.layers.linear import GatedMLP, add_linear
 
+from .attention import Attention
 from .stack_config import StackConfig
 
-__all__ = ["DecoderLayer", "llama_attention"]
-
-
-def llama_attention(
-    config: StackConfig, rope: RotaryEmbedding, *, input_size: int | None = None
-) -> AttentionWithRope:
-    """Attention of one layer.
-
-    Args:
-        input_size: columns of what queries, keys and values read; None: the stack's hidden size.
-    """
-    attention = AttentionWithRope(
-        hidden_size=input_size or config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        rope=rope,
-        scale=config.attention_multiplier,
-        has_bias=config.attention_bias or config.qkv_bias,
-        use_qk_norm=config.qk_norm,
-        rms_norm_eps=config.norm_eps,
-        kv_params=config.kv_params,
-        dtype=config.dtype,
-        devices=config.devices,
-    )
-    # Hugging Face's Llama has a bias here too, MAX's layer does not.
-    attention.o_proj = Linear(
-        config.num_attention_heads * config.head_dim,
-        config.hidden_size,
-        config.dtype,
-        config.devices[0],
-        has_bias=config.attention_bias,
-    )
-    return attention
+__all__ = ["DecoderLayer"]
 
 
 class DecoderLayer(Module):
@@ -57,7 +26,7 @@ class DecoderLayer(Module):
         self, config: StackConfig, rope: RotaryEmbedding, *, input_norm: bool = True
     ) -> None:
         super().__init__()
-        self.self_attn = llama_attention(config, rope)
+        self.self_attn = Attention(config, rope)
         self.mlp = GatedMLP(
             config.hidden_size, config.intermediate_size, config.dtype, config.devices[0]
         )
@@ -76,10 +45,7 @@ class DecoderLayer(Module):
         row_offsets: TensorValue,
     ) -> TensorValue:
         """Runs the layer over ragged rows and writes their keys and values."""
-        normed = self.input_layernorm(x) if self.has_input_norm else x
-        attended = self.self_attn(layer, normed, cache, freqs_cis, row_offsets)
-        x = x + self._scaled(ops.rebind(attended, x.shape))
-        return x + self._scaled(self.mlp(self.post_attention_layernorm(x)))
-
-    def _scaled(self, branch: TensorValue) -> TensorValue:
-        return branch if self.residual_multiplier == 1 else branch * self.residual_multiplier
+        norm = self.input_layernorm if self.has_input_norm else None
+        attended = self.self_attn(layer, x, cache, freqs_cis, row_offsets, norm=norm)
+        x = add_linear(x, attended, self.self_attn.o_proj, self.residual_multiplier)
+        return self.mlp.added(x, self.post_attention_layernorm, self.residual_multiplier)

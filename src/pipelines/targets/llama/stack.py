@@ -7,11 +7,12 @@ from typing import Any
 
 from max.dtype import DType
 from max.graph import TensorValue
-from max.nn import Embedding, LayerList, Linear, Module, RMSNorm
+from max.nn import LayerList, Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 from typing_extensions import Self
 
+from unispec.pipelines.layers.linear import Embedding, Linear
 from unispec.pipelines.layers.rope import rotary_embedding
 from unispec.pipelines.layers.stack import LayerGroup, layer_index, run_layers, with_features
 from unispec.pipelines.speculative.step import StepInputs
@@ -43,7 +44,7 @@ class Llama3(Module):
         self.norm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, config.dtype, device)
         if config.tie_word_embeddings:
-            self.lm_head.set_shared_weight("weight", self.embed_tokens.weight)
+            self.lm_head.tie(self.embed_tokens)
         self.embedding_multiplier = config.embedding_multiplier
         self.logits_scaling = config.logits_scaling
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from unispec.checkpoints.tensors import Tensor
+from unispec.checkpoints.tensors import Weight
 from unispec.checkpoints.tied_head import EMBEDDING, HEAD, tied_names
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 __all__ = ["LlamaShape", "decoder_layer_shapes", "expected_shapes", "llama3_state_dict"]
+
+_W = TypeVar("_W", bound=Weight)
 
 
 class LlamaShape(Protocol):
@@ -119,8 +121,8 @@ def decoder_layer_shapes(
 
 
 def llama3_state_dict(
-    tensors: Mapping[str, Tensor], config: LlamaShape, *, source: str
-) -> dict[str, Tensor]:
+    tensors: Mapping[str, _W], config: LlamaShape, *, source: str
+) -> dict[str, _W]:
     """Checks a Llama checkpoint and renames its tensors; dtypes are left as they are.
 
     Args:

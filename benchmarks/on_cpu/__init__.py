@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/cpu.py` and `benchmarks/perplexity.py`."""

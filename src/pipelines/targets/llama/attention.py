@@ -1,0 +1,127 @@
+"""Attention of a Llama layer, over all devices' kernels."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+from max.nn import Module, RMSNorm
+from max.nn.attention import MHAMaskVariant
+from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
+from max.nn.kv_cache import PagedCacheValues
+from max.nn.rotary_embedding import RotaryEmbedding
+
+from unispec.kernels import operations
+from unispec.pipelines.layers.linear import Linear, normed_linear
+
+from .stack_config import StackConfig
+
+__all__ = ["Attention"]
+
+# What the kernel for a CPU needs of a head's width and of a page's tokens.
+_LANES: Final = 16
+_CHUNK: Final = 64
+
+
+class Attention(Module):
+    """Causal attention, grouped queries, with rotary embeddings.
+
+    Args:
+        input_size: columns of what queries, keys and values read; None: the stack's hidden size.
+    """
+
+    def __init__(
+        self, config: StackConfig, rope: RotaryEmbedding, *, input_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.rope = rope
+        self.kv_params = config.kv_params
+        self.scale = config.attention_multiplier
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        dtype, device = config.dtype, config.devices[0]
+        size, biased = input_size or config.hidden_size, config.attention_bias or config.qkv_bias
+        query, key = self.heads * self.head_dim, self.key_heads * self.head_dim
+        self.q_proj = Linear(size, query, dtype, device, has_bias=biased)
+        self.k_proj = Linear(size, key, dtype, device, has_bias=biased)
+        self.v_proj = Linear(size, key, dtype, device, has_bias=biased)
+        self.o_proj = Linear(
+            query, config.hidden_size, dtype, device, has_bias=config.attention_bias
+        )
+        self.has_qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, dtype, config.norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, dtype, config.norm_eps)
+        self.has_own_kernel = (
+            device.is_cpu()
+            and dtype == config.kv_params.dtype == DType.float32
+            and self.head_dim % _LANES == 0
+            and config.kv_params.page_size % _CHUNK == 0
+        )
+
+    def __call__(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+        *,
+        norm: RMSNorm | None,
+    ) -> TensorValue:
+        """Attends from `norm(x)` `[T, H]`, and writes keys and values.
+
+        Args:
+            norm: None: from x.
+
+        Returns:
+            `[T, heads * head_dim]`, what `o_proj` reads.
+        """
+        qkv = normed_linear(x, norm, [self.q_proj, self.k_proj, self.v_proj])
+        if self.has_qk_norm:
+            qkv = self._with_normed_heads(qkv)
+        freqs_cis = freqs_cis.cast(qkv.dtype).to(qkv.device)
+        if self.has_own_kernel:
+            return operations.attention(
+                qkv,
+                row_offsets,
+                freqs_cis,
+                cache.kv_blocks,
+                cache.page_stride,
+                cache.cache_lengths,
+                cache.lookup_table,
+                layer,
+                heads=self.heads,
+                key_heads=self.key_heads,
+                head_dim=self.head_dim,
+                scale=self.scale,
+                interleaved=self.rope.interleaved,
+            )
+        query = rope_split_store_ragged(
+            self.kv_params,
+            qkv,
+            row_offsets,
+            freqs_cis,
+            cache,
+            layer,
+            self.heads,
+            interleaved=self.rope.interleaved,
+        )
+        attended = flash_attention_ragged(
+            self.kv_params,
+            query.reshape([-1, self.heads, self.head_dim]),
+            row_offsets,
+            cache,
+            layer,
+            MHAMaskVariant.CAUSAL_MASK,
+            self.scale,
+        )
+        return attended.reshape([x.shape[0], self.heads * self.head_dim])
+
+    def _with_normed_heads(self, qkv: TensorValue) -> TensorValue:
+        width, keys = self.head_dim, self.key_heads * self.head_dim
+        query, key, value = ops.split(qkv, [self.heads * width, keys, keys], axis=-1)
+        query = self.q_norm(query.reshape([-1, width])).reshape(query.shape)
+        key = self.k_norm(key.reshape([-1, width])).reshape(key.shape)
+        return ops.concat([query, key, value], axis=-1)

@@ -1,0 +1,212 @@
+"""Our operations on a CPU against numpy on dequantised weights, in each form of weights.
+
+All are in one graph, which is compiled once; a run computes all of it for one number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gguf import GGMLQuantizationType
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import DeviceRef, Graph, TensorType
+from random_blocks import random_blocks
+
+from unispec.checkpoints.block_formats import split_six_bits
+from unispec.checkpoints.stored import StoredMatrix
+from unispec.kernels.forms import FLOATS, stored_shape
+from unispec.kernels.library import kernels_for
+from unispec.kernels.operations import (
+    Matrix,
+    embedding,
+    linear,
+    linear_add,
+    normed_gated,
+    normed_linear,
+)
+from unispec.kernels.packing import pack
+
+FORMS = ("f32", "bf16", "f16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k")
+COUNTS = (1, 2, 3, 4, 5, 8, 16, 33)
+"""M, rows of x in one run."""
+COLUMNS = 512
+"""K, whole blocks of every format."""
+WIDTHS = (64, 64, 43)
+"""N of three matrices; the last one ends within a tile."""
+FACTOR, EPS = 0.25, 1e-5
+CPU_REF = DeviceRef.CPU()
+# Unit roundoff of float32, and of x beside blocks, by the largest number of 32.
+FLOAT32, INTEGERS = 2.0**-24, 1 / (2 * 127 * 256)
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+class Weights(NamedTuple):
+    """A matrix `[N, K]`."""
+
+    stored: Buffer
+    floats: Doubles
+    sizes: Doubles
+    """What is summed of each number: the number, and what is subtracted from it apart."""
+
+
+class Results(NamedTuple):
+    """What the operations put out."""
+
+    linear: Floats
+    linear_add: Floats
+    normed_linear: Floats
+    normed_gated: Floats
+    embedding: Floats
+
+
+def weights(form: str, rows: int, seed: int) -> Weights:
+    if form in FLOATS:
+        floats = np.random.default_rng(seed).standard_normal((rows, COLUMNS), dtype=np.float32)
+        stored = Buffer.from_numpy(floats)
+        if form == "f16":
+            stored = Buffer.from_numpy(floats.astype(np.float16))
+            floats = floats.astype(np.float16).astype(np.float32)
+        elif form == "bf16":
+            upper = (floats.view(np.uint32) >> 16).astype(np.uint16)
+            stored = Buffer.from_numpy(upper).view(DType.bfloat16, floats.shape)
+            floats = (upper.astype(np.uint32) << 16).view(np.float32)
+        return Weights(stored, floats.astype(np.float64), np.abs(floats).astype(np.float64))
+    matrix = random_blocks(GGMLQuantizationType[form.upper()], rows, COLUMNS, seed=seed)
+    floats = matrix.floats().astype(np.float64)
+    return Weights(Buffer.from_numpy(pack(matrix)), floats, np.abs(floats) + 2 * taken(matrix))
+
+
+def taken(matrix: StoredMatrix) -> Doubles:
+    """What is subtracted from each number."""
+    fields = matrix.fields()
+    if "dmin" not in (fields.dtype.names or ()):
+        return np.zeros(matrix.shape)
+    minima = split_six_bits(fields["scales"])[1] * np.abs(fields["dmin"].astype(float))[..., None]
+    return minima.reshape(len(matrix), -1).repeat(32, axis=1)
+
+
+@pytest.fixture(scope="module")
+def matrices() -> Mapping[str, list[Weights]]:
+    return {
+        form: [weights(form, rows, seed=100 * at + place) for place, rows in enumerate(WIDTHS)]
+        for at, form in enumerate(FORMS)
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """All operations in all forms; compiled once."""
+    x_type = TensorType(DType.float32, ["m", COLUMNS], CPU_REF)
+    types = [
+        x_type,
+        TensorType(DType.float32, [COLUMNS], CPU_REF),
+        TensorType(DType.float32, ["m", WIDTHS[2]], CPU_REF),
+        TensorType(DType.int64, ["ids"], CPU_REF),
+    ]
+    for form in FORMS:
+        for rows in WIDTHS:
+            dtype, shape = stored_shape(form, rows, COLUMNS)
+            types.append(TensorType(dtype, shape, CPU_REF))
+    with kernels_for(CPU_REF), Graph("kernels", input_types=types) as graph:
+        x, gamma, residual, ids, *stored = [value.tensor for value in graph.inputs]
+        outputs = []
+        for form in FORMS:
+            three = [Matrix(stored.pop(0), form, rows) for rows in WIDTHS]
+            outputs += [
+                linear(x, three[2]),
+                linear_add(residual, x, three[2], FACTOR),
+                normed_linear(x, gamma, EPS, three),
+                normed_gated(x, gamma, EPS, three[0], three[1]),
+                embedding(ids, three[2], COLUMNS),
+            ]
+        graph.output(*outputs)
+    return InferenceSession(devices=[CPU()]).load(graph)
+
+
+X = np.random.default_rng(1).standard_normal((max(COUNTS), COLUMNS), dtype=np.float32)
+GAMMA = np.random.default_rng(2).standard_normal(COLUMNS, dtype=np.float32)
+RESIDUAL = np.random.default_rng(3).standard_normal((max(COUNTS), WIDTHS[2]), dtype=np.float32)
+IDS = np.array([0, 42, 17, 15, 16], np.int64)
+
+
+@pytest.fixture(scope="module")
+def results(
+    model: Model, matrices: Mapping[str, list[Weights]]
+) -> Mapping[int, Mapping[str, Results]]:
+    """Of each number of rows, of each form."""
+    stored = [one.stored for form in FORMS for one in matrices[form]]
+
+    def run(count: int) -> Mapping[str, Results]:
+        fixed = [Buffer.from_numpy(array) for array in (X[:count], GAMMA, RESIDUAL[:count], IDS)]
+        found = [np.array(buffer.to_numpy()) for buffer in model.execute(*fixed, *stored)]
+        size = len(Results._fields)
+        return {form: Results(*found[at * size : (at + 1) * size]) for at, form in enumerate(FORMS)}
+
+    return {count: run(count) for count in COUNTS}
+
+
+def error_bound(form: str, x: Doubles, weight: Weights) -> Doubles:
+    """Largest error of x W^T: each sum has K terms, and x beside blocks is rounded."""
+    bound: Doubles = 2 * COLUMNS * FLOAT32 * np.abs(x) @ weight.sizes.T
+    if form not in FLOATS:
+        largest = np.abs(x).reshape(len(x), -1, 32).max(axis=-1).repeat(32, axis=1)
+        bound += 1.01 * INTEGERS * largest @ weight.sizes.T
+    return bound
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_products_are_those_of_the_dequantised_weights(
+    results: Mapping[int, Mapping[str, Results]],
+    matrices: Mapping[str, list[Weights]],
+    form: str,
+    count: int,
+) -> None:
+    found, three = results[count][form], matrices[form]
+    x = X[:count].astype(np.float64)
+    normed = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + EPS) * GAMMA
+
+    product, bound = x @ three[2].floats.T, error_bound(form, x, three[2])
+    assert (np.abs(found.linear - product) <= bound).all()
+    added = RESIDUAL[:count] + FACTOR * product
+    assert (np.abs(found.linear_add - added) <= FACTOR * bound + FLOAT32 * np.abs(added)).all()
+
+    products = [normed @ one.floats.T for one in three]
+    # The norm itself adds a few roundings to each number that is multiplied.
+    bounds = [1.02 * error_bound(form, normed, one) for one in three]
+    joined = np.concatenate(products, axis=1)
+    assert (np.abs(found.normed_linear - joined) <= np.concatenate(bounds, axis=1)).all()
+
+    (gate, up), (gate_bound, up_bound) = products[:2], bounds[:2]
+    activated = gate / (1 + np.exp(-gate.clip(-700)))
+    # The activation's slope is at most 1.1.
+    bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(activated) * up_bound
+    gated = activated * up
+    assert (np.abs(found.normed_gated - gated) <= bound + 32 * FLOAT32 * np.abs(gated)).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_embedding_is_rows_of_the_matrix(
+    results: Mapping[int, Mapping[str, Results]], matrices: Mapping[str, list[Weights]], form: str
+) -> None:
+    rows = matrices[form][2].floats[IDS].astype(np.float32)
+    np.testing.assert_array_equal(results[1][form].embedding, rows)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", Results._fields[:-1])
+def test_a_row_is_the_same_to_the_last_bit_whatever_is_computed_beside_it(
+    results: Mapping[int, Mapping[str, Results]], form: str, name: str
+) -> None:
+    most = getattr(results[max(COUNTS)][form], name)
+    for count in COUNTS:
+        found = getattr(results[count][form], name)
+        np.testing.assert_array_equal(found.view(np.uint32), most[:count].view(np.uint32))
