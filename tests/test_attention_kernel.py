@@ -11,9 +11,10 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import BufferType, DeviceRef, Graph, TensorType
+from max.nn.kv_cache import KVCacheInputsPerDevice
 
 from unispec.kernels.library import kernels_for
-from unispec.kernels.operations import attention
+from unispec.kernels.operations import Attending, attention
 
 HEADS, KEY_HEADS, WIDTH = 6, 2, 32
 PAGES, LAYERS, LAYER, PAGE_SIZE = 24, 2, 1, 128
@@ -48,21 +49,16 @@ def compile_attention(interleaved: bool) -> Model:
     with kernels_for(CPU_REF), Graph(f"attention_{interleaved}", input_types=types) as graph:
         blocks, *others = graph.inputs
         qkv, offsets, freqs, stride, lengths, table, layer = [value.tensor for value in others]
-        found = attention(
-            qkv,
-            offsets,
-            freqs,
-            blocks.buffer,
-            stride,
-            lengths,
-            table,
-            layer,
-            heads=HEADS,
-            key_heads=KEY_HEADS,
-            head_dim=WIDTH,
-            scale=SCALE,
-            interleaved=interleaved,
+        cache = KVCacheInputsPerDevice(
+            kv_blocks=blocks.buffer,
+            cache_lengths=lengths,
+            lookup_table=table,
+            max_prompt_length=lengths,
+            max_cache_length=lengths,
+            page_stride=stride,
         )
+        shape = (HEADS, KEY_HEADS, WIDTH, SCALE, interleaved)
+        found = attention(qkv, Attending(offsets, freqs, cache, layer, *shape))
         graph.output(found)
     return InferenceSession(devices=[CPU()]).load(graph)
 

@@ -135,6 +135,11 @@ def is_setter(function: Function) -> bool:
     )
 
 
+def is_overload(function: Function) -> bool:
+    """Whether it states one more type of the function that follows, which documents all."""
+    return any(ast.unparse(decorator) == "overload" for decorator in function.decorator_list)
+
+
 def undocumented(path: str, node: ast.stmt) -> Iterator[str]:
     """What is missing in the documentation of a public class or function.
 
@@ -153,7 +158,7 @@ def undocumented(path: str, node: ast.stmt) -> Iterator[str]:
                 continue  # the property's getter documents both
             if re.match("[a-z]|__call__", member.name):
                 yield from undocumented(f"{path}.{member.name}", member)
-    elif isinstance(node, Function):
+    elif isinstance(node, Function) and not is_overload(node):
         text = ast.get_docstring(node) or ""
         if not text:
             yield path

@@ -27,7 +27,7 @@ from unispec.kernels.operations import (
     embedding,
     linear,
     linear_add,
-    normed_gated,
+    mlp,
     normed_linear,
 )
 from unispec.kernels.packing import pack
@@ -37,8 +37,10 @@ COUNTS = (1, 2, 3, 4, 5, 8, 16, 33)
 """M, rows of x in one run."""
 COLUMNS = 512
 """K, whole blocks of every format."""
-WIDTHS = (64, 64, 43)
+WIDTHS = (256, 256, 43)
 """N of three matrices; the last one ends within a tile."""
+SHAPES = (*((rows, COLUMNS) for rows in WIDTHS), (COLUMNS, WIDTHS[0]))
+"""N and K of these, and of a fourth one that leads back to K columns."""
 FACTOR, EPS = 0.25, 1e-5
 CPU_REF = DeviceRef.CPU()
 # Unit roundoff of float32, and of x beside blocks, by the largest number of 32.
@@ -63,13 +65,13 @@ class Results(NamedTuple):
     linear: Floats
     linear_add: Floats
     normed_linear: Floats
-    normed_gated: Floats
+    mlp: Floats
     embedding: Floats
 
 
-def weights(form: str, rows: int, seed: int) -> Weights:
+def weights(form: str, rows: int, seed: int, columns: int = COLUMNS) -> Weights:
     if form in FLOATS:
-        floats = np.random.default_rng(seed).standard_normal((rows, COLUMNS), dtype=np.float32)
+        floats = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
         stored = Buffer.from_numpy(floats)
         if form == "f16":
             stored = Buffer.from_numpy(floats.astype(np.float16))
@@ -79,7 +81,7 @@ def weights(form: str, rows: int, seed: int) -> Weights:
             stored = Buffer.from_numpy(upper).view(DType.bfloat16, floats.shape)
             floats = (upper.astype(np.uint32) << 16).view(np.float32)
         return Weights(stored, floats.astype(np.float64), np.abs(floats).astype(np.float64))
-    matrix = random_blocks(GGMLQuantizationType[form.upper()], rows, COLUMNS, seed=seed)
+    matrix = random_blocks(GGMLQuantizationType[form.upper()], rows, columns, seed=seed)
     floats = matrix.floats().astype(np.float64)
     return Weights(Buffer.from_numpy(pack(matrix)), floats, np.abs(floats) + 2 * taken(matrix))
 
@@ -96,7 +98,10 @@ def taken(matrix: StoredMatrix) -> Doubles:
 @pytest.fixture(scope="module")
 def matrices() -> Mapping[str, list[Weights]]:
     return {
-        form: [weights(form, rows, seed=100 * at + place) for place, rows in enumerate(WIDTHS)]
+        form: [
+            *(weights(form, rows, seed=100 * at + place) for place, rows in enumerate(WIDTHS)),
+            weights(form, COLUMNS, seed=100 * at + 50, columns=WIDTHS[0]),
+        ]
         for at, form in enumerate(FORMS)
     }
 
@@ -112,19 +117,19 @@ def model() -> Model:
         TensorType(DType.int64, ["ids"], CPU_REF),
     ]
     for form in FORMS:
-        for rows in WIDTHS:
-            dtype, shape = stored_shape(form, rows, COLUMNS)
+        for rows, columns in SHAPES:
+            dtype, shape = stored_shape(form, rows, columns)
             types.append(TensorType(dtype, shape, CPU_REF))
     with kernels_for(CPU_REF), Graph("kernels", input_types=types) as graph:
         x, gamma, residual, ids, *stored = [value.tensor for value in graph.inputs]
         outputs = []
         for form in FORMS:
-            three = [Matrix(stored.pop(0), form, rows) for rows in WIDTHS]
+            *three, down = [Matrix(stored.pop(0), form, rows) for rows, _ in SHAPES]
             outputs += [
                 linear(x, three[2]),
                 linear_add(residual, x, three[2], FACTOR),
                 normed_linear(x, gamma, EPS, three),
-                normed_gated(x, gamma, EPS, three[0], three[1]),
+                mlp(x, gamma, EPS, three[0], three[1], down, FACTOR),
                 embedding(ids, three[2], COLUMNS),
             ]
         graph.output(*outputs)
@@ -179,9 +184,9 @@ def test_products_are_those_of_the_dequantised_weights(
     added = RESIDUAL[:count] + FACTOR * product
     assert (np.abs(found.linear_add - added) <= FACTOR * bound + FLOAT32 * np.abs(added)).all()
 
-    products = [normed @ one.floats.T for one in three]
+    products = [normed @ one.floats.T for one in three[:3]]
     # The norm itself adds a few roundings to each number that is multiplied.
-    bounds = [1.02 * error_bound(form, normed, one) for one in three]
+    bounds = [1.02 * error_bound(form, normed, one) for one in three[:3]]
     joined = np.concatenate(products, axis=1)
     assert (np.abs(found.normed_linear - joined) <= np.concatenate(bounds, axis=1)).all()
 
@@ -189,8 +194,12 @@ def test_products_are_those_of_the_dequantised_weights(
     activated = gate / (1 + np.exp(-gate.clip(-700)))
     # The activation's slope is at most 1.1.
     bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(activated) * up_bound
-    gated = activated * up
-    assert (np.abs(found.normed_gated - gated) <= bound + 32 * FLOAT32 * np.abs(gated)).all()
+    inner = activated * up
+    inner_bound = bound + 32 * FLOAT32 * np.abs(inner)
+    down = three[3]
+    bound = error_bound(form, inner, down) + 1.02 * inner_bound @ down.sizes.T
+    added = x + FACTOR * inner @ down.floats.T
+    assert (np.abs(found.mlp - added) <= FACTOR * bound + FLOAT32 * np.abs(added)).all()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -63,7 +63,12 @@ class Worker:
 
 @contextmanager
 def start(
-    module: str, job: Json, *, threads: int, python: str = sys.executable
+    module: str,
+    job: Json,
+    *,
+    threads: int,
+    python: str = sys.executable,
+    own_allocator: bool = False,
 ) -> Iterator[tuple[Worker, Json]]:
     """Starts a module, which calls `serve`.
 
@@ -72,6 +77,8 @@ def start(
         job: its first request, what to load.
         threads: how many, and on how many processors.
         python: the interpreter; another one needs only what the module imports.
+        own_allocator: whether it has the C library's also where this process has MAX's, with
+            which OpenVINO crashes.
 
     Yields:
         The process, and what it said when it had loaded.
@@ -82,6 +89,8 @@ def start(
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
+    if own_allocator:
+        environment.pop("LD_PRELOAD", None)
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
         subprocess.Popen(

@@ -108,7 +108,13 @@ class Measurement:
             job = self.jobs[contender.name]
             try:
                 worker, said = stack.enter_context(
-                    start(module, job, threads=self.threads, python=python)
+                    start(
+                        module,
+                        job,
+                        threads=self.threads,
+                        python=python,
+                        own_allocator=contender.system in _MODULES,
+                    )
                 )
                 for rows in sorted({cell.rows for cell in self.cells}):
                     prompts = [self.texts.prefill(8 + row, row) for row in range(rows)]

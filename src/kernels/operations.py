@@ -12,17 +12,20 @@ from typing import Any, NamedTuple
 
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, Dim, TensorType, TensorValue, ops
+from max.nn.kv_cache import PagedCacheValues
 
 from unispec.kernels.forms import Form, is_whole
 
 __all__ = [
+    "Attending",
     "Matrix",
     "attention",
+    "attention_block",
     "can_join",
     "embedding",
     "linear",
     "linear_add",
-    "normed_gated",
+    "mlp",
     "normed_linear",
 ]
 
@@ -78,16 +81,31 @@ def normed_linear(
     )
 
 
-def normed_gated(
-    x: TensorValue, gamma: TensorValue, eps: float, gate: Matrix, up: Matrix
+def mlp(
+    x: TensorValue,
+    gamma: TensorValue,
+    eps: float,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    factor: float,
 ) -> TensorValue:
-    """silu(gate(z)) * up(z) for z = RMSNorm(x), `[T, N]`; both matrices in one form."""
+    """X + factor * down(silu(gate(z)) * up(z)) for z = RMSNorm(x), `[T, K]`.
+
+    Args:
+        x: `[T, K]`.
+        gamma: `[K]`, the norm's weight.
+        up: in the same form as `gate`.
+    """
     return _call(
-        "unispec_normed_gated",
-        [x, gamma, gate.stored, up.stored],
-        [x.shape[0], gate.rows],
+        "unispec_mlp",
+        [x, gamma, gate.stored, up.stored, down.stored],
+        x.shape,
         form=gate.form,
+        form_down=down.form,
+        inner=gate.rows,
         eps=_bits(eps),
+        factor=_bits(factor),
     )
 
 
@@ -98,56 +116,103 @@ def embedding(ids: TensorValue, matrix: Matrix, columns: int) -> TensorValue:
     )
 
 
-def attention(
-    qkv: TensorValue,
-    row_offsets: TensorValue,
-    freqs_cis: TensorValue,
-    blocks: BufferValue,
-    page_stride: TensorValue,
-    lengths: TensorValue,
-    table: TensorValue,
-    layer: TensorValue,
-    *,
-    heads: int,
-    key_heads: int,
-    head_dim: int,
-    scale: float,
-    interleaved: bool,
-) -> TensorValue:
+class Attending(NamedTuple):
+    """What attention reads beside queries, keys and values."""
+
+    row_offsets: TensorValue
+    """uint32 `[B + 1]`."""
+    freqs_cis: TensorValue
+    """`[positions, D]`, cosine and sine of each pair in turn."""
+    cache: PagedCacheValues
+    """With D a multiple of 16 and the page size one of 64."""
+    layer: TensorValue
+    """uint32 scalar."""
+    heads: int
+    """Query heads."""
+    key_heads: int
+    """Key and value heads."""
+    head_dim: int
+    """D."""
+    scale: float
+    """Of the scores."""
+    interleaved: bool
+    """Whether the two numbers that rotate together are neighbours."""
+
+    @property
+    def values(self) -> list[TensorValue | BufferValue]:
+        """The operands."""
+        cache = self.cache
+        return [
+            self.row_offsets,
+            self.freqs_cis,
+            cache.kv_blocks,
+            cache.page_stride,
+            cache.cache_lengths,
+            cache.lookup_table,
+            self.layer.reshape([1]),
+        ]
+
+    @property
+    def parameters(self) -> dict[str, int | str]:
+        """Those of the operation."""
+        return {
+            "heads": self.heads,
+            "key_heads": self.key_heads,
+            "head_dim": self.head_dim,
+            "scale": _bits(self.scale),
+            "interleaved": int(self.interleaved),
+        }
+
+
+def attention(qkv: TensorValue, attending: Attending) -> TensorValue:
     """Rotates queries and keys, stores keys and values, and attends causally, `[T, heads * D]`.
 
     Args:
         qkv: `[T, (heads + 2 * key_heads) * D]`.
-        row_offsets: uint32 `[B + 1]`.
-        freqs_cis: `[positions, D]`, cosine and sine of each pair in turn.
-        blocks: `[pages, 2, layers, page size, key heads, D]`; D a multiple of 16, the page size
-            one of 64.
-        page_stride: int64 `[1]`, how far pages are apart, in numbers.
-        lengths: uint32 `[B]`, tokens of each row before this step.
-        table: uint32 `[B, pages of a row]`.
-        layer: uint32 scalar.
-        interleaved: whether the two numbers that rotate together are neighbours.
     """
+    out = TensorType(
+        DType.float32, [qkv.shape[0], attending.heads * attending.head_dim], DeviceRef.CPU()
+    )
     return ops.inplace_custom(
         "unispec_attention",
         DeviceRef.CPU(),
-        [
-            qkv,
-            row_offsets,
-            freqs_cis,
-            blocks,
-            page_stride,
-            lengths,
-            table,
-            layer.reshape([1]),
-        ],
-        [TensorType(DType.float32, [qkv.shape[0], heads * head_dim], DeviceRef.CPU())],
+        [qkv, *attending.values],
+        [out],
+        parameters=attending.parameters,
+    )[0].tensor
+
+
+def attention_block(
+    x: TensorValue,
+    residual: TensorValue,
+    norm: tuple[TensorValue, float] | None,
+    projections: Sequence[Matrix],
+    output: Matrix,
+    attending: Attending,
+    factor: float,
+) -> TensorValue:
+    """Residual + factor * output(attention(RMSNorm(x))), `[T, N]`; see `attention`.
+
+    Args:
+        x: `[T, K]`.
+        norm: its weight `[K]` and eps; None: x is taken as it is.
+        projections: of queries, keys and values; see `can_join`.
+    """
+    gamma, eps = norm or (ops.constant(0.0, DType.float32, DeviceRef.CPU()).reshape([1]), 0.0)
+    stored = [matrix.stored for matrix in (*projections, output)]
+    forms: dict[str, Any] = {f"form{at}": one.form for at, one in enumerate(projections)}
+    return ops.inplace_custom(
+        "unispec_attention_block",
+        DeviceRef.CPU(),
+        [x, residual, gamma, *stored, *attending.values],
+        [TensorType(DType.float32, [x.shape[0], output.rows], DeviceRef.CPU())],
         parameters={
-            "heads": heads,
-            "key_heads": key_heads,
-            "head_dim": head_dim,
-            "scale_bits": _bits(scale),
-            "interleaved": int(interleaved),
+            **forms,
+            "form_out": output.form,
+            "normed": int(norm is not None),
+            "eps": _bits(eps),
+            "factor": _bits(factor),
+            **attending.parameters,
         },
     )[0].tensor
 

@@ -3,27 +3,18 @@
 Each query row sums in an order of its own, whatever is computed beside it: positions are taken in chunks that
 begin at multiples of CHUNK, and the chunks are joined from the first to the last.
 """
-import extensibility
-from extensibility import IOSpec, InputTensor, ManagedTensorSlice, OutputTensor
-from max.algorithm import sync_parallelize
-from max.gpu.host import DeviceContext
-from max.runtime.asyncrt import parallelism_level
 from std.collections import Array
 from std.math import ceildiv, exp
-from std.memory import alloc, bitcast, dealloc
-from std.memory.alloc import Layout
 
 from .formats import F, LANES
+from .phases import Floats, Integers, Phases
 
-comptime MutableInputTensor = ManagedTensorSlice[IOSpec[_, _].MutableInput, static_spec=_]
 comptime CHUNK = 64
-"""Positions that are attended to at once."""
+"""Positions that are attended to at once; a page has a multiple of them."""
 comptime _HIDDEN = Float32(-1e30)
 """Score of a position that a row does not see."""
-comptime _FEW = 8
-"""Rows that one thread rotates and stores faster than several."""
 comptime _BLOCK = 32
-"""Query rows of a task, heads counted, where there are many."""
+"""Query rows of an item, heads counted, where there are many."""
 
 
 @always_inline
@@ -192,212 +183,253 @@ def _join[
     state.unsafe_store(D + 1, total.fma(new, state.unsafe_load(D + 1) * old))
 
 
-@extensibility.register("unispec_attention")
-struct Attention:
-    """Attention of ragged rows, causal.
+struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](ImplicitlyCopyable):
+    """Attention of ragged rows, as three phases of an operation.
 
-    `qkv` `[T, (heads + 2 * key_heads) * D]` before rotation, `freqs` `[positions, D]` cosine and sine in turn,
-    `blocks` `[pages, 2, layers, page_size, key_heads, D]` with pages `page_stride` numbers apart (negative: one behind the other), `lengths` `[B]`
-    tokens of each row before this step, `table` `[B, pages of a row]`; `y` is `[T, heads * D]`.
+    An item is some rows of a sequence with all query heads of a key head. With few items, the chunks of
+    each are computed side by side and joined afterwards.
     """
 
-    @staticmethod
-    def execute[
-        heads: Int, key_heads: Int, head_dim: Int, scale_bits: Int, interleaved: Int, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        qkv: InputTensor[dtype=DType.float32, rank=2, ...],
-        offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
-        freqs: InputTensor[dtype=DType.float32, rank=2, ...],
-        blocks: MutableInputTensor[dtype=DType.float32, rank=6, ...],
-        page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
-        lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
-        table: InputTensor[dtype=DType.uint32, rank=2, ...],
-        layer: InputTensor[dtype=DType.uint32, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        comptime D = head_dim
-        comptime G = heads // key_heads
-        comptime WIDTH = (heads + 2 * key_heads) * D
-        var T = qkv.dim_size[0]()
-        var B = lengths.dim_size[0]()
-        var page_size = blocks.dim_size[3]()
-        var num_layers = blocks.dim_size[2]()
-        var stride = key_heads * D
-        var to_page = Int(page_stride.unsafe_ptr().unsafe_load(0))
-        if to_page < 0:
-            to_page = 2 * num_layers * page_size * stride
-        var to_values = num_layers * page_size * stride
-        var cache = blocks.unsafe_ptr().unsafe_offset(Int(layer.unsafe_ptr().unsafe_load(0)) * page_size * stride)
-        var x = qkv.unsafe_ptr()
-        var result = y.unsafe_ptr()
-        var rope = freqs.unsafe_ptr()
-        var rows = offsets.unsafe_ptr()
-        var before = lengths.unsafe_ptr()
-        var pages = table.unsafe_ptr()
-        var row_pages = table.dim_size[1]()
-        var tasks = parallelism_level(None)
-        var factor = bitcast[DType.float32, 1](Int32(scale_bits))
+    comptime G = Self.heads // Self.key_heads
+    comptime ROWS = max(1, _BLOCK // Self.G)
+    comptime R = Self.ROWS * Self.G
+    comptime SLOT = Self.R * (Self.D + 2)
+    comptime WIDTH = (Self.heads + 2 * Self.key_heads) * Self.D
 
-        # [key_heads, T, G, D]: the query rows that share keys are neighbours.
-        var scratch = alloc(Layout[Float32](count=T * heads * D))
-        var queries = scratch.unsafe_ptr()
-        var longest = 0
+    var qkv: Floats
+    """`[T, WIDTH]` before rotation."""
+    var result: Floats
+    """`[T, heads * D]`."""
+    var rope: Floats
+    """`[positions, D]`, cosine and sine of each pair in turn."""
+    var offsets: Integers
+    """`[B + 1]`, where each sequence's rows begin."""
+    var before: Integers
+    """`[B]`, tokens of each sequence that are cached."""
+    var table: Integers
+    """`[B, row_pages]`."""
+    var keys: Floats
+    """Of this layer, on page 0."""
+    var page_size: Int
+    var to_page: Int
+    """Numbers from a page to the next one, and below from keys to their values."""
+    var to_values: Int
+    var row_pages: Int
+    var factor: Float32
+    """Of the scores."""
+    var T: Int
+    var B: Int
+    var row_blocks: Int
+    var chunks: Int
+    var split: Bool
+    var scratch: Floats
+
+    def __init__(
+        out self,
+        qkv: Floats,
+        result: Floats,
+        rope: Floats,
+        offsets: Integers,
+        before: Integers,
+        table: Integers,
+        cache: Floats,
+        layer: Int,
+        num_layers: Int,
+        page_size: Int,
+        page_stride: Int,
+        row_pages: Int,
+        factor: Float32,
+        T: Int,
+        B: Int,
+        tasks: Int,
+    ):
+        """The scratch memory of `scratch_size` is to be set."""
+        comptime stride = Self.key_heads * Self.D
+        self.qkv = qkv
+        self.result = result
+        self.rope = rope
+        self.offsets = offsets
+        self.before = before
+        self.table = table
+        self.keys = cache.unsafe_offset(layer * page_size * stride)
+        self.page_size = page_size
+        self.to_values = num_layers * page_size * stride
+        self.to_page = page_stride if page_stride >= 0 else 2 * self.to_values
+        self.row_pages = row_pages
+        self.factor = factor
+        self.T = T
+        self.B = B
         var most = 0
+        var longest = 0
         for b in range(B):
-            var count = Int(rows.unsafe_load(b + 1)) - Int(rows.unsafe_load(b))
+            var count = Int(offsets.unsafe_load(b + 1) - offsets.unsafe_load(b))
             most = max(most, count)
             longest = max(longest, Int(before.unsafe_load(b)) + count)
+        self.row_blocks = ceildiv(most, Self.ROWS)
+        self.chunks = ceildiv(longest, CHUNK)
+        self.split = B * Self.key_heads * self.row_blocks < 4 * tasks
+        self.scratch = qkv
 
-        def store(t: Int) {var x, var rope, var cache, var queries, var rows, var before, var pages, var row_pages, var page_size, var to_page, var to_values, var stride, var factor, var B, var T, imm}:
-            var b = 0
-            while b + 1 < B and Int(rows.unsafe_load(b + 1)) <= t:
-                b += 1
-            var position = Int(before.unsafe_load(b)) + t - Int(rows.unsafe_load(b))
-            var at = x.unsafe_offset(t * WIDTH)
-            var f = rope.unsafe_offset(position * D)
-            comptime for h in range(heads):
-                var row = queries.unsafe_offset((((h // G) * T + t) * G + h % G) * D)
-                _rotate[D, interleaved == 1](at.unsafe_offset(h * D), f, factor, row)
-            var page = Int(pages.unsafe_load(b * row_pages + position // page_size))
-            var key = cache.unsafe_offset(page * to_page + (position % page_size) * stride)
-            comptime for h in range(key_heads):
-                _rotate[D, interleaved == 1](at.unsafe_offset((heads + h) * D), f, 1, key.unsafe_offset(h * D))
-            var value = key.unsafe_offset(to_values)
-            comptime for c in range(0, key_heads * D, LANES):
-                value.unsafe_store(c, at.unsafe_load[width=LANES]((heads + key_heads) * D + c))
+    @always_inline
+    def items(self) -> Int:
+        return self.B * Self.key_heads * self.row_blocks
 
-        if T <= _FEW:
-            for t in range(T):
-                store(t)
-        else:
-            var per = ceildiv(T, tasks)
+    @always_inline
+    def parts(self) -> Int:
+        """Pieces of the second phase."""
+        return self.items() * self.chunks if self.split else self.items()
 
-            def store_some(task: Int) {var store, var per, var T, imm}:
-                for t in range(task * per, min(T, task * per + per)):
-                    store(t)
+    @always_inline
+    def _room(self) -> Int:
+        """Numbers that a piece needs beside its result: keys by columns, scores, limits."""
+        return Self.D * CHUNK + Self.R * CHUNK + Self.R
 
-            sync_parallelize(store_some, tasks)
+    def scratch_size(self) -> Int:
+        """Numbers of scratch memory."""
+        var queries = self.T * Self.heads * Self.D
+        return queries + self.items() * Self.SLOT + self.parts() * (Self.SLOT + self._room() + 1)
 
-        comptime ROWS = max(1, _BLOCK // G)
-        comptime R = ROWS * G
-        comptime SLOT = R * (D + 2)
-        var row_blocks = ceildiv(most, ROWS)
-        var items = B * key_heads * row_blocks
-        # With few rows, the chunks of an item are computed side by side and joined afterwards.
-        var split = items < 4 * tasks
-        var chunks = ceildiv(longest, CHUNK)
-        var num_parts = items * chunks if split else tasks
-        var states = alloc(Layout[Float32](count=items * SLOT))
-        var parts = alloc(Layout[Float32](count=num_parts * SLOT))
-        var columns = alloc(Layout[Float32](count=tasks * D * CHUNK))
-        var lines = alloc(Layout[Float32](count=tasks * R * CHUNK))
-        var bounds = alloc(Layout[Int32](count=tasks * R + num_parts))
-        var state = states.unsafe_ptr()
-        var part = parts.unsafe_ptr()
-        var work = columns.unsafe_ptr()
-        var scores = lines.unsafe_ptr()
-        var limits = bounds.unsafe_ptr()
+    @always_inline
+    def _state(self, item: Int) -> Floats:
+        return self.scratch.unsafe_offset(self.T * Self.heads * Self.D + item * Self.SLOT)
 
-        def attend(item: Int, chunk: Int, slot: Int, task: Int) {var queries, var cache, var rows, var before, var pages, var row_pages, var page_size, var to_page, var to_values, var stride, var work, var scores, var limits, var part, var row_blocks, var T, imm} -> Int:
-            """Attends to one chunk; the number of query rows, 0 if none of them sees it."""
-            var block = item % row_blocks
-            var h = item // row_blocks % key_heads
-            var b = item // row_blocks // key_heads
-            var start = Int(rows.unsafe_load(b)) + block * ROWS
-            var stop = min(start + ROWS, Int(rows.unsafe_load(b + 1)))
-            var position = Int(before.unsafe_load(b)) + start - Int(rows.unsafe_load(b))
-            var first = chunk * CHUNK
-            var num_keys = min(CHUNK, position + stop - start - first)
-            if stop <= start or num_keys <= 0:
-                return 0
-            var seen = limits.unsafe_offset(task * R)
-            for r in range((stop - start) * G):
-                seen.unsafe_store(r, Int32(position + r // G + 1))
-            var page = Int(pages.unsafe_load(b * row_pages + first // page_size))
-            var keys = cache.unsafe_offset(page * to_page + (first % page_size) * stride + h * D)
-            _attend_chunk[D](
-                queries.unsafe_offset((h * T + start) * G * D),
-                seen,
-                (stop - start) * G,
-                keys,
-                keys.unsafe_offset(to_values),
-                stride,
-                first,
-                num_keys,
-                work.unsafe_offset(task * D * CHUNK),
-                scores.unsafe_offset(task * R * CHUNK),
-                part.unsafe_offset(slot * SLOT),
+    @always_inline
+    def _part(self, piece: Int) -> Floats:
+        """Sums, then room, then the number of query rows."""
+        var size = Self.SLOT + self._room() + 1
+        return self.scratch.unsafe_offset(self.T * Self.heads * Self.D + self.items() * Self.SLOT + piece * size)
+
+    @always_inline
+    def _page(self, b: Int, position: Int) -> Floats:
+        """Keys of a position."""
+        var page = Int(self.table.unsafe_load(b * self.row_pages + position // self.page_size))
+        var slot = position % self.page_size
+        return self.keys.unsafe_offset(page * self.to_page + slot * Self.key_heads * Self.D)
+
+    @always_inline
+    def store(self, t: Int):
+        """Rotates the queries of a row, and rotates and stores its keys, and its values."""
+        var b = 0
+        while b + 1 < self.B and Int(self.offsets.unsafe_load(b + 1)) <= t:
+            b += 1
+        var position = Int(self.before.unsafe_load(b)) + t - Int(self.offsets.unsafe_load(b))
+        var x = self.qkv.unsafe_offset(t * Self.WIDTH)
+        var f = self.rope.unsafe_offset(position * Self.D)
+        comptime for h in range(Self.heads):
+            # [key_heads, T, G, D]: the query rows that share keys are neighbours.
+            var at = ((h // Self.G) * self.T + t) * Self.G + h % Self.G
+            var row = self.scratch.unsafe_offset(at * Self.D)
+            _rotate[Self.D, Self.interleaved](x.unsafe_offset(h * Self.D), f, self.factor, row)
+        var key = self._page(b, position)
+        comptime for h in range(Self.key_heads):
+            var from_head = x.unsafe_offset((Self.heads + h) * Self.D)
+            _rotate[Self.D, Self.interleaved](from_head, f, 1, key.unsafe_offset(h * Self.D))
+        var value = key.unsafe_offset(self.to_values)
+        comptime for c in range(0, Self.key_heads * Self.D, LANES):
+            value.unsafe_store(c, x.unsafe_load[width=LANES]((Self.heads + Self.key_heads) * Self.D + c))
+
+    @always_inline
+    def attend(self, item: Int, chunk: Int, piece: Int) -> Int:
+        """Attends to one chunk; the number of query rows, 0 if none of them sees it."""
+        var block = item % self.row_blocks
+        var h = item // self.row_blocks % Self.key_heads
+        var b = item // self.row_blocks // Self.key_heads
+        var begin = Int(self.offsets.unsafe_load(b))
+        var start = begin + block * Self.ROWS
+        var stop = min(start + Self.ROWS, Int(self.offsets.unsafe_load(b + 1)))
+        var position = Int(self.before.unsafe_load(b)) + start - begin
+        var first = chunk * CHUNK
+        var num_keys = min(CHUNK, position + stop - start - first)
+        if stop <= start or num_keys <= 0:
+            return 0
+        var count = (stop - start) * Self.G
+        var sums = self._part(piece)
+        var work = sums.unsafe_offset(Self.SLOT)
+        var scores = work.unsafe_offset(Self.D * CHUNK)
+        var limits = scores.unsafe_offset(Self.R * CHUNK).unsafe_bitcast[Int32]()
+        for r in range(count):
+            limits.unsafe_store(r, Int32(position + r // Self.G + 1))
+        var keys = self._page(b, first).unsafe_offset(h * Self.D)
+        _attend_chunk[Self.D](
+            self.scratch.unsafe_offset((h * self.T + start) * Self.G * Self.D),
+            limits,
+            count,
+            keys,
+            keys.unsafe_offset(self.to_values),
+            Self.key_heads * Self.D,
+            first,
+            num_keys,
+            work,
+            scores,
+            sums,
+        )
+        return count
+
+    @always_inline
+    def join(self, item: Int, piece: Int, count: Int):
+        """Joins what `attend` left to the chunks before."""
+        var sums = self._part(piece)
+        for r in range(count):
+            _join[Self.D](
+                sums.unsafe_offset(r * Self.D),
+                sums.unsafe_load(count * Self.D + 2 * r),
+                sums.unsafe_load(count * Self.D + 2 * r + 1),
+                self._state(item).unsafe_offset(r * (Self.D + 2)),
             )
-            return (stop - start) * G
 
-        def join(item: Int, slot: Int, count: Int) {var state, var part, imm}:
-            """Joins what `attend` left in a slot to the chunks before."""
-            var sums = part.unsafe_offset(slot * SLOT)
-            for r in range(count):
-                _join[D](
-                    sums.unsafe_offset(r * D),
-                    sums.unsafe_load(count * D + 2 * r),
-                    sums.unsafe_load(count * D + 2 * r + 1),
-                    state.unsafe_offset(item * SLOT + r * (D + 2)),
-                )
+    @always_inline
+    def begin(self, item: Int):
+        for i in range(Self.SLOT):
+            self._state(item).unsafe_store(i, 0)
 
-        def begin(item: Int) {var state, imm}:
-            for i in range(SLOT):
-                state.unsafe_store(item * SLOT + i, 0)
+    @always_inline
+    def finish(self, item: Int):
+        """Writes the result of an item."""
+        var block = item % self.row_blocks
+        var h = item // self.row_blocks % Self.key_heads
+        var b = item // self.row_blocks // Self.key_heads
+        var start = Int(self.offsets.unsafe_load(b)) + block * Self.ROWS
+        var stop = min(start + Self.ROWS, Int(self.offsets.unsafe_load(b + 1)))
+        for r in range((stop - start) * Self.G):
+            var sums = self._state(item).unsafe_offset(r * (Self.D + 2))
+            var total = sums.unsafe_load(Self.D + 1)
+            var head = (start + r // Self.G) * Self.heads + h * Self.G + r % Self.G
+            var row = self.result.unsafe_offset(head * Self.D)
+            comptime for c in range(0, Self.D, LANES):
+                row.unsafe_store(c, sums.unsafe_load[width=LANES](c) / total)
 
-        def finish(item: Int) {var state, var rows, var result, var row_blocks, imm}:
-            var block = item % row_blocks
-            var h = item // row_blocks % key_heads
-            var b = item // row_blocks // key_heads
-            var start = Int(rows.unsafe_load(b)) + block * ROWS
-            var stop = min(start + ROWS, Int(rows.unsafe_load(b + 1)))
-            for r in range((stop - start) * G):
-                var sums = state.unsafe_offset(item * SLOT + r * (D + 2))
-                var total = sums.unsafe_load(D + 1)
-                var row = result.unsafe_offset((start + r // G) * heads * D + (h * G + r % G) * D)
-                comptime for c in range(0, D, LANES):
-                    row.unsafe_store(c, sums.unsafe_load[width=LANES](c) / total)
+    @always_inline
+    def run(self, p: Phases, phase: Int):
+        """Three phases."""
+        var me = self
+        comptime LAST = Self.SLOT + Self.D * CHUNK + Self.R * CHUNK + Self.R
 
-        if split:
-            var count = items * chunks
-            var per = ceildiv(count, tasks)
-            var counts = limits.unsafe_offset(tasks * R)
+        def store(t: Int) {var me, imm}:
+            me.store(t)
 
-            def attend_some(task: Int) {var attend, var counts, var per, var count, var chunks, imm}:
-                for i in range(task * per, min(count, task * per + per)):
-                    counts.unsafe_store(i, Int32(attend(i // chunks, i % chunks, i, task)))
+        p.share(phase, self.T, store)
 
-            sync_parallelize(attend_some, tasks)
+        def attend(piece: Int) {var me, imm}:
+            if me.split:
+                var count = me.attend(piece // me.chunks, piece % me.chunks, piece)
+                me._part(piece).unsafe_bitcast[Int32]().unsafe_store(LAST, Int32(count))
+                return
+            me.begin(piece)
+            for chunk in range(me.chunks):
+                var count = me.attend(piece, chunk, piece)
+                if count == 0:
+                    break
+                me.join(piece, piece, count)
+            me.finish(piece)
 
-            def join_some(task: Int) {var begin, var join, var finish, var counts, var items, var chunks, var tasks, imm}:
-                for item in range(task, items, tasks):
-                    begin(item)
-                    for c in range(chunks):
-                        join(item, item * chunks + c, Int(counts.unsafe_load(item * chunks + c)))
-                    finish(item)
+        p.share(phase + 1, self.parts(), attend)
 
-            if chunks <= _FEW:
-                for task in range(tasks):
-                    join_some(task)
-            else:
-                sync_parallelize(join_some, tasks)
-        else:
+        def finish(item: Int) {var me, imm}:
+            me.begin(item)
+            for chunk in range(me.chunks):
+                var piece = item * me.chunks + chunk
+                me.join(item, piece, Int(me._part(piece).unsafe_bitcast[Int32]().unsafe_load(LAST)))
+            me.finish(item)
 
-            def attend_all(task: Int) {var attend, var begin, var join, var finish, var items, var chunks, var tasks, imm}:
-                for item in range(task, items, tasks):
-                    begin(item)
-                    for c in range(chunks):
-                        var count = attend(item, c, task, task)
-                        if count == 0:
-                            break
-                        join(item, task, count)
-                    finish(item)
-
-            sync_parallelize(attend_all, tasks)
-        dealloc(states^)
-        dealloc(parts^)
-        dealloc(columns^)
-        dealloc(lines^)
-        dealloc(bounds^)
-        dealloc(scratch^)
+        if self.split:
+            p.share(phase + 2, self.items(), finish)

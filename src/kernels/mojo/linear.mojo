@@ -1,20 +1,16 @@
-"""Products x W^T for few rows of x and for many, with what stands before and behind them in a layer."""
-import extensibility
-from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
-from max.gpu.host import DeviceContext
-from max.runtime.asyncrt import parallelism_level
-from std.collections import Array
+"""Products x W^T for few rows of x and for many, as phases of an operation."""
 from std.math import ceildiv, exp
-from std.memory import alloc, bitcast, dealloc
-from std.memory.alloc import Layout
+from std.memory import bitcast
 
 from .activations import row_bytes, write_row
 from .formats import F, LANES, is_rows, unit_bytes
+from .phases import Bytes, Floats, Phases
 from .product import blocks, row, rows
 
-comptime _FEW = 8
-"""Rows that one thread prepares faster than several."""
+comptime _STREAMS = 4
+"""Units that are read side by side for one row of x."""
+comptime _PIECES = 2
+"""Pieces of a product for each thread, so that one that is held up leaves some to the others."""
 
 
 def number[bits: Int]() -> Float32:
@@ -197,7 +193,7 @@ def _all_rows[
 
 
 @always_inline
-def _columns[
+def columns[
     form: StaticString, add: Bool
 ](
     x: ImmPointer[UInt8, _],
@@ -221,218 +217,153 @@ def _columns[
         )
 
 
+@always_inline
+def piece_columns(N: Int, tasks: Int) -> Int:
+    """Columns of a piece, whole streams of units."""
+    return ceildiv(ceildiv(N, LANES), _PIECES * _STREAMS * tasks) * _STREAMS * LANES
+
+
+@always_inline
 def prepare[
     form: StaticString, normed: Bool
-](
-    x: ImmPointer[Float32, _],
-    gamma: ImmPointer[Float32, _],
-    eps: Float32,
-    into: MutPointer[UInt8, _],
-    M: Int,
-    K: Int,
-):
-    """Writes all rows of x as a product reads them."""
+](p: Phases, phase: Int, x: Floats, gamma: Floats, eps: Float32, into: Bytes, M: Int, K: Int):
+    """Writes the rows of x as a product reads them."""
     var size = row_bytes[form](K)
-    var tasks = parallelism_level(None) if M > _FEW else 1
-    var per = ceildiv(M, tasks)
 
-    def task(t: Int) {var x, var gamma, var eps, var into, var M, var K, var size, var per, imm}:
-        for m in range(t * per, min(M, t * per + per)):
-            write_row[form, normed](x.unsafe_offset(m * K), gamma, eps, into.unsafe_offset(m * size), K)
+    def one(m: Int) {var x, var gamma, var eps, var into, var K, var size, imm}:
+        write_row[form, normed](x.unsafe_offset(m * K), gamma, eps, into.unsafe_offset(m * size), K)
 
-    if tasks == 1:
-        task(0)
-    else:
-        sync_parallelize(task, tasks)
+    p.share(phase, M, one)
 
 
+@always_inline
 def multiply[
     form: StaticString, add: Bool
 ](
-    x: ImmPointer[UInt8, _],
-    w: ImmPointer[UInt8, _],
-    y: MutPointer[Float32, _],
-    r: ImmPointer[Float32, _],
+    p: Phases,
+    phase: Int,
+    x: Bytes,
+    w: Bytes,
+    y: Floats,
+    r: Floats,
     factor: Float32,
     M: Int,
     K: Int,
     N: Int,
 ):
-    """Writes the product, `r + factor *` the product where something is added to, with all threads."""
-    var tasks = parallelism_level(None)
-    var per = ceildiv(ceildiv(N, LANES), tasks) * LANES
+    """Writes the product to y `[M, N]`, `r + factor *` the product where something is added to."""
+    var size = piece_columns(N, p.tasks)
 
-    def task(t: Int) {var x, var w, var y, var r, var factor, var M, var K, var N, var per, imm}:
-        _columns[form, add](x, w, y, r, factor, M, K, N, t * per, min(N, t * per + per))
+    def piece(i: Int) {var x, var w, var y, var r, var factor, var M, var K, var N, var size, imm}:
+        columns[form, add](x, w, y, r, factor, M, K, N, i * size, min(N, i * size + size))
 
-    sync_parallelize(task, tasks)
-
-
-@extensibility.register("unispec_linear")
-struct Linear:
-    """The product x `[M, K]` W^T, `[M, N]`."""
-
-    @staticmethod
-    def execute[
-        form: StaticString, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[rank=2, ...],
-        ctx: DeviceContext,
-    ) raises:
-        var M = x.dim_size[0]()
-        var K = x.dim_size[1]()
-        var N = y.dim_size[1]()
-        var xp = x.unsafe_ptr()
-        var wp = w.unsafe_ptr().unsafe_bitcast[UInt8]()
-        var yp = y.unsafe_ptr()
-        comptime if is_rows[form]():
-            multiply[form, False](xp.unsafe_bitcast[UInt8](), wp, yp, xp, 0, M, K, N)
-        else:
-            var scratch = alloc(Layout[UInt8](count=M * row_bytes[form](K)))
-            var rows = scratch.unsafe_ptr()
-            prepare[form, False](xp, xp, 0, rows, M, K)
-            multiply[form, False](rows, wp, yp, xp, 0, M, K, N)
-            dealloc(scratch^)
+    p.share(phase, ceildiv(N, size), piece)
 
 
-@extensibility.register("unispec_linear_add")
-struct LinearAdd:
-    """The residual r `[M, N]` + factor * x `[M, K]` W^T."""
+struct Projections[form0: StaticString, form1: StaticString, form2: StaticString](ImplicitlyCopyable):
+    """Three products with the same rows of x, side by side in y; the first two matrices are whole units."""
 
-    @staticmethod
-    def execute[
-        form: StaticString, factor: Int, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[rank=2, ...],
-        r: InputTensor[dtype=DType.float32, rank=2, ...],
-        ctx: DeviceContext,
-    ) raises:
-        var M = x.dim_size[0]()
-        var K = x.dim_size[1]()
-        var N = y.dim_size[1]()
-        var xp = x.unsafe_ptr()
-        var wp = w.unsafe_ptr().unsafe_bitcast[UInt8]()
-        var yp = y.unsafe_ptr()
-        var rp = r.unsafe_ptr()
-        comptime f = number[factor]()
-        comptime if is_rows[form]():
-            multiply[form, True](xp.unsafe_bitcast[UInt8](), wp, yp, rp, f, M, K, N)
-        else:
-            var scratch = alloc(Layout[UInt8](count=M * row_bytes[form](K)))
-            var rows = scratch.unsafe_ptr()
-            prepare[form, False](xp, xp, 0, rows, M, K)
-            multiply[form, True](rows, wp, yp, rp, f, M, K, N)
-            dealloc(scratch^)
+    comptime at1 = 0 if Self.form1 == Self.form0 else 1
+    comptime at2 = 0 if Self.form2 == Self.form0 else (Self.at1 if Self.form2 == Self.form1 else Self.at1 + 1)
+    """Which prepared rows a matrix reads: those of the first one in the same form."""
 
+    var w0: Bytes
+    var w1: Bytes
+    var w2: Bytes
+    var n0: Int
+    var n1: Int
+    var M: Int
+    var K: Int
+    var N: Int
 
-@extensibility.register("unispec_normed_linear")
-struct NormedLinear:
-    """The product rms_norm(x `[M, K]`) W^T, `[M, N]`, W the rows of three matrices, the first two of whole units."""
+    def __init__(out self, w0: Bytes, w1: Bytes, w2: Bytes, stored0: Int, stored1: Int, M: Int, K: Int, N: Int):
+        """`stored0` and `stored1` are rows of the stored arrays."""
+        self.w0 = w0
+        self.w1 = w1
+        self.w2 = w2
+        self.n0 = stored0 * (1 if is_rows[Self.form0]() else LANES)
+        self.n1 = self.n0 + stored1 * (1 if is_rows[Self.form1]() else LANES)
+        self.M = M
+        self.K = K
+        self.N = N
 
-    @staticmethod
-    def execute[
-        form0: StaticString, form1: StaticString, form2: StaticString, eps: Int, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        gamma: InputTensor[dtype=DType.float32, rank=1, ...],
-        w0: InputTensor[rank=2, ...],
-        w1: InputTensor[rank=2, ...],
-        w2: InputTensor[rank=2, ...],
-        ctx: DeviceContext,
-    ) raises:
-        var M = x.dim_size[0]()
-        var K = x.dim_size[1]()
-        var N = y.dim_size[1]()
-        var xp = x.unsafe_ptr()
-        var gp = gamma.unsafe_ptr()
-        var p0 = w0.unsafe_ptr().unsafe_bitcast[UInt8]()
-        var p1 = w1.unsafe_ptr().unsafe_bitcast[UInt8]()
-        var p2 = w2.unsafe_ptr().unsafe_bitcast[UInt8]()
-        var yp = y.unsafe_ptr()
-        # Of forms that are the same, x is prepared once.
-        comptime at1 = 0 if form1 == form0 else 1
-        comptime at2 = 0 if form2 == form0 else (at1 if form2 == form1 else at1 + 1)
-        var size = M * max(row_bytes[form0](K), max(row_bytes[form1](K), row_bytes[form2](K)))
-        var scratch = alloc(Layout[UInt8](count=(1 + max(at1, at2)) * size))
-        var rows = scratch.unsafe_ptr()
-        prepare[form0, True](xp, gp, number[eps](), rows, M, K)
-        comptime if at1 == 1:
-            prepare[form1, True](xp, gp, number[eps](), rows.unsafe_offset(size), M, K)
-        comptime if at2 > at1:
-            prepare[form2, True](xp, gp, number[eps](), rows.unsafe_offset(at2 * size), M, K)
-        var n0 = w0.dim_size[0]() * (1 if is_rows[form0]() else LANES)
-        var n1 = n0 + w1.dim_size[0]() * (1 if is_rows[form1]() else LANES)
-        var tasks = parallelism_level(None)
-        var per = ceildiv(ceildiv(N, LANES), tasks) * LANES
+    @always_inline
+    def rows_size(self) -> Int:
+        """Bytes of the rows of x in one form."""
+        return self.M * max(
+            row_bytes[Self.form0](self.K), max(row_bytes[Self.form1](self.K), row_bytes[Self.form2](self.K))
+        )
 
-        def task(t: Int) {var rows, var size, var xp, var p0, var p1, var p2, var yp, var M, var K, var N, var n0, var n1, var per, imm}:
-            var first = t * per
-            var stop = min(N, first + per)
-            _columns[form0, False](rows, p0, yp, xp, 0, M, K, N, first, min(stop, n0))
-            var y1 = yp.unsafe_offset(n0)
-            var x1 = rows.unsafe_offset(at1 * size)
-            _columns[form1, False](x1, p1, y1, xp, 0, M, K, N, max(first - n0, 0), min(stop, n1) - n0)
-            var y2 = yp.unsafe_offset(n1)
-            var x2 = rows.unsafe_offset(at2 * size)
-            _columns[form2, False](x2, p2, y2, xp, 0, M, K, N, max(first - n1, 0), stop - n1)
+    @always_inline
+    def scratch_size(self) -> Int:
+        """Bytes of the rows of x in all forms."""
+        return (1 + max(Self.at1, Self.at2)) * self.rows_size()
 
-        sync_parallelize(task, tasks)
-        dealloc(scratch^)
+    @always_inline
+    def run[
+        normed: Bool
+    ](self, p: Phases, phase: Int, x: Floats, gamma: Floats, eps: Float32, scratch: Bytes, y: Floats):
+        """Two phases."""
+        var me = self
+        var size = self.rows_size()
+
+        def one(m: Int) {var me, var x, var gamma, var eps, var scratch, var size, imm}:
+            var K = me.K
+            var row = x.unsafe_offset(m * K)
+            write_row[Self.form0, normed](row, gamma, eps, scratch.unsafe_offset(m * row_bytes[Self.form0](K)), K)
+            comptime if Self.at1 == 1:
+                var into = scratch.unsafe_offset(size + m * row_bytes[Self.form1](K))
+                write_row[Self.form1, normed](row, gamma, eps, into, K)
+            comptime if Self.at2 > Self.at1:
+                var into = scratch.unsafe_offset(Self.at2 * size + m * row_bytes[Self.form2](K))
+                write_row[Self.form2, normed](row, gamma, eps, into, K)
+
+        p.share(phase, self.M, one)
+        var width = piece_columns(self.N, p.tasks)
+
+        def piece(i: Int) {var me, var scratch, var y, var size, var width, imm}:
+            var first = i * width
+            var stop = min(me.N, first + width)
+            var none = scratch.unsafe_bitcast[Float32]()
+            columns[Self.form0, False](scratch, me.w0, y, none, 0, me.M, me.K, me.N, first, min(stop, me.n0))
+            var x1 = scratch.unsafe_offset(Self.at1 * size)
+            var y1 = y.unsafe_offset(me.n0)
+            columns[Self.form1, False](
+                x1, me.w1, y1, none, 0, me.M, me.K, me.N, max(first - me.n0, 0), min(stop, me.n1) - me.n0
+            )
+            var x2 = scratch.unsafe_offset(Self.at2 * size)
+            var y2 = y.unsafe_offset(me.n1)
+            columns[Self.form2, False](
+                x2, me.w2, y2, none, 0, me.M, me.K, me.N, max(first - me.n1, 0), stop - me.n1
+            )
+
+        p.share(phase + 1, ceildiv(self.N, width), piece)
 
 
-@extensibility.register("unispec_normed_gated")
-struct NormedGated:
-    """Computes silu(z G^T) * (z U^T) `[M, N]` for z = rms_norm(x `[M, K]`)."""
+@always_inline
+def gated[
+    form: StaticString
+](
+    p: Phases, phase: Int, x: Bytes, gate: Bytes, up: Bytes, y: Floats, other: Floats, M: Int, K: Int, N: Int
+):
+    """Writes silu(gate) * up to y `[M, N]`; `other` has room for as much."""
+    var size = piece_columns(N, p.tasks)
 
-    @staticmethod
-    def execute[
-        form: StaticString, eps: Int, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        gamma: InputTensor[dtype=DType.float32, rank=1, ...],
-        gate: InputTensor[rank=2, ...],
-        up: InputTensor[rank=2, ...],
-        ctx: DeviceContext,
-    ) raises:
-        var M = x.dim_size[0]()
-        var K = x.dim_size[1]()
-        var N = y.dim_size[1]()
-        var scratch = alloc(Layout[UInt8](count=M * row_bytes[form](K)))
-        var xp = scratch.unsafe_ptr()
-        var gp = gate.unsafe_ptr().unsafe_bitcast[UInt8]()
-        var up_ = up.unsafe_ptr().unsafe_bitcast[UInt8]()
-        var yp = y.unsafe_ptr()
-        prepare[form, True](x.unsafe_ptr(), gamma.unsafe_ptr(), number[eps](), xp, M, K)
-        # Gate and up of a task's columns, side by side.
-        var tasks = parallelism_level(None)
-        var per = ceildiv(ceildiv(N, LANES), tasks) * LANES
-        var gates = alloc(Layout[Float32](count=M * N))
-        var gated = gates.unsafe_ptr()
+    def piece(i: Int) {var x, var gate, var up, var y, var other, var M, var K, var N, var size, imm}:
+        var first = i * size
+        var stop = min(N, first + size)
+        columns[form, False](x, gate, other, other, 0, M, K, N, first, stop)
+        columns[form, False](x, up, y, other, 0, M, K, N, first, stop)
+        for m in range(M):
+            var g = other.unsafe_offset(m * N)
+            var u = y.unsafe_offset(m * N)
+            var n = first
+            while n + LANES <= stop:
+                u.unsafe_store(n, silu(g.unsafe_load[width=LANES](n)) * u.unsafe_load[width=LANES](n))
+                n += LANES
+            while n < stop:
+                # In a vector of 16 as well: the exponential of a scalar may be another number.
+                u.unsafe_store(n, silu(F(g.unsafe_load(n)))[0] * u.unsafe_load(n))
+                n += 1
 
-        def task(t: Int) {var xp, var gp, var up_, var yp, var gated, var M, var K, var N, var per, imm}:
-            var first = t * per
-            var stop = min(N, first + per)
-            var none = xp.unsafe_bitcast[Float32]()
-            _columns[form, False](xp, gp, gated, none, 0, M, K, N, first, stop)
-            _columns[form, False](xp, up_, yp, none, 0, M, K, N, first, stop)
-            for m in range(M):
-                var g = gated.unsafe_offset(m * N)
-                var u = yp.unsafe_offset(m * N)
-                var n = first
-                while n + LANES <= stop:
-                    u.unsafe_store(n, silu(g.unsafe_load[width=LANES](n)) * u.unsafe_load[width=LANES](n))
-                    n += LANES
-                while n < stop:
-                    # In a vector of 16 as well: exp of a scalar may be another number.
-                    u.unsafe_store(n, silu(F(g.unsafe_load(n)))[0] * u.unsafe_load(n))
-                    n += 1
-
-        sync_parallelize(task, tasks)
-        dealloc(gates^)
-        dealloc(scratch^)
+    p.share(phase, ceildiv(N, size), piece)

@@ -33,10 +33,15 @@ class Storing(Module):
     """A layer whose matrix `[rows, columns]` may be stored in any form on a CPU."""
 
     form: Form = "f32"
+    """How the weight is stored."""
     rows: int
+    """N, of the matrix."""
     columns: int
+    """K, of the matrix."""
     on_cpu: bool
+    """Whether our kernels compute with it."""
     weight: Weight
+    """The matrix as it is stored, `stored_shape`."""
     # In a tuple, so that it is no layer within this one.
     _tied: tuple[Storing, ...] = ()
 
@@ -128,7 +133,7 @@ def normed_linear(x: TensorValue, norm: RMSNorm | None, layers: Sequence[Linear]
 
     Args:
         x: `[T, H]`.
-        norm: None: x is taken as it is.
+        norm: before the layers; None: none.
     """
     matrices = [layer.matrix for layer in layers] if layers[0].on_cpu else []
     if norm is not None and operations.can_join(matrices):
@@ -167,13 +172,11 @@ class GatedMLP(Module):
 
     def added(self, x: TensorValue, norm: RMSNorm, factor: float = 1.0) -> TensorValue:
         """`x + factor * mlp(norm(x))`, `[T, H]`."""
-        gate, up = self.gate_proj, self.up_proj
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         if gate.on_cpu and gate.form == up.form:
-            gamma = TensorValue(norm.weight)
-            inner = operations.normed_gated(x, gamma, norm.eps, gate.matrix, up.matrix)
-        else:
-            inner = self._gated(norm(x))
-        return add_linear(x, inner, self.down_proj, factor)
+            gamma, matrices = TensorValue(norm.weight), (gate.matrix, up.matrix, down.matrix)
+            return operations.mlp(x, gamma, norm.eps, *matrices, factor)
+        return add_linear(x, self._gated(norm(x)), down, factor)
 
     def _gated(self, x: TensorValue) -> TensorValue:
         gate, up = fused_linear(x, [self.gate_proj, self.up_proj])

@@ -16,7 +16,7 @@ from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
-from unispec.pipelines.layers.linear import Embedding, GatedMLP, Linear, add_linear
+from unispec.pipelines.layers.linear import Embedding, GatedMLP, Linear
 from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.attention import Attention
 from unispec.pipelines.targets.llama.layers import DecoderLayer
@@ -59,9 +59,8 @@ class _FirstLayer(Module):
         """`[T, H]` of embedding and feature, `[T, H]` each; writes the rows' keys and values."""
         normed = self.hidden_norm(feature)
         pair = ops.concat([self.input_layernorm(embedded), normed], axis=-1)  # [T, 2H]
-        attended = self.self_attn(layer, pair, cache, freqs_cis, row_offsets, norm=None)
         x = normed if self.norm_before_residual else feature
-        x = add_linear(x, attended, self.self_attn.o_proj)
+        x = self.self_attn(x, layer, pair, cache, freqs_cis, row_offsets, norm=None)
         return self.mlp.added(x, self.post_attention_layernorm)
 
 

@@ -12,8 +12,8 @@ from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
-from unispec.kernels import operations
-from unispec.pipelines.layers.linear import Linear, normed_linear
+from unispec.kernels.operations import Attending, attention, attention_block, can_join
+from unispec.pipelines.layers.linear import Linear, add_linear, normed_linear
 
 from .stack_config import StackConfig
 
@@ -62,6 +62,7 @@ class Attention(Module):
 
     def __call__(
         self,
+        residual: TensorValue,
         layer: TensorValue,
         x: TensorValue,
         cache: PagedCacheValues,
@@ -69,55 +70,67 @@ class Attention(Module):
         row_offsets: TensorValue,
         *,
         norm: RMSNorm | None,
+        factor: float = 1.0,
     ) -> TensorValue:
-        """Attends from `norm(x)` `[T, H]`, and writes keys and values.
+        """Attends from `norm(x)`, writes keys and values, and adds to the residual, `[T, H]`.
 
         Args:
-            norm: None: from x.
-
-        Returns:
-            `[T, heads * head_dim]`, what `o_proj` reads.
+            x: `[T, input size]`.
+            norm: before the projections; None: none.
+            factor: of what is added.
         """
-        qkv = normed_linear(x, norm, [self.q_proj, self.k_proj, self.v_proj])
-        if self.has_qk_norm:
-            qkv = self._with_normed_heads(qkv)
-        freqs_cis = freqs_cis.cast(qkv.dtype).to(qkv.device)
-        if self.has_own_kernel:
-            return operations.attention(
-                qkv,
-                row_offsets,
-                freqs_cis,
-                cache.kv_blocks,
-                cache.page_stride,
-                cache.cache_lengths,
-                cache.lookup_table,
-                layer,
-                heads=self.heads,
-                key_heads=self.key_heads,
-                head_dim=self.head_dim,
-                scale=self.scale,
-                interleaved=self.rope.interleaved,
-            )
-        query = rope_split_store_ragged(
-            self.kv_params,
-            qkv,
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        freqs_cis = freqs_cis.cast(x.dtype).to(x.device)
+        attending = Attending(
             row_offsets,
             freqs_cis,
             cache,
             layer,
+            heads=self.heads,
+            key_heads=self.key_heads,
+            head_dim=self.head_dim,
+            scale=self.scale,
+            interleaved=self.rope.interleaved,
+        )
+        matrices = [projection.matrix for projection in projections] if self.has_own_kernel else []
+        if not self.is_plain or not can_join(matrices):
+            qkv = normed_linear(x, norm, projections)
+            if self.has_qk_norm:
+                qkv = self._with_normed_heads(qkv)
+            attended = attention(qkv, attending) if matrices else self._attend(qkv, attending)
+            return add_linear(residual, attended, self.o_proj, factor)
+        before = None if norm is None else (TensorValue(norm.weight), norm.eps)
+        out = self.o_proj.matrix
+        return attention_block(x, residual, before, matrices, out, attending, factor)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing happens between projections and attention."""
+        biases = (self.q_proj.bias, self.o_proj.bias)
+        return not self.has_qk_norm and all(bias is None for bias in biases)
+
+    def _attend(self, qkv: TensorValue, attending: Attending) -> TensorValue:
+        """Attention by MAX's kernels, `[T, heads * head_dim]`."""
+        query = rope_split_store_ragged(
+            self.kv_params,
+            qkv,
+            attending.row_offsets,
+            attending.freqs_cis,
+            attending.cache,
+            attending.layer,
             self.heads,
             interleaved=self.rope.interleaved,
         )
         attended = flash_attention_ragged(
             self.kv_params,
             query.reshape([-1, self.heads, self.head_dim]),
-            row_offsets,
-            cache,
-            layer,
+            attending.row_offsets,
+            attending.cache,
+            attending.layer,
             MHAMaskVariant.CAUSAL_MASK,
             self.scale,
         )
-        return attended.reshape([x.shape[0], self.heads * self.head_dim])
+        return attended.reshape([qkv.shape[0], self.heads * self.head_dim])
 
     def _with_normed_heads(self, qkv: TensorValue) -> TensorValue:
         width, keys = self.head_dim, self.key_heads * self.head_dim

@@ -7,7 +7,7 @@ from max.nn import Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
-from unispec.pipelines.layers.linear import GatedMLP, add_linear
+from unispec.pipelines.layers.linear import GatedMLP
 
 from .attention import Attention
 from .stack_config import StackConfig
@@ -46,6 +46,7 @@ class DecoderLayer(Module):
     ) -> TensorValue:
         """Runs the layer over ragged rows and writes their keys and values."""
         norm = self.input_layernorm if self.has_input_norm else None
-        attended = self.self_attn(layer, x, cache, freqs_cis, row_offsets, norm=norm)
-        x = add_linear(x, attended, self.self_attn.o_proj, self.residual_multiplier)
-        return self.mlp.added(x, self.post_attention_layernorm, self.residual_multiplier)
+        factor = self.residual_multiplier
+        around = (cache, freqs_cis, row_offsets)
+        x = self.self_attn(x, layer, x, *around, norm=norm, factor=factor)
+        return self.mlp.added(x, self.post_attention_layernorm, factor)

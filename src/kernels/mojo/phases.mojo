@@ -1,0 +1,47 @@
+"""Parts of an operation that all threads work on, one after the other.
+
+Starting a parallel task costs some microseconds, so an operation starts one and goes through phases in it. A
+thread takes pieces of a phase as long as there are some, and waits only for pieces that others are at work on:
+whoever comes late or never keeps nobody waiting.
+"""
+from std.atomic import Atomic
+
+comptime Floats = MutPointer[Float32, MutUntrackedOrigin]
+comptime Bytes = MutPointer[UInt8, MutUntrackedOrigin]
+comptime Integers = MutPointer[Int32, MutUntrackedOrigin]
+
+comptime _LINE = 8
+# Of each phase what is taken and what is done, in cache lines of their own.
+comptime COUNTERS = 16 * 2 * _LINE
+"""Numbers that the counters of an operation take."""
+
+
+struct Phases(ImplicitlyCopyable):
+    """The phases of one operation, as a thread sees them."""
+
+    var counters: MutPointer[Int64, MutUntrackedOrigin]
+    var tasks: Int
+
+    def __init__(out self, counters: MutPointer[Int64, _], tasks: Int):
+        """Begins with counters that are all 0."""
+        self.counters = counters.unsafe_origin_cast[MutUntrackedOrigin]()
+        self.tasks = tasks
+        for i in range(COUNTERS):
+            self.counters.unsafe_store(i, 0)
+
+    @always_inline
+    def share[Body: def(Int) -> None](self, phase: Int, count: Int, body: Body):
+        """Runs `body` for 0 to `count` - 1, each in one of the threads that come here; all are done behind it."""
+        var taken = self.counters.unsafe_offset(2 * _LINE * phase)
+        var done = taken.unsafe_offset(_LINE)
+        var mine = Int64(0)
+        while True:
+            var i = Int(Atomic[Int64].fetch_add(taken, 1))
+            if i >= count:
+                break
+            body(i)
+            mine += 1
+        if mine > 0:
+            _ = Atomic[Int64].fetch_add(done, mine)
+        while Atomic[Int64].load(done) < Int64(count):
+            pass
