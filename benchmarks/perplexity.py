@@ -118,7 +118,13 @@ def main(
                 job = _job(program, FORMATS[form], file, rows=windows, length=window)
                 python = interpreters.of(system)
                 try:
-                    with start(module, job, threads=threads, python=python) as (worker, _):
+                    with start(
+                        module,
+                        job,
+                        threads=threads,
+                        python=python,
+                        own_allocator=system == "llama.cpp",
+                    ) as (worker, _):
                         logprobs = worker.ask({"windows": texts})["logprobs"]
                 except RuntimeError as error:
                     reason = str(error).strip().splitlines()[-1]

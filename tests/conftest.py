@@ -36,9 +36,12 @@ COMPILED = frozenset(
         "kimi_model",
         "graph",
         "random_graph",
+        "kernels",
+        "attention_kernel",
+        "stored_forms",
     }
 )
-"""What `make test` compiles: each draft method, each family of targets, and all acceptance rules.
+"""What `make test` compiles: each draft method, each family of targets, all rules and kernels.
 
 Tests of other models have the mark `rest`.
 """

@@ -107,6 +107,7 @@ def write_gguf(
     model: LlamaForCausalLM | None = None,
     *,
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    kinds: Callable[[str], GGMLQuantizationType] | None = None,
     to_bytes: Callable[[FloatTensor, GGMLQuantizationType], npt.NDArray[Any]] = gguf.quantize,
     architecture: str = "llama",
     tokenizer_model: str = "gpt2",
@@ -117,7 +118,8 @@ def write_gguf(
 ) -> Path:
     """Write a model as llama.cpp's converter does; None in `metadata` leaves a key out.
 
-    The matrices are of `kind`, which `to_bytes` makes of their numbers.
+    The matrices are of `kind`, or of that of their name in `kinds`; `to_bytes` makes it of their
+    numbers.
     With `max_tensors` the file is split into parts of so many, and the first one is returned.
     """
     model = model or tiny_llama()
@@ -162,7 +164,8 @@ def write_gguf(
         if "q_proj" in name or "k_proj" in name:
             tensor = interleaved(tensor)
         is_matrix = tensor.ndim == 2
-        stored = kind if is_matrix else GGMLQuantizationType.F32
+        of_matrix = kind if kinds is None else kinds(name)
+        stored = of_matrix if is_matrix else GGMLQuantizationType.F32
         data = to_bytes(tensor, stored) if is_matrix else tensor
         writer.add_tensor(gguf_name(name), data, raw_dtype=stored)
     for name, tensor in (tensors or {}).items():

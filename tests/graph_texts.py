@@ -25,6 +25,7 @@ from max.engine import InferenceSession
 from tiny import PRESETS, TinyPair
 
 from unispec.engine import Engine, EngineConfig
+from unispec.kernels.library import kernel_package
 
 __all__ = [
     "GRAPHS",
@@ -83,7 +84,11 @@ def nothing_compiled() -> Iterator[None]:
 
 
 def describe(text: str, weights: Mapping[str, str]) -> dict[str, Any]:
-    """What is recorded of a graph: enough to say what has changed."""
+    """What is recorded of a graph: enough to say what has changed.
+
+    Where our operations lie is no part of it, and neither is what is in them.
+    """
+    text = text.replace(str(kernel_package()), "unispec_kernels")
     listed = "\n".join(f"{name}: {kind}" for name, kind in weights.items())
     operations = Counter(re.findall(r"\b(r?mo\.[\w.]+)", text))
     return {

@@ -19,6 +19,8 @@ from unispec.kernels.operations import Attending, attention
 HEADS, KEY_HEADS, WIDTH = 6, 2, 32
 PAGES, LAYERS, LAYER, PAGE_SIZE = 24, 2, 1, 128
 SCALE, THETA, POSITIONS = 0.3, 10_000.0, 1024
+pytestmark = pytest.mark.compiles("attention_kernel")
+
 CPU_REF = DeviceRef.CPU()
 # Of float32 numbers near 1, of which some hundred are summed.
 TOLERANCE = 2e-6

@@ -42,6 +42,8 @@ WIDTHS = (256, 256, 43)
 SHAPES = (*((rows, COLUMNS) for rows in WIDTHS), (COLUMNS, WIDTHS[0]))
 """N and K of these, and of a fourth one that leads back to K columns."""
 FACTOR, EPS = 0.25, 1e-5
+pytestmark = pytest.mark.compiles("kernels")
+
 CPU_REF = DeviceRef.CPU()
 # Unit roundoff of float32, and of x beside blocks, by the largest number of 32.
 FLOAT32, INTEGERS = 2.0**-24, 1 / (2 * 127 * 256)

@@ -18,7 +18,7 @@ def _serve(job: Json) -> tuple[Json, Callable[[Json], Json]]:
         job["file"],
         "CPU",
         INFERENCE_NUM_THREADS=job["threads"],
-        # Its own choice, bfloat16 where the processor has it, took six times as long here.
+        # As the others. Its own choice, bfloat16 where the processor has it, is as fast here.
         INFERENCE_PRECISION_HINT="f32",
     )
     config = openvino_genai.GenerationConfig()

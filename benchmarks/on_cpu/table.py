@@ -15,7 +15,7 @@ from .summary import Summary
 
 __all__ = ["CAPTION", "TABLE_WIDTH", "decode_table", "prefill_table"]
 
-TABLE_WIDTH = 100
+TABLE_WIDTH = 112
 """Characters that the tables need."""
 
 _UNKNOWN = "-"

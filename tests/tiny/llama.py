@@ -154,6 +154,9 @@ def agreeing_llama(
     head_dim: int = 16,
     layers: int = 2,
     seed: int = 0,
+    hidden_size: int = 64,
+    heads: int = 4,
+    vocab_size: int = 256,
 ) -> Path:
     """Writes a model whose next token is mostly a fixed function of the current one.
 
@@ -164,13 +167,13 @@ def agreeing_llama(
     """
     tiny_llama(
         folder,
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         layers=layers,
-        heads=4,
+        heads=heads,
         kv_heads=2,
         head_dim=head_dim,
-        vocab_size=256,
+        vocab_size=vocab_size,
         tie=False,
         seed=seed,
         model_type=model_type,
