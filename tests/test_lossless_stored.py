@@ -1,4 +1,4 @@
-"""Answers of a target in any form of weights are the same, token by token, with a draft and without.
+"""Answers of a target in any form of weights are the same with a draft and without it.
 
 No near-tie is allowed between the two: every operation of a step computes a row in the same way
 whatever other rows are beside it.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from max.dtype import DType
 
 from unispec.kernels.packing import TILE, packed_shape
 
-__all__ = ["FLOATS", "Form", "form_of", "has_kernel", "is_whole", "stored_shape"]
+__all__ = ["FLOATS", "Form", "form_of", "is_whole", "stored_shape"]
 
 Form = str
 """`"f32"`, `"bf16"` or `"f16"`, rows of floats, or a format of blocks such as `"q8_0"`."""
@@ -32,11 +32,6 @@ def stored_shape(form: Form, rows: int, columns: int) -> tuple[DType, tuple[int,
     if form in FLOATS:
         return FLOATS[form], (rows, columns)
     return DType.uint8, packed_shape(GGMLQuantizationType[form.upper()], (rows, columns))
-
-
-def has_kernel(form: Form, columns: int) -> bool:
-    """Whether rows of that many columns are whole blocks."""
-    return form in FLOATS or columns % GGML_QUANT_SIZES[GGMLQuantizationType[form.upper()]][0] == 0
 
 
 def is_whole(rows: int) -> bool:
