@@ -178,6 +178,29 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_is_computed_beside_it(
     np.testing.assert_array_equal(part.cache[page], stored[page])
 
 
+@pytest.mark.parametrize("size", [-20.0, 20.0])
+def test_scores_may_be_far_from_zero(models: dict[bool, Model], size: float) -> None:
+    """All are near -120 or 120: the exponentials are 0 and infinite in float32."""
+    batch = Batch([0, 100], [70, 1])
+    heads = batch.qkv.reshape(len(batch.qkv), -1, WIDTH)
+    heads[:, : HEADS + KEY_HEADS] = batch.cache[:, 0] = 0
+    # The last number of the first half, which is hardly rotated.
+    slowest = WIDTH // 2 - 1
+    heads[:, :HEADS, slowest] = 20
+    heads[:, HEADS : HEADS + KEY_HEADS, slowest] = size
+    batch.cache[:, 0, ..., slowest] = size
+    (found, _), (expected, _) = batch.run(models[False]), batch.expected(False)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_row_does_not_feel_values_that_it_does_not_see(models: dict[bool, Model]) -> None:
+    batch = Batch([30], [5])
+    expected, _ = batch.run(models[False])
+    batch.qkv[3:] = np.inf
+    found, _ = batch.run(models[False])
+    np.testing.assert_array_equal(found[:3].view(np.uint32), expected[:3].view(np.uint32))
+
+
 def test_pages_may_be_apart(models: dict[bool, Model]) -> None:
     batch = Batch([5, 200], [1, 4])
     apart = 2 * LAYERS * PAGE_SIZE * KEY_HEADS * WIDTH

@@ -236,12 +236,15 @@ def test_a_quantised_model_in_other_formats_is_refused(encoding: str, embedding:
     state: dict[str, Weight] = {
         "layers.0.mlp.down_proj.weight": random_blocks(first, 6, 512),
         "layers.0.mlp.up_proj.weight": random_blocks(second, 6, 512),
+        # As in llama.cpp's Q4_0 files, whose head is Q6_K.
+        "lm_head.weight": random_blocks(KINDS_OF[encoding][0], 6, 512),
         "norm.weight": NUMBERS[0],
     }
     table = NUMBERS if embedding == "float32" else random_blocks(second, 6, 512)
     if encoding in ("q4_0", "q4_k") or embedding == "blocks":
         state["embed_tokens.weight"] = table
-    names = " and ".join(sorted((first.name, second.name)))
+    head = KINDS_OF[encoding][0]
+    names = " and ".join(sorted((first.name, second.name, head.name)))
     with refused(
         f"{SOURCE} is quantised already, to {names}, and cannot be brought into {encoding}: leave"
         " quantization_encoding out, or give the model's float checkpoint"

@@ -204,6 +204,21 @@ def test_products_are_those_of_the_dequantised_weights(
     assert (np.abs(found.mlp - added) <= FACTOR * bound + FLOAT32 * np.abs(added)).all()
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in FLOATS])
+def test_errors_are_those_of_rounding_to_sixteen_bits(
+    results: Mapping[int, Mapping[str, Results]], matrices: Mapping[str, list[Weights]], form: str
+) -> None:
+    """A number that is rounded to steps of s is off by s / sqrt(12) in the mean of squares."""
+    count, weight = max(COUNTS), matrices[form][2]
+    x = X[:count].astype(np.float64)
+    largest = np.abs(x).reshape(count, -1, 32).max(axis=-1).repeat(32, axis=1)
+    rounded = np.square(largest / (127 * 256)) / 12
+    # Codes are exact: what is rounded is multiplied with the code's own number.
+    expected = np.sqrt(rounded @ np.square(weight.floats).T)
+    error = results[count][form].linear - x @ weight.floats.T
+    assert 0.7 < np.sqrt(np.square(error / expected).mean()) < 1.3
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_embedding_is_rows_of_the_matrix(
     results: Mapping[int, Mapping[str, Results]], matrices: Mapping[str, list[Weights]], form: str

@@ -132,7 +132,7 @@ def encode_state(
 def _check_encoded(
     state: Mapping[str, Weight], encoded: Mapping[str, Weight], encoding: str, source: str
 ) -> None:
-    """Refuses an encoding that a quantised model has nothing in."""
+    """Refuses an encoding that no projection of a quantised model has."""
     stayed = {
         weight.kind.name
         for name, weight in state.items()
@@ -141,10 +141,8 @@ def _check_encoded(
     # A projection that was quantised has the encoding, whatever its rows fit into.
     reached = any(
         isinstance(weight, StoredMatrix)
-        and (
-            weight.kind is _KINDS[encoding][0]
-            or (weight is not state[name] and not name.endswith(_TABLES))
-        )
+        and not name.endswith(_TABLES)
+        and (weight.kind is _KINDS[encoding][0] or weight is not state[name])
         for name, weight in encoded.items()
     )
     if stayed and not reached:

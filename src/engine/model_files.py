@@ -19,6 +19,7 @@ from unispec.checkpoints.gguf_agreement import check_agreement
 from unispec.checkpoints.gguf_parts import gguf_among
 from unispec.checkpoints.model_config import read_config_object
 from unispec.checkpoints.repository import find_config, resolve_model, weight_files
+from unispec.encodings import FLOAT32
 from unispec.errors import InputError
 from unispec.methods import FACTS, Method, generations, method_of_architecture
 
@@ -113,7 +114,9 @@ def draft_files(
 def _checked(paths: list[Path], model: MAXModelConfig, config: EngineConfig) -> list[Path]:
     """The weight files, all of them whole and in agreement with config.json."""
     # What cannot stay as it is stored is told when it is read.
-    check_weight_files(paths, as_stored=config.devices == "cpu")
+    is_draft = model.model_name == config.draft_model
+    asked = config.draft_quantization_encoding if is_draft else config.quantization_encoding
+    check_weight_files(paths, as_stored=config.devices == "cpu" and asked != FLOAT32)
     if gguf := gguf_among(paths):
         check_agreement(gguf, model.huggingface_config, source=model.model_name)
     return paths

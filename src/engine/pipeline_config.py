@@ -112,7 +112,7 @@ def weight_encodings(config: EngineConfig) -> WeightEncodings:
 def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) -> str:
     """The number format to compute in, which the target's own configuration decides."""
     encoding = config.quantization_encoding
-    if device.device_type == "cpu" and family.keeps_forms and encoding in DRAFT_ENCODINGS:
+    if device.device_type == "cpu" and family.config.KEEPS_FORMS and encoding in DRAFT_ENCODINGS:
         return FLOAT32
     if encoding in BLOCK_ENCODINGS:
         where = "on a GPU" if device.device_type != "cpu" else f"for a {family.model_type}"
@@ -174,7 +174,7 @@ def _refused(model: str, what: str, reason: str) -> InputError:
 
 def _device_spec(devices: str) -> DeviceSpec:
     kind, _, number = devices.partition(":")
-    if kind == "cpu" and not number:
+    if devices == "cpu":
         return DeviceSpec(id=0, device_type="cpu")
     if kind != "gpu" or (number and not number.isdecimal()):
         raise InputError(f"devices {devices!r} is not understood; use 'cpu', 'gpu' or 'gpu:N'")

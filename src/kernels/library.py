@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,11 +19,14 @@ from max.graph import DeviceRef, default_custom_extensions_scope
 from mojo.run import subprocess_run_mojo
 
 from unispec.checkpoints.gguf_folder import cache_folder
+from unispec.errors import InputError
 
 __all__ = ["kernel_package", "kernels_for"]
 
 _SOURCES: Final = Path(__file__).parent / "mojo"
 _NAME: Final = "unispec_kernels.mojoc"
+_BUILDING: Final = threading.RLock()
+_LOGGER: Final = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,7 +37,8 @@ def kernels_for(device: DeviceRef) -> Iterator[None]:
         device: where the graph runs; a GPU needs none of them.
     """
     if device.is_cpu():
-        with default_custom_extensions_scope(kernel_package()):
+        # MAX keeps the scope in one place for all threads.
+        with _BUILDING, default_custom_extensions_scope(kernel_package()):
             yield
     else:
         yield
@@ -42,6 +49,9 @@ def kernel_package() -> Path:
     """The compiled package, in the folder `kernels` of `cache_folder`.
 
     Where that cannot be written it is the folder of the sources, which MAX compiles for each graph.
+
+    Raises:
+        InputError: Mojo does not compile the sources.
     """
     digest = hashlib.sha256(version("mojo-compiler").encode())
     for source in sorted(_SOURCES.glob("*.mojo")):
@@ -55,8 +65,20 @@ def kernel_package() -> Path:
         with tempfile.TemporaryDirectory(dir=package.parent) as folder:
             made = Path(folder) / _NAME
             command = ["precompile", str(_SOURCES), "-o", str(made)]
-            subprocess_run_mojo(command, capture_output=True, check=True)
+            subprocess_run_mojo(command, capture_output=True, check=True, text=True)
             os.replace(made, package)
-    except OSError:
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if "error:" in line] or ["no reason"]
+        raise InputError(
+            f"the kernels in {_SOURCES} cannot be compiled ({lines[0].strip()}): install unispec"
+            " again, with the versions of its constraints.txt"
+        ) from error
+    except OSError as error:
+        _LOGGER.warning(
+            "%s cannot be written (%s), so the kernels are compiled for each graph: make room, or"
+            " set UNISPEC_CACHE to another folder",
+            package.parent,
+            error.strerror or error,
+        )
         return _SOURCES
     return package

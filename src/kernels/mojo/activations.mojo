@@ -1,7 +1,7 @@
 """What a product reads of x, made once for all of its weights.
 
 Beside floats, x is taken as it is. Beside blocks, it is taken as integers of 16 bits with a scale for each
-group of 32 columns: its error is at most 2^-16 of the largest one of the group. A row's integers are stored as
+group of 32 columns: its error is at most 1/65024 of the largest one of the group. A row's integers are stored as
 K upper bytes, then K lower ones, both signed, then K / 32 scales and an offset for each group of the
 weights.
 """
@@ -12,6 +12,8 @@ from .formats import F, LANES, group_size, has_least, is_rows, zero
 comptime GROUP = 32
 """Columns that share a scale."""
 comptime _LARGEST = 127 * 256
+comptime _LEAST = Float32(1e-30)
+"""What is smaller is taken as 0: its inverse may not be a float32."""
 comptime _Wide = SIMD[DType.float32, GROUP]
 
 
@@ -49,9 +51,14 @@ def _write_offset[form: StaticString](row: MutPointer[UInt8, _], K: Int, g: Int,
 def _write_group[form: StaticString](v: _Wide, row: MutPointer[UInt8, _], K: Int, at: Int):
     """Writes the columns from 32 * at as integers."""
     var largest = abs(v).reduce_max()
-    var scale = largest / _LARGEST
-    var inverse = Float32(_LARGEST) / largest if largest > 0 else Float32(0)
-    var q = round(v * inverse).cast[DType.int32]()
+    # No number of a sum is finite where one of x is not: 0 times a scale of NaN says so.
+    var is_finite = (v - v).reduce_add() == 0
+    var is_some = is_finite and largest >= _LEAST
+    var scale = largest / _LARGEST if is_finite else Float32(0) / Float32(0)
+    var inverse = Float32(_LARGEST) / largest if is_some else Float32(0)
+    var q = SIMD[DType.int32, GROUP](0)
+    if is_some:
+        q = round(v * inverse).cast[DType.int32]()
     # The lower byte is signed, so the upper one is rounded, not cut.
     var upper = (q + 128) >> 8
     row.unsafe_store(GROUP * at, upper.cast[DType.uint8]())

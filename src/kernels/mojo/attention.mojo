@@ -11,8 +11,8 @@ from .phases import Floats, Integers, Phases
 
 comptime CHUNK = 64
 """Positions that are attended to at once; a page has a multiple of them."""
-comptime _HIDDEN = Float32(-1e30)
-"""Score of a position that a row does not see."""
+comptime _HIDDEN = Float32.MIN_FINITE
+"""Below every score: what the largest one is where a row has seen nothing."""
 comptime _BLOCK = 32
 """Query rows of an item, heads counted, where there are many."""
 
@@ -82,17 +82,29 @@ def _scores[
 def _weigh[
     D: Int, TR: Int
 ](
-    p: ImmPointer[Float32, _], values: ImmPointer[Float32, _], stride: Int, sums: MutPointer[Float32, _], num_keys: Int
+    p: ImmPointer[Float32, _],
+    limits: ImmPointer[Int32, _],
+    first: Int,
+    values: ImmPointer[Float32, _],
+    stride: Int,
+    sums: MutPointer[Float32, _],
+    num_keys: Int,
 ):
-    """Sums `[TR, D]` of values by weights `[TR, CHUNK]`."""
+    """Sums `[TR, D]` of values by weights `[TR, CHUNK]`, each of what its row sees."""
     comptime W = 2 * LANES if D % (2 * LANES) == 0 else LANES
+    var all_see = num_keys
+    comptime for r in range(TR):
+        all_see = min(all_see, max(0, Int(limits.unsafe_load(r)) - first))
     comptime for c in range(0, D, W):
         var acc = Array[SIMD[DType.float32, W], TR](fill=0)
-        for n in range(num_keys):
+        for n in range(all_see):
             var v = values.unsafe_load[width=W](n * stride + c)
             comptime for r in range(TR):
                 acc[r] = v.fma(SIMD[DType.float32, W](p.unsafe_load(r * CHUNK + n)), acc[r])
         comptime for r in range(TR):
+            for n in range(all_see, min(num_keys, Int(limits.unsafe_load(r)) - first)):
+                var v = values.unsafe_load[width=W](n * stride + c)
+                acc[r] = v.fma(SIMD[DType.float32, W](p.unsafe_load(r * CHUNK + n)), acc[r])
             sums.unsafe_store(r * D + c, acc[r])
 
 
@@ -135,33 +147,37 @@ def _attend_chunk[
     var lanes = F(0)
     comptime for c in range(LANES):
         lanes[c] = Float32(c)
-    var padded = ceildiv(num_keys, LANES) * LANES
     for row in range(num_rows):
-        var seen = F(limits.unsafe_load(row).cast[DType.float32]() - Float32(first))
+        var seen = min(num_keys, Int(limits.unsafe_load(row)) - first)
         var line = scores.unsafe_offset(row * CHUNK)
         var largest = F(_HIDDEN)
-        for n in range(0, padded, LANES):
-            var s = (lanes + Float32(n)).lt(seen).select(line.unsafe_load[width=LANES](n), F(_HIDDEN))
-            line.unsafe_store(n, s)
-            largest = max(largest, s)
+        for n in range(0, seen, LANES):
+            var is_seen = (lanes + Float32(n)).lt(F(Float32(seen)))
+            largest = max(largest, is_seen.select(line.unsafe_load[width=LANES](n), F(_HIDDEN)))
         var top = largest.reduce_max()
         var total = F(0)
-        for n in range(0, padded, LANES):
-            var s = line.unsafe_load[width=LANES](n)
-            var p = (s.gt(F(_HIDDEN))).select(exp(s - top), F(0))
+        for n in range(0, seen, LANES):
+            var is_seen = (lanes + Float32(n)).lt(F(Float32(seen)))
+            var p = is_seen.select(exp(line.unsafe_load[width=LANES](n) - top), F(0))
             line.unsafe_store(n, p)
             total += p
         sums.unsafe_store(num_rows * D + 2 * row, top)
         sums.unsafe_store(num_rows * D + 2 * row + 1, total.reduce_add())
     r = 0
     while r + 6 <= num_rows:
-        _weigh[D, 6](scores.unsafe_offset(r * CHUNK), value_page, stride, sums.unsafe_offset(r * D), num_keys)
+        _weigh[D, 6](
+            scores.unsafe_offset(r * CHUNK), limits.unsafe_offset(r), first, value_page, stride, sums.unsafe_offset(r * D), num_keys
+        )
         r += 6
     while r + 3 <= num_rows:
-        _weigh[D, 3](scores.unsafe_offset(r * CHUNK), value_page, stride, sums.unsafe_offset(r * D), num_keys)
+        _weigh[D, 3](
+            scores.unsafe_offset(r * CHUNK), limits.unsafe_offset(r), first, value_page, stride, sums.unsafe_offset(r * D), num_keys
+        )
         r += 3
     while r < num_rows:
-        _weigh[D, 1](scores.unsafe_offset(r * CHUNK), value_page, stride, sums.unsafe_offset(r * D), num_keys)
+        _weigh[D, 1](
+            scores.unsafe_offset(r * CHUNK), limits.unsafe_offset(r), first, value_page, stride, sums.unsafe_offset(r * D), num_keys
+        )
         r += 1
 
 
@@ -170,11 +186,11 @@ def _join[
     D: Int
 ](sum: ImmPointer[Float32, _], top: Float32, total: Float32, state: MutPointer[Float32, _]):
     """Joins a chunk to those before it; `state` is `[D + 2]`: weighted sum, largest score, sum of weights."""
-    if total == 0:
+    if top == _HIDDEN:
         return
     var before = state.unsafe_load(D)
     var both = max(before, top)
-    var old = exp(before - both) if state.unsafe_load(D + 1) > 0 else Float32(0)
+    var old = exp(before - both) if before > _HIDDEN else Float32(0)
     var new = exp(top - both)
     comptime for c in range(0, D, LANES):
         var s = state.unsafe_load[width=LANES](c) * old
@@ -193,7 +209,6 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
     comptime G = Self.heads // Self.key_heads
     comptime ROWS = max(1, _BLOCK // Self.G)
     comptime R = Self.ROWS * Self.G
-    comptime SLOT = Self.R * (Self.D + 2)
     comptime WIDTH = (Self.heads + 2 * Self.key_heads) * Self.D
 
     var qkv: Floats
@@ -219,9 +234,12 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
     """Of the scores."""
     var T: Int
     var B: Int
-    var row_blocks: Int
+    var num_items: Int
+    """Of all sequences."""
     var chunks: Int
+    """Of the longest one."""
     var split: Bool
+    var tasks: Int
     var scratch: Floats
 
     def __init__(
@@ -259,45 +277,58 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         self.factor = factor
         self.T = T
         self.B = B
-        var most = 0
+        var row_blocks = 0
         var longest = 0
         for b in range(B):
             var count = Int(offsets.unsafe_load(b + 1) - offsets.unsafe_load(b))
-            most = max(most, count)
+            row_blocks += ceildiv(count, Self.ROWS)
             longest = max(longest, Int(before.unsafe_load(b)) + count)
-        self.row_blocks = ceildiv(most, Self.ROWS)
+        self.num_items = row_blocks * Self.key_heads
         self.chunks = ceildiv(longest, CHUNK)
-        self.split = B * Self.key_heads * self.row_blocks < 4 * tasks
+        self.split = self.num_items < 4 * tasks
+        self.tasks = tasks
         self.scratch = qkv
-
-    @always_inline
-    def items(self) -> Int:
-        return self.B * Self.key_heads * self.row_blocks
 
     @always_inline
     def parts(self) -> Int:
         """Pieces of the second phase."""
-        return self.items() * self.chunks if self.split else self.items()
+        return self.num_items * self.chunks if self.split else self.num_items
 
-    @always_inline
-    def _room(self) -> Int:
-        """Numbers that a piece needs beside its result: keys by columns, scores, limits."""
-        return Self.D * CHUNK + Self.R * CHUNK + Self.R
+    comptime PART = Self.R * (Self.D + 2) + 1
+    """Numbers that a chunk leaves: sums, largest score and sum of weights of each row; how many rows."""
+    comptime ROOM = Self.R * (Self.D + 2) + Self.D * CHUNK + Self.R * CHUNK + Self.R
+    """Numbers that a thread needs: states, keys by columns, scores, limits."""
 
     def scratch_size(self) -> Int:
         """Numbers of scratch memory."""
-        var queries = self.T * Self.heads * Self.D
-        return queries + self.items() * Self.SLOT + self.parts() * (Self.SLOT + self._room() + 1)
+        var parts = self.parts() if self.split else self.tasks
+        return self.T * Self.heads * Self.D + parts * Self.PART + self.tasks * Self.ROOM
 
     @always_inline
-    def _state(self, item: Int) -> Floats:
-        return self.scratch.unsafe_offset(self.T * Self.heads * Self.D + item * Self.SLOT)
+    def _part(self, index: Int) -> Floats:
+        """What a chunk leaves: of each piece, or of each thread where they are joined at once."""
+        return self.scratch.unsafe_offset(self.T * Self.heads * Self.D + index * Self.PART)
 
     @always_inline
-    def _part(self, piece: Int) -> Floats:
-        """Sums, then room, then the number of query rows."""
-        var size = Self.SLOT + self._room() + 1
-        return self.scratch.unsafe_offset(self.T * Self.heads * Self.D + self.items() * Self.SLOT + piece * size)
+    def _room(self, task: Int) -> Floats:
+        """A thread's."""
+        var parts = self.parts() if self.split else self.tasks
+        return self._part(parts).unsafe_offset(task * Self.ROOM)
+
+    @always_inline
+    def _item(self, item: Int) -> Tuple[Int, Int, Int, Int]:
+        """Sequence, key head and rows from start to stop of an item."""
+        var rest = item // Self.key_heads
+        var b = 0
+        while True:
+            var begin = Int(self.offsets.unsafe_load(b))
+            var end = Int(self.offsets.unsafe_load(b + 1))
+            var count = ceildiv(end - begin, Self.ROWS)
+            if rest < count:
+                var start = begin + rest * Self.ROWS
+                return b, item % Self.key_heads, start, min(start + Self.ROWS, end)
+            rest -= count
+            b += 1
 
     @always_inline
     def _page(self, b: Int, position: Int) -> Floats:
@@ -329,22 +360,20 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
             value.unsafe_store(c, x.unsafe_load[width=LANES]((Self.heads + Self.key_heads) * Self.D + c))
 
     @always_inline
-    def attend(self, item: Int, chunk: Int, piece: Int) -> Int:
+    def attend(self, item: Int, chunk: Int, index: Int, task: Int) -> Int:
         """Attends to one chunk; the number of query rows, 0 if none of them sees it."""
-        var block = item % self.row_blocks
-        var h = item // self.row_blocks % Self.key_heads
-        var b = item // self.row_blocks // Self.key_heads
-        var begin = Int(self.offsets.unsafe_load(b))
-        var start = begin + block * Self.ROWS
-        var stop = min(start + Self.ROWS, Int(self.offsets.unsafe_load(b + 1)))
-        var position = Int(self.before.unsafe_load(b)) + start - begin
+        var found = self._item(item)
+        var b = found[0]
+        var h = found[1]
+        var start = found[2]
+        var stop = found[3]
+        var position = Int(self.before.unsafe_load(b)) + start - Int(self.offsets.unsafe_load(b))
         var first = chunk * CHUNK
         var num_keys = min(CHUNK, position + stop - start - first)
-        if stop <= start or num_keys <= 0:
+        if num_keys <= 0:
             return 0
         var count = (stop - start) * Self.G
-        var sums = self._part(piece)
-        var work = sums.unsafe_offset(Self.SLOT)
+        var work = self._room(task).unsafe_offset(Self.R * (Self.D + 2))
         var scores = work.unsafe_offset(Self.D * CHUNK)
         var limits = scores.unsafe_offset(Self.R * CHUNK).unsafe_bitcast[Int32]()
         for r in range(count):
@@ -361,75 +390,78 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
             num_keys,
             work,
             scores,
-            sums,
+            self._part(index),
         )
         return count
 
     @always_inline
-    def join(self, item: Int, piece: Int, count: Int):
+    def join(self, index: Int, count: Int, task: Int):
         """Joins what `attend` left to the chunks before."""
-        var sums = self._part(piece)
+        var sums = self._part(index)
+        var state = self._room(task)
         for r in range(count):
             _join[Self.D](
                 sums.unsafe_offset(r * Self.D),
                 sums.unsafe_load(count * Self.D + 2 * r),
                 sums.unsafe_load(count * Self.D + 2 * r + 1),
-                self._state(item).unsafe_offset(r * (Self.D + 2)),
+                state.unsafe_offset(r * (Self.D + 2)),
             )
 
     @always_inline
-    def begin(self, item: Int):
-        for i in range(Self.SLOT):
-            self._state(item).unsafe_store(i, 0)
+    def begin(self, task: Int):
+        """Empties a thread's states."""
+        var state = self._room(task)
+        for i in range(Self.R * (Self.D + 2)):
+            state.unsafe_store(i, 0)
+        for r in range(Self.R):
+            state.unsafe_store(r * (Self.D + 2) + Self.D, _HIDDEN)
 
     @always_inline
-    def finish(self, item: Int):
+    def finish(self, item: Int, task: Int):
         """Writes the result of an item."""
-        var block = item % self.row_blocks
-        var h = item // self.row_blocks % Self.key_heads
-        var b = item // self.row_blocks // Self.key_heads
-        var start = Int(self.offsets.unsafe_load(b)) + block * Self.ROWS
-        var stop = min(start + Self.ROWS, Int(self.offsets.unsafe_load(b + 1)))
-        for r in range((stop - start) * Self.G):
-            var sums = self._state(item).unsafe_offset(r * (Self.D + 2))
+        var found = self._item(item)
+        var start = found[2]
+        var state = self._room(task)
+        for r in range((found[3] - start) * Self.G):
+            var sums = state.unsafe_offset(r * (Self.D + 2))
             var total = sums.unsafe_load(Self.D + 1)
-            var head = (start + r // Self.G) * Self.heads + h * Self.G + r % Self.G
+            var head = (start + r // Self.G) * Self.heads + found[1] * Self.G + r % Self.G
             var row = self.result.unsafe_offset(head * Self.D)
             comptime for c in range(0, Self.D, LANES):
                 row.unsafe_store(c, sums.unsafe_load[width=LANES](c) / total)
 
     @always_inline
-    def run(self, p: Phases, phase: Int):
+    def run(self, p: Phases, phase: Int, task: Int):
         """Three phases."""
         var me = self
-        comptime LAST = Self.SLOT + Self.D * CHUNK + Self.R * CHUNK + Self.R
+        comptime LAST = Self.PART - 1
 
         def store(t: Int) {var me, imm}:
             me.store(t)
 
         p.share(phase, self.T, store)
 
-        def attend(piece: Int) {var me, imm}:
+        def attend(piece: Int) {var me, var task, imm}:
             if me.split:
-                var count = me.attend(piece // me.chunks, piece % me.chunks, piece)
+                var count = me.attend(piece // me.chunks, piece % me.chunks, piece, task)
                 me._part(piece).unsafe_bitcast[Int32]().unsafe_store(LAST, Int32(count))
                 return
-            me.begin(piece)
+            me.begin(task)
             for chunk in range(me.chunks):
-                var count = me.attend(piece, chunk, piece)
+                var count = me.attend(piece, chunk, task, task)
                 if count == 0:
                     break
-                me.join(piece, piece, count)
-            me.finish(piece)
+                me.join(task, count, task)
+            me.finish(piece, task)
 
         p.share(phase + 1, self.parts(), attend)
 
-        def finish(item: Int) {var me, imm}:
-            me.begin(item)
+        def finish(item: Int) {var me, var task, imm}:
+            me.begin(task)
             for chunk in range(me.chunks):
                 var piece = item * me.chunks + chunk
-                me.join(item, piece, Int(me._part(piece).unsafe_bitcast[Int32]().unsafe_load(LAST)))
-            me.finish(item)
+                me.join(piece, Int(me._part(piece).unsafe_bitcast[Int32]().unsafe_load(LAST)), task)
+            me.finish(item, task)
 
         if self.split:
-            p.share(phase + 2, self.items(), finish)
+            p.share(phase + 2, self.num_items, finish)

@@ -3,7 +3,7 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from .formats import F, I, LANES, block_bytes, codes, group_size, groups_per_block, has_least, is_rows, least, scale, unit_bytes, zero
+from .formats import LANES, block_bytes, codes, group_size, groups_per_block, has_least, is_rows, least, scale, unit_bytes, zero
 from .product import load_row
 
 

@@ -12,7 +12,7 @@ from std.memory.alloc import Layout
 
 from .activations import row_bytes
 from .attention import Attending
-from .formats import is_rows
+from .formats import is_rows, unit_bytes
 from .linear import Projections, gated, multiply, number, prepare
 from .phases import COUNTERS, Bytes, Floats, Integers, Phases
 
@@ -34,6 +34,13 @@ def bytes(p: ImmPointer[UInt8, _]) -> Bytes:
     return p.unsafe_mut_cast[True]().unsafe_origin_cast[MutUntrackedOrigin]()
 
 
+@always_inline
+def check[form: StaticString](columns: Int, K: Int) raises:
+    """Raises if weights that have so many columns as they are stored are not for rows of x of K."""
+    if columns != (K if is_rows[form]() else unit_bytes[form](K)):
+        raise Error(t"weights with {columns} stored columns in the form {form} are not for rows of {K} numbers")
+
+
 @extensibility.register("unispec_linear")
 struct Linear:
     """The product x `[M, K]` W^T, `[M, N]`."""
@@ -47,6 +54,7 @@ struct Linear:
         w: InputTensor[rank=2, ...],
         ctx: DeviceContext,
     ) raises:
+        check[form](w.dim_size[1](), x.dim_size[1]())
         var yp = floats(y.unsafe_ptr())
         _product[form, False](yp, floats(x.unsafe_ptr()), bytes(w.unsafe_ptr().unsafe_bitcast[UInt8]()), yp, 0,
             x.dim_size[0](), x.dim_size[1](), y.dim_size[1]())
@@ -66,6 +74,7 @@ struct LinearAdd:
         r: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
+        check[form](w.dim_size[1](), x.dim_size[1]())
         _product[form, True](floats(y.unsafe_ptr()), floats(x.unsafe_ptr()),
             bytes(w.unsafe_ptr().unsafe_bitcast[UInt8]()), floats(r.unsafe_ptr()), number[factor](),
             x.dim_size[0](), x.dim_size[1](), y.dim_size[1]())
@@ -107,6 +116,9 @@ struct NormedLinear:
         w2: InputTensor[rank=2, ...],
         ctx: DeviceContext,
     ) raises:
+        check[form0](w0.dim_size[1](), x.dim_size[1]())
+        check[form1](w1.dim_size[1](), x.dim_size[1]())
+        check[form2](w2.dim_size[1](), x.dim_size[1]())
         var qkv = Projections[form0, form1, form2](
             bytes(w0.unsafe_ptr().unsafe_bitcast[UInt8]()),
             bytes(w1.unsafe_ptr().unsafe_bitcast[UInt8]()),
@@ -153,6 +165,9 @@ struct MLP:
         var M = x.dim_size[0]()
         var K = x.dim_size[1]()
         comptime I = inner
+        check[form](gate.dim_size[1](), K)
+        check[form](up.dim_size[1](), K)
+        check[form_down](down.dim_size[1](), I)
         var tasks = parallelism_level(None)
         comptime packs = not is_rows[form_down]()
         var counters = alloc(Layout[Int64](count=COUNTERS))
@@ -228,7 +243,7 @@ struct Attention:
         var p = Phases(counters.unsafe_ptr(), tasks)
 
         def task(t: Int) {var p, var a, imm}:
-            a.run(p, 0)
+            a.run(p, 0, t)
 
         sync_parallelize(task, tasks)
         dealloc(scratch^)
@@ -281,6 +296,10 @@ struct AttentionBlock:
         var T = x.dim_size[0]()
         var N = y.dim_size[1]()
         var tasks = parallelism_level(None)
+        check[form0](w0.dim_size[1](), x.dim_size[1]())
+        check[form1](w1.dim_size[1](), x.dim_size[1]())
+        check[form2](w2.dim_size[1](), x.dim_size[1]())
+        check[form_out](out_proj.dim_size[1](), Q)
         var projections = Projections[form0, form1, form2](
             bytes(w0.unsafe_ptr().unsafe_bitcast[UInt8]()),
             bytes(w1.unsafe_ptr().unsafe_bitcast[UInt8]()),
@@ -328,7 +347,7 @@ struct AttentionBlock:
 
         def task(t: Int) {var p, var projections, var a, var xp, var rp, var gp, var yp, var op, var zp, var qkv, var attended, var rows, var T, var N, imm}:
             projections.run[normed == 1](p, 0, xp, gp, number[eps](), zp, qkv)
-            a.run(p, 2)
+            a.run(p, 2, t)
             comptime if packs:
                 prepare[form_out, False](p, 5, attended, attended, 0, rows, T, Q)
             multiply[form_out, True](p, 6, rows, op, yp, rp, number[factor](), T, Q, N)

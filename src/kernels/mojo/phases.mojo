@@ -1,8 +1,8 @@
 """Parts of an operation that all threads work on, one after the other.
 
 Starting a parallel task costs some microseconds, so an operation starts one and goes through phases in it. A
-thread takes pieces of a phase as long as there are some, and waits only for pieces that others are at work on:
-whoever comes late or never keeps nobody waiting.
+thread takes pieces of a phase as long as there are some, and waits only for pieces that others are at work on,
+so one that comes late holds up no phase.
 """
 from std.atomic import Atomic
 

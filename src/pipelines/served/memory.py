@@ -57,5 +57,5 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
             paths,
             width=stack.dtype.size_in_bytes,
             float8_stays=getattr(stack, "fp8", None) is not None,
-            as_stored=stack.devices[0].is_cpu(),
+            as_stored=stack.KEEPS_FORMS and stack.devices[0].is_cpu(),
         )

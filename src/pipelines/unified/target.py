@@ -35,7 +35,7 @@ class TargetFamily:
     """The class in `architectures` of a checkpoint that writes text; others rank or classify."""
     config: type[Any]
     """Reads the stack from MAX's `PipelineConfig`: `initialize`, `construct_kv_params`,
-    `calculate_max_seq_len` and `choose_encoding`, as `Llama3Config` has them."""
+    `calculate_max_seq_len`, `choose_encoding` and `KEEPS_FORMS`, as `Llama3Config` has them."""
     read: Callable[[MAXModelConfig, Any], Checkpoint]
     """The checkpoint's tensors as the stack takes them, given model and stack configuration."""
     state: Callable[..., Mapping[str, Weight]]
@@ -47,7 +47,5 @@ class TargetFamily:
     """A repository of the hub that it runs."""
     model: type[UnifiedModel]
     """The pipeline model; one that brings more to a step on the host derives from it."""
-    keeps_forms: bool = False
-    """Whether all of its matrices are in our layers, which on a CPU keep a checkpoint's form."""
     extra_types: Callable[[Any], ExtraTypes] = lambda stack: {}
     """Types of the inputs that only this target has, given the stack's configuration."""

@@ -49,6 +49,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {FLOAT32, BFLOAT16, FP8}
     """What can be asked for; FP8 on GPUs only, and int4 files are dequantised."""
 
+    KEEPS_FORMS: ClassVar[bool] = False
+    """Whether matrices may stay on a CPU as a checkpoint stores them."""
     logits_scaling: ClassVar[float] = 1.0
     """What the logits are divided by; this model has no such constant."""
 

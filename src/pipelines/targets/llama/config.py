@@ -70,6 +70,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     """MAX's fallback where no encoding is asked for; the graph follows `choose_encoding`."""
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {FLOAT32, BFLOAT16}
     """What weights and activations can be."""
+    KEEPS_FORMS: ClassVar[bool] = True
+    """Whether matrices may stay on a CPU as a checkpoint stores them."""
     ROPE_TYPES: ClassVar[Sequence[RopeType]] = ("default", "llama3", "longrope")
     """How the rotary frequencies may be scaled."""
 

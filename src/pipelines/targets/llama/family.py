@@ -29,6 +29,5 @@ LLAMA = TargetFamily(
     state=llama3_state_dict,
     stack=Llama3,
     model=UnifiedModel,
-    keeps_forms=True,
 )
 """Llama 2 to 3.2; its relatives replace a few of these."""
