@@ -134,7 +134,11 @@ def build_vision_graph(module: VisionModel, unit: CompilationUnit) -> Graph:
         TensorType(DType.int64, ["num_patches"], device=device),
         TensorType(DType.int64, ["num_features", _MERGED, "num_frames"], device=device),
     ]
-    with Graph("kimik2_5_vision", input_types=types, module=unit) as graph:
+    # What kernels a unit has is what its last graph says.
+    with (
+        kernels_for(device),
+        Graph("kimik2_5_vision", input_types=types, module=unit) as graph,
+    ):
         graph.output(module(*(value.tensor for value in graph.inputs)))
     return graph
 
