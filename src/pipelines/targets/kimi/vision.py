@@ -13,6 +13,8 @@ from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
 from max.graph import Module as CompilationUnit
 from max.nn import LayerList, LayerNorm, Linear, Module
 
+from unispec.kernels.library import kernels_for
+
 from .config import VisionConfig
 from .positions import ROTARY_STRIDE
 
