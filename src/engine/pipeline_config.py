@@ -120,6 +120,11 @@ def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) ->
             f"quantization encoding {encoding!r} is not supported {where}; leave it out, or run a"
             " Llama or one of its relatives on a CPU"
         )
+    if device.device_type == "cpu" and family.config.KEEPS_FORMS and encoding is not None:
+        raise InputError(
+            f"quantization encoding {encoding!r} is not supported on a CPU; use"
+            f" {' or '.join(map(repr, DRAFT_ENCODINGS))}"
+        )
     requested: dict[str, Any] = {"quantization_encoding": encoding}
     chosen: str = family.config.choose_encoding(
         MAXModelConfig(**location(config.model), device_specs=[device], **requested)

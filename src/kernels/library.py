@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -59,26 +60,33 @@ def kernel_package() -> Path:
     package = cache_folder() / "kernels" / digest.hexdigest()[:16] / _NAME
     if package.is_file():
         return package
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / _NAME
+        _compile(made)
+        try:
+            package.parent.mkdir(parents=True, exist_ok=True)
+            # Another process may write it at the same time.
+            unfinished = package.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(made, unfinished)
+            os.replace(unfinished, package)
+        except OSError as error:
+            _LOGGER.warning(
+                "%s cannot be written (%s), so the kernels are compiled for each graph: make room,"
+                " or set UNISPEC_CACHE to another folder",
+                package.parent,
+                error.strerror or error,
+            )
+            return _SOURCES
+    return package
+
+
+def _compile(package: Path) -> None:
+    command = ["precompile", str(_SOURCES), "-o", str(package)]
     try:
-        package.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may make it at the same time.
-        with tempfile.TemporaryDirectory(dir=package.parent) as folder:
-            made = Path(folder) / _NAME
-            command = ["precompile", str(_SOURCES), "-o", str(made)]
-            subprocess_run_mojo(command, capture_output=True, check=True, text=True)
-            os.replace(made, package)
+        subprocess_run_mojo(command, capture_output=True, check=True, text=True)
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error:" in line] or ["no reason"]
+        lines = [line for line in error.stderr.splitlines() if "error:" in line] or [str(error)]
         raise InputError(
             f"the kernels in {_SOURCES} cannot be compiled ({lines[0].strip()}): install unispec"
-            " again, with the versions of its constraints.txt"
+            " again, with the versions of its constraints.txt, and make room in TMPDIR"
         ) from error
-    except OSError as error:
-        _LOGGER.warning(
-            "%s cannot be written (%s), so the kernels are compiled for each graph: make room, or"
-            " set UNISPEC_CACHE to another folder",
-            package.parent,
-            error.strerror or error,
-        )
-        return _SOURCES
-    return package

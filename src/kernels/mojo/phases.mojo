@@ -5,6 +5,7 @@ thread takes pieces of a phase as long as there are some, and waits only for pie
 so one that comes late holds up no phase.
 """
 from std.atomic import Atomic
+from std.ffi import external_call
 
 comptime Floats = MutPointer[Float32, MutUntrackedOrigin]
 comptime Bytes = MutPointer[UInt8, MutUntrackedOrigin]
@@ -12,6 +13,8 @@ comptime Integers = MutPointer[Int32, MutUntrackedOrigin]
 
 comptime _LINE = 8
 # Of each phase what is taken and what is done, in cache lines of their own.
+comptime _PATIENCE = 4096
+"""How often a thread looks whether a phase is done before it lets others run."""
 comptime COUNTERS = 16 * 2 * _LINE
 """Numbers that the counters of an operation take."""
 
@@ -43,5 +46,10 @@ struct Phases(ImplicitlyCopyable):
             mine += 1
         if mine > 0:
             _ = Atomic[Int64].fetch_add(done, mine)
+        var looked = 0
         while Atomic[Int64].load(done) < Int64(count):
-            pass
+            looked += 1
+            if looked == _PATIENCE:
+                # Whoever is at work may need this processor.
+                _ = external_call["sched_yield", Int32]()
+                looked = 0
