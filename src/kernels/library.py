@@ -52,7 +52,7 @@ def kernel_package() -> Path:
     Where that cannot be written it is the folder of the sources, which MAX compiles for each graph.
 
     Raises:
-        InputError: Mojo does not compile the sources.
+        InputError: the sources cannot be compiled.
     """
     digest = hashlib.sha256(version("mojo-compiler").encode())
     for source in sorted(_SOURCES.glob("*.mojo")):

@@ -96,7 +96,10 @@ def test_engine_configuration(changes: dict[str, Any], words: list[str]) -> None
     [
         ({"devices": "tpu"}, ["devices 'tpu'", "use 'cpu'"]),
         ({"devices": "cpu:1"}, ["devices 'cpu:1'", "use 'cpu'"]),
-        ({"quantization_encoding": "q4_k"}, ["'q4_k'", "use 'float32'"]),
+        (
+            {"quantization_encoding": "float8_e4m3fn"},
+            ["'float8_e4m3fn' is not supported on a CPU", "use 'float32'", "'q4_k'"],
+        ),
         ({"weight_path": (Path("/nowhere/w.gguf"),)}, ["/nowhere/w.gguf", "correct the path"]),
     ],
 )

@@ -103,13 +103,13 @@ FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
     "no such GPU": (SOUND, ["--devices", "gpu:7"], ["devices 'gpu:7'", "0 GPUs", "use 'cpu'"]),
     "unknown encoding": (
         SOUND,
-        ["--quantization-encoding", "q4_k"],
-        ["--quantization-encoding", "'q4_k'", "'float32'"],
+        ["--quantization-encoding", "q5_1"],
+        ["--quantization-encoding", "'q5_1'", "'float32'"],
     ),
     "encoding that a CPU lacks": (
         SOUND,
-        ["--quantization-encoding", "bfloat16"],
-        ["'bfloat16'", "'cpu'", "use 'float32'"],
+        ["--quantization-encoding", "float8_e4m3fn"],
+        ["'float8_e4m3fn'", "on a CPU", "use 'float32'"],
     ),
     "schema is no JSON": (
         content("target", "schema", "{"),
