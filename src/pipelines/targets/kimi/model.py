@@ -71,7 +71,12 @@ class KimiK2_5Model(DeepseekV3Model):
         vision = build_vision_graph(self._vision, graph.module)
         # On a CPU the compiled graphs read the weights where they lie and do not own them.
         self.weights_registry = {**weights, **self._vision.state_dict()}
-        models = session.load_all(graph.module, weights_registry=self.weights_registry)
+        # MAX takes what kernels a graph has from a graph alone, not from a unit of several.
+        models = session.load_all(
+            graph.module,
+            custom_extensions=graph.kernel_libraries_paths,
+            weights_registry=self.weights_registry,
+        )
         self.encoder = MediaEncoder(
             models[vision.name], self._vision.config, self._positions, self.devices[0]
         )

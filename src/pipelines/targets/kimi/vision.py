@@ -13,8 +13,6 @@ from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
 from max.graph import Module as CompilationUnit
 from max.nn import LayerList, LayerNorm, Linear, Module
 
-from unispec.kernels.library import kernels_for
-
 from .config import VisionConfig
 from .positions import ROTARY_STRIDE
 
@@ -136,11 +134,7 @@ def build_vision_graph(module: VisionModel, unit: CompilationUnit) -> Graph:
         TensorType(DType.int64, ["num_patches"], device=device),
         TensorType(DType.int64, ["num_features", _MERGED, "num_frames"], device=device),
     ]
-    # What kernels a unit has is what its last graph says.
-    with (
-        kernels_for(device),
-        Graph("kimik2_5_vision", input_types=types, module=unit) as graph,
-    ):
+    with Graph("kimik2_5_vision", input_types=types, module=unit) as graph:
         graph.output(module(*(value.tensor for value in graph.inputs)))
     return graph
 
