@@ -20,7 +20,7 @@ from on_cpu.budget import Budget
 from on_cpu.contenders import CONTENDERS
 from on_cpu.formats import FORMATS
 from on_cpu.gguf_writing import weight_bytes
-from on_cpu.interpreters import Interpreters
+from on_cpu.interpreters import Interpreters, python_option
 from on_cpu.jobs import jobs
 from on_cpu.measurement import Cell, Measurement
 from on_cpu.models import DEFAULT_FORMATS, DEMO, find_model, load_texts, who_runs
@@ -92,28 +92,14 @@ def _quick(context: click.Context, option: click.Parameter, chosen: bool) -> Non
     help="For all rounds; what takes longer than its share gets fewer. Loading comes on top.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=2, help="For each process.")
-@click.option(
-    "--llama-python",
-    type=click.Path(exists=True, dir_okay=False),
-    envvar="UNISPEC_LLAMA_PYTHON",
-    default=sys.executable,
-    help="A Python that has xllamacpp; or set $UNISPEC_LLAMA_PYTHON.",
-    show_default="this one",
-)
+@python_option("llama", "xllamacpp")
 @click.option(
     "--llama-server",
     type=click.Path(exists=True, dir_okay=False),
     envvar="UNISPEC_LLAMA_SERVER",
     help="llama.cpp's server instead of xllamacpp, such as one that is built for this processor.",
 )
-@click.option(
-    "--openvino-python",
-    type=click.Path(exists=True, dir_okay=False),
-    envvar="UNISPEC_OPENVINO_PYTHON",
-    default=sys.executable,
-    help="A Python that has openvino-genai; or set $UNISPEC_OPENVINO_PYTHON.",
-    show_default="this one",
-)
+@python_option("openvino", "openvino-genai")
 @click.option(
     "--json",
     "json_file",

@@ -21,7 +21,7 @@ from generation.subprocesses import Json, start
 from on_cpu.contenders import System
 from on_cpu.formats import FORMATS, Format
 from on_cpu.gguf_files import demo_gguf
-from on_cpu.interpreters import Interpreters
+from on_cpu.interpreters import Interpreters, python_option
 from on_cpu.texts import BOOK
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -74,14 +74,7 @@ class Score:
 @click.option("--windows", type=click.IntRange(1, 8), default=8, help="How many, of the text.")
 @click.option("--window", type=click.IntRange(2, 512), default=512, help="Tokens of one.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, help="For each process.")
-@click.option(
-    "--llama-python",
-    type=click.Path(exists=True, dir_okay=False),
-    envvar="UNISPEC_LLAMA_PYTHON",
-    default=sys.executable,
-    help="A Python that has xllamacpp; or set $UNISPEC_LLAMA_PYTHON.",
-    show_default="this one",
-)
+@python_option("llama", "xllamacpp")
 @click.option(
     "--json",
     "json_file",

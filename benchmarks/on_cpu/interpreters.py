@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import click
 
 from .contenders import System
 
-__all__ = ["Interpreters"]
+__all__ = ["Interpreters", "python_option"]
 
 _LOOK: Final = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
 _NEEDS: Final = {
@@ -16,6 +19,19 @@ _NEEDS: Final = {
     "openvino": ("openvino_genai", "pip install openvino-genai"),
     "transformers": ("torch", "pip install -e '.[bench]'"),
 }
+
+
+def python_option(program: str, package: str) -> Any:
+    """The option `--PROGRAM-python`, an interpreter; by default the one that runs."""
+    variable = f"UNISPEC_{program.upper()}_PYTHON"
+    return click.option(
+        f"--{program}-python",
+        type=click.Path(exists=True, dir_okay=False),
+        envvar=variable,
+        default=sys.executable,
+        help=f"A Python that has {package}; or set ${variable}.",
+        show_default="this one",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,9 @@ def add_weights(pipeline_config: PipelineConfig, config: EngineConfig) -> None:
     """
     paths = weight_files(config.model, config.weight_path)
     # MAX's configurations are frozen, their lists are not.
-    pipeline_config.model.weight_path[:] = _checked(paths, pipeline_config.model, config)
+    pipeline_config.model.weight_path[:] = _checked(
+        paths, pipeline_config.model, config.devices, config.quantization_encoding
+    )
     draft = pipeline_config.draft_model
     if draft is not None and draft.weight_path == location(draft.model_name)["weight_path"]:
         draft.weight_path[:] = draft_files(draft, config)
@@ -108,15 +110,15 @@ def draft_files(
         FACTS[config.speculative_method].max_method, hf.architectures or ()
     )
     check_draft_files(method, paths, source=config.draft_model)
-    return _checked(paths, draft, config)
+    return _checked(paths, draft, config.devices, config.draft_quantization_encoding)
 
 
-def _checked(paths: list[Path], model: MAXModelConfig, config: EngineConfig) -> list[Path]:
+def _checked(
+    paths: list[Path], model: MAXModelConfig, devices: str, encoding: str | None
+) -> list[Path]:
     """The weight files, all of them whole and in agreement with config.json."""
     # What cannot stay as it is stored is told when it is read.
-    is_draft = model.model_name == config.draft_model
-    asked = config.draft_quantization_encoding if is_draft else config.quantization_encoding
-    check_weight_files(paths, as_stored=config.devices == "cpu" and asked != FLOAT32)
+    check_weight_files(paths, as_stored=devices == "cpu" and encoding != FLOAT32)
     if gguf := gguf_among(paths):
         check_agreement(gguf, model.huggingface_config, source=model.model_name)
     return paths

@@ -111,19 +111,19 @@ def weight_encodings(config: EngineConfig) -> WeightEncodings:
 
 def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) -> str:
     """The number format to compute in, which the target's own configuration decides."""
-    encoding = config.quantization_encoding
-    if device.device_type == "cpu" and family.config.KEEPS_FORMS and encoding in DRAFT_ENCODINGS:
+    encoding, on_cpu = config.quantization_encoding, device.device_type == "cpu"
+    if on_cpu and family.config.KEEPS_FORMS:
+        if encoding not in (None, *DRAFT_ENCODINGS):
+            raise InputError(
+                f"quantization encoding {encoding!r} is not supported on a CPU; use"
+                f" {' or '.join(map(repr, DRAFT_ENCODINGS))}"
+            )
         return FLOAT32
     if encoding in BLOCK_ENCODINGS:
-        where = "on a GPU" if device.device_type != "cpu" else f"for a {family.model_type}"
+        where = f"for a {family.model_type}" if on_cpu else "on a GPU"
         raise InputError(
             f"quantization encoding {encoding!r} is not supported {where}; leave it out, or run a"
             " Llama or one of its relatives on a CPU"
-        )
-    if device.device_type == "cpu" and family.config.KEEPS_FORMS and encoding is not None:
-        raise InputError(
-            f"quantization encoding {encoding!r} is not supported on a CPU; use"
-            f" {' or '.join(map(repr, DRAFT_ENCODINGS))}"
         )
     requested: dict[str, Any] = {"quantization_encoding": encoding}
     chosen: str = family.config.choose_encoding(

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -63,13 +63,15 @@ def kernel_package() -> Path:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / _NAME
         _compile(made)
+        # Another process may write it at the same time.
+        unfinished = package.with_suffix(f".{os.getpid()}")
         try:
             package.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may write it at the same time.
-            unfinished = package.with_suffix(f".{os.getpid()}")
             shutil.copyfile(made, unfinished)
             os.replace(unfinished, package)
         except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
             _LOGGER.warning(
                 "%s cannot be written (%s), so the kernels are compiled for each graph: make room,"
                 " or set UNISPEC_CACHE to another folder",
