@@ -18,6 +18,7 @@ from prompts import random_prompt
 from reference.target import TargetReference
 from runs import MAX_LENGTH
 
+from unispec.kernels.library import kernels_for
 from unispec.kv_cache.manager import make_cache_manager
 from unispec.kv_cache.views import take_caches
 from unispec.pipelines.unified.weights import load_weights
@@ -89,7 +90,7 @@ def compile_logits(name: str, stacks: Mapping[str, Stack]) -> LogitsGraph:
         TensorType(DType.uint32, ["num_row_offsets"], device=cpu),
         *(leaf for one in params for leaf in tree.leaves(one.get_symbolic_inputs())),
     ]
-    with Graph(name, input_types=types) as graph:
+    with kernels_for(cpu), Graph(name, input_types=types) as graph:
         inputs = iter(graph.inputs)
         tokens, offsets = next(inputs).tensor, next(inputs).tensor
         graph.output(*module(tokens, offsets, inputs))
