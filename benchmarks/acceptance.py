@@ -15,7 +15,7 @@ from unispec.chat import encode_message
 from unispec.checkpoints.demo import demo_model_folder, ensure_demo_model
 from unispec.engine import Engine, EngineConfig, Request
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 PROMPTS = Path(__file__).with_name("unseen_prompts.txt").read_text(encoding="utf-8").splitlines()
 
@@ -75,5 +75,5 @@ def main(
 
 
 if __name__ == "__main__":
-    let_timers_be_late()  # as the command line does
+    wait_asleep()  # as the command line does
     main()

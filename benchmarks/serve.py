@@ -9,10 +9,10 @@ interface can be named by its URL; start it with the same model on as many threa
 from __future__ import annotations
 
 from unispec.telemetry import turn_off_telemetry
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 turn_off_telemetry()
-let_timers_be_late()  # before MAX is imported, whose threads would disturb the servers
+wait_asleep()  # before MAX is imported, whose threads would disturb the servers
 
 import json
 import os

@@ -14,7 +14,7 @@ from max.pipelines.context import SamplingParams
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 from unispec.engine import Engine, EngineConfig, Request
 from unispec.methods import Method
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 PROMPTS = (
     "Explain in simple terms why the sky is blue.",
@@ -60,7 +60,7 @@ def step_times(engine: Engine, draft_tokens: int, prompt: str, new_tokens: int) 
 @click.option("--new-tokens", type=click.IntRange(min=12), default=40, help="For each prompt.")
 def main(rounds: int, new_tokens: int) -> None:
     """Prints the median and the fastest tenth of the steps, and both as ratios."""
-    let_timers_be_late()  # as the command line does
+    wait_asleep()  # as the command line does
     model = str(ensure_demo_model(demo_model_folder()))
     engines = {method: load(model, method) for method in dict.fromkeys(m for m, _ in CASES)}
     times: dict[tuple[Method | None, int], list[float]] = {case: [] for case in CASES}

@@ -23,7 +23,7 @@ from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import MHAKVCacheParams, PagedCacheValues
 
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 Array = npt.NDArray[Any]
 
@@ -260,5 +260,5 @@ def main(runs: int, contexts: tuple[int, ...]) -> None:
 
 
 if __name__ == "__main__":
-    let_timers_be_late()
+    wait_asleep()
     main()

@@ -1,14 +1,14 @@
 """Each of several test workers keeps to its part of the processors: imported before MAX is.
 
-Threads of two workers that share processors wait for each other, and MAX's wait by spinning. It
-counts the processors that it may use when it is imported. A compile, too, pays for its timers.
+Threads of two workers that share processors wait for each other. MAX counts the processors that it
+may use when it is imported. A compile, too, pays for its timers.
 """
 
 from __future__ import annotations
 
 import os
 
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 __all__ = ["COUNT"]
 
@@ -27,4 +27,4 @@ def _take_own() -> int:
 COUNT = _take_own()
 """Processors of this worker."""
 
-let_timers_be_late()
+wait_asleep()

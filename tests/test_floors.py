@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src"
 
 FLOORS = (
-    ("errors", "allocator", "telemetry", "timers"),
+    ("errors", "allocator", "telemetry", "waiting"),
     ("encodings", "methods"),
     ("checkpoints", "images", "chat"),
     ("sampling", "kv_cache", "kernels"),

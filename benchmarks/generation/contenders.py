@@ -21,8 +21,8 @@ class Contender:
     """Tokens proposed in a step; 0: one token a step."""
     method: Method | None = None
     """Of unispec's draft; None: the target alone."""
-    late_timers: bool = False
-    """Whether `let_timers_be_late` is called; for unispec it always is, as on its command line."""
+    waits_asleep: bool = False
+    """Whether `wait_asleep` is called; for unispec it always is, as on its command line."""
 
 
 TARGET_ALONE = "target-alone"
@@ -38,7 +38,7 @@ CONTENDERS = {
         Contender("dflash-k5", "unispec, DFlash K=5", "unispec", 5, "dflash"),
         Contender(TARGET_ALONE, "unispec, target alone", "unispec"),
         Contender(MAX, "MAX's own pipeline", "max"),
-        Contender("max-late-timers", "MAX's own, late timers", "max", late_timers=True),
+        Contender("max-asleep", "MAX's own, waiting asleep", "max", waits_asleep=True),
         Contender("transformers", "transformers, greedy", "transformers"),
         Contender("transformers-assisted", "transformers, prompt lookup", "transformers", 3),
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 from .answer import Answer
 from .contenders import CONTENDERS, Contender
@@ -26,8 +26,8 @@ class Runner(Protocol):
 
 def _load(contender: Contender, model: Path, max_length: int, threads: int) -> Runner:
     """Imports only what this contender needs: an import is a part of its process time."""
-    if contender.late_timers or contender.system == "unispec":
-        let_timers_be_late()
+    if contender.waits_asleep or contender.system == "unispec":
+        wait_asleep()
     if contender.system == "unispec":
         from .ours import UnispecRunner
 

@@ -10,7 +10,7 @@ from max.pipelines.context import SamplingParams
 
 from unispec.engine import Engine, EngineConfig, Request
 from unispec.sampling.grammar import Grammar
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 """What a regex does not take as it is."""
@@ -47,7 +47,7 @@ def _only(text: str | list[str]) -> Grammar:
 
 
 def _serve(job: Json) -> tuple[Json, Callable[[Json], Json]]:
-    let_timers_be_late()
+    wait_asleep()
     engine = Engine(
         EngineConfig(
             model=job["file"],

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from generation.subprocesses import Json, serve
 
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 from .answer import Answer
 
@@ -23,7 +23,7 @@ class Runner(Protocol):
 def _load(system: str, job: Json) -> Runner:
     """Imports only what this contender needs."""
     if system == "unispec":
-        let_timers_be_late()  # as its command line does
+        wait_asleep()  # as its command line does
         from .unispec_runner import UnispecJob, UnispecRunner
 
         return UnispecRunner(UnispecJob(**job))

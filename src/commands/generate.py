@@ -14,7 +14,7 @@ from unispec.commands.model import ModelOptions, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, sampling_options
 from unispec.sampling.ranges import LOGPROBS
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 __all__ = ["generate"]
 
@@ -71,7 +71,7 @@ def generate(
             answers.add(index, text)
 
         if model.devices == "cpu":
-            let_timers_be_late()
+            wait_asleep()
         phase("starting MAX")
         from unispec.checkpoints.generation_config import read_generation_config
         from unispec.engine import Engine, Request

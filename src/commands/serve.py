@@ -14,7 +14,7 @@ import click
 from unispec.commands.files import check_checkpoints
 from unispec.commands.libraries import quieten_libraries
 from unispec.commands.model import DEFAULT_MAX_BATCH_SIZE, ModelOptions, model_options
-from unispec.timers import let_timers_be_late
+from unispec.waiting import wait_asleep
 
 if TYPE_CHECKING:
     from unispec.serving.config import ServeConfig
@@ -154,7 +154,7 @@ def _serve(
             terminal.print(served(server, config))
 
         if model.devices == "cpu":
-            let_timers_be_late()
+            wait_asleep()
         phase("starting MAX")
         return HttpServer(
             load=load,
