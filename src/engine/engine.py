@@ -343,6 +343,14 @@ class Engine:
         devices = load_devices(config.model.device_specs)
         session = InferenceSession(devices=[*devices])
         paths = config.model.resolved_weight_paths()
+        self._progress("allocating the cache")
+        # Before the model: on a CPU it is set to zero while the weights are read.
+        manager = make_cache_manager(
+            self._kv_params,
+            num_pages=self.num_pages,
+            max_batch_size=self._config.max_batch_size,
+            draft_reads_next_token=self._model_class.draft_reads_next_token(),
+        )
         self._progress("loading weights and compiling the graph")
         model = self._model_class(
             config,
@@ -353,12 +361,5 @@ class Engine:
             SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
             max_batch_size=self._config.max_batch_size,
             encodings=weight_encodings(self._config),
-        )
-        self._progress("allocating the cache")
-        manager = make_cache_manager(
-            model.kv_params,
-            num_pages=self.num_pages,
-            max_batch_size=self._config.max_batch_size,
-            draft_reads_next_token=model.draft_reads_next_token,
         )
         return SpeculativePipeline(model, manager, thinking=self._thinking)

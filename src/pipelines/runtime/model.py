@@ -289,7 +289,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         self.weights_registry = weights
         return session.load(graph, weights_registry=weights)
 
-    @property
-    def draft_reads_next_token(self) -> bool:
+    @classmethod
+    def draft_reads_next_token(cls) -> bool:
         """Whether the draft's cache entry of a position depends on the token after it."""
         return False

@@ -198,7 +198,7 @@ def _allocate(
         model.kv_params,
         num_pages=planned_pages(model.kv_params, plan, exact=exact),
         max_batch_size=plan.planned_max_batch_size,
-        draft_reads_next_token=model.draft_reads_next_token,
+        draft_reads_next_token=model.draft_reads_next_token(),
     )
 
 

@@ -61,10 +61,10 @@ class UnifiedModel(StepModel):
         width = cls.method.checkpoint_width(draft.huggingface_config)
         return params if width is None else replace(params, num_draft_tokens=width)
 
-    @property
-    def draft_reads_next_token(self) -> bool:
+    @classmethod
+    def draft_reads_next_token(cls) -> bool:
         """Whether the draft's cache entry of a position depends on the token after it."""
-        return self.method is not None and self.method.reads_next_token
+        return cls.method is not None and cls.method.reads_next_token
 
     def load_model(self, session: InferenceSession) -> Any:
         """Reads the checkpoints, builds the graph and compiles it with the session.
