@@ -24,6 +24,7 @@ from unispec.kernels.forms import FLOATS, stored_shape
 from unispec.kernels.library import kernels_for
 from unispec.kernels.operations import (
     Matrix,
+    MLPHalf,
     embedding,
     linear,
     linear_add,
@@ -131,7 +132,7 @@ def model() -> Model:
                 linear(x, three[2]),
                 linear_add(residual, x, three[2], FACTOR),
                 normed_linear(x, gamma, EPS, three),
-                mlp(x, gamma, EPS, three[0], three[1], down, FACTOR),
+                mlp(x, MLPHalf(gamma, EPS, three[0], three[1], down, FACTOR)),
                 embedding(ids, three[2], COLUMNS),
             ]
         graph.output(*outputs)

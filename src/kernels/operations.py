@@ -18,10 +18,13 @@ from unispec.kernels.forms import Form, is_whole
 
 __all__ = [
     "Attending",
+    "AttentionHalf",
+    "MLPHalf",
     "Matrix",
     "attention",
     "attention_block",
     "can_join",
+    "decoder_layer",
     "embedding",
     "linear",
     "linear_add",
@@ -78,34 +81,6 @@ def normed_linear(
         [x.shape[0], sum(matrix.rows for matrix in matrices)],
         eps=_bits(eps),
         **{f"form{index}": matrix.form for index, matrix in enumerate(matrices)},
-    )
-
-
-def mlp(
-    x: TensorValue,
-    gamma: TensorValue,
-    eps: float,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
-    factor: float,
-) -> TensorValue:
-    """X + factor * down(silu(gate(z)) * up(z)) for z = RMSNorm(x), `[T, K]`.
-
-    Args:
-        x: `[T, K]`.
-        gamma: `[K]`, the norm's weight.
-        up: in the same form as `gate`.
-    """
-    return _call(
-        "unispec_mlp",
-        [x, gamma, gate.stored, up.stored, down.stored],
-        x.shape,
-        form=gate.form,
-        form_down=down.form,
-        inner=gate.rows,
-        eps=_bits(eps),
-        factor=_bits(factor),
     )
 
 
@@ -170,51 +145,118 @@ def attention(qkv: TensorValue, attending: Attending) -> TensorValue:
     Args:
         qkv: `[T, (heads + 2 * key_heads) * D]`.
     """
-    out = TensorType(
-        DType.float32, [qkv.shape[0], attending.heads * attending.head_dim], DeviceRef.CPU()
+    width = attending.heads * attending.head_dim
+    out = TensorType(DType.float32, [qkv.shape[0], width], DeviceRef.CPU())
+    return _cached("unispec_attention", [qkv, *attending.values], out, attending.parameters)
+
+
+class AttentionHalf(NamedTuple):
+    """Of a decoder layer: residual + factor * output(attention(RMSNorm(x))), `[T, N]`."""
+
+    x: TensorValue
+    """`[T, K]`."""
+    residual: TensorValue
+    """`[T, N]`."""
+    norm: tuple[TensorValue, float] | None
+    """Its weight `[K]` and eps; None: x is taken as it is."""
+    projections: Sequence[Matrix]
+    """Of queries, keys and values; see `can_join`."""
+    output: Matrix
+    """`[N, heads * D]`."""
+    attending: Attending
+    """See `attention`."""
+    factor: float
+    """Of what is added."""
+
+    @property
+    def result(self) -> TensorType:
+        """What it gives."""
+        return TensorType(DType.float32, self.residual.shape, DeviceRef.CPU())
+
+    @property
+    def values(self) -> list[TensorValue | BufferValue]:
+        """The operands."""
+        nothing = ops.constant(0.0, DType.float32, DeviceRef.CPU()).reshape([1])
+        gamma = nothing if self.norm is None else self.norm[0]
+        stored = [matrix.stored for matrix in (*self.projections, self.output)]
+        return [self.x, self.residual, gamma, *stored, *self.attending.values]
+
+    @property
+    def parameters(self) -> dict[str, int | str]:
+        """Those of the operation."""
+        return {
+            **{f"form{at}": matrix.form for at, matrix in enumerate(self.projections)},
+            "form_out": self.output.form,
+            "normed": int(self.norm is not None),
+            "eps": 0 if self.norm is None else _bits(self.norm[1]),
+            "factor": _bits(self.factor),
+            **self.attending.parameters,
+        }
+
+
+class MLPHalf(NamedTuple):
+    """Of a decoder layer: x + factor * down(silu(gate(z)) * up(z)) for z = RMSNorm(x), `[T, K]`."""
+
+    gamma: TensorValue
+    """`[K]`, the norm's weight."""
+    eps: float
+    """The norm's."""
+    gate: Matrix
+    """`[I, K]`."""
+    up: Matrix
+    """`[I, K]`, in the same form as `gate`."""
+    down: Matrix
+    """`[K, I]`."""
+    factor: float
+    """Of what is added."""
+
+    @property
+    def values(self) -> list[TensorValue]:
+        """The operands beside x."""
+        return [self.gamma, self.gate.stored, self.up.stored, self.down.stored]
+
+
+def attention_block(half: AttentionHalf) -> TensorValue:
+    """The first half of a decoder layer."""
+    return _cached("unispec_attention_block", half.values, half.result, half.parameters)
+
+
+def mlp(x: TensorValue, half: MLPHalf) -> TensorValue:
+    """The second half of a decoder layer over x, `[T, K]`."""
+    return _call(
+        "unispec_mlp",
+        [x, *half.values],
+        x.shape,
+        form=half.gate.form,
+        form_down=half.down.form,
+        inner=half.gate.rows,
+        eps=_bits(half.eps),
+        factor=_bits(half.factor),
     )
-    return ops.inplace_custom(
-        "unispec_attention",
-        DeviceRef.CPU(),
-        [qkv, *attending.values],
-        [out],
-        parameters=attending.parameters,
-    )[0].tensor
 
 
-def attention_block(
-    x: TensorValue,
-    residual: TensorValue,
-    norm: tuple[TensorValue, float] | None,
-    projections: Sequence[Matrix],
-    output: Matrix,
-    attending: Attending,
-    factor: float,
+def decoder_layer(first: AttentionHalf, second: MLPHalf) -> TensorValue:
+    """Both halves, which have the same factor; to the bit what one after the other gives."""
+    parameters = {
+        **first.parameters,
+        "form_gated": second.gate.form,
+        "form_down": second.down.form,
+        "inner": second.gate.rows,
+        "eps_mlp": _bits(second.eps),
+    }
+    values = [*first.values, *second.values]
+    return _cached("unispec_decoder_layer", values, first.result, parameters)
+
+
+def _cached(
+    name: str,
+    values: Sequence[TensorValue | BufferValue],
+    out: TensorType,
+    parameters: dict[str, int | str],
 ) -> TensorValue:
-    """Residual + factor * output(attention(RMSNorm(x))), `[T, N]`; see `attention`.
-
-    Args:
-        x: `[T, K]`.
-        norm: its weight `[K]` and eps; None: x is taken as it is.
-        projections: of queries, keys and values; see `can_join`.
-    """
-    gamma, eps = norm or (ops.constant(0.0, DType.float32, DeviceRef.CPU()).reshape([1]), 0.0)
-    stored = [matrix.stored for matrix in (*projections, output)]
-    forms: dict[str, Any] = {f"form{at}": one.form for at, one in enumerate(projections)}
-    return ops.inplace_custom(
-        "unispec_attention_block",
-        DeviceRef.CPU(),
-        [x, residual, gamma, *stored, *attending.values],
-        [TensorType(DType.float32, [x.shape[0], output.rows], DeviceRef.CPU())],
-        parameters={
-            **forms,
-            "form_out": output.form,
-            "normed": int(norm is not None),
-            "eps": _bits(eps),
-            "factor": _bits(factor),
-            **attending.parameters,
-        },
-    )[0].tensor
+    """Calls an operation that writes to the cache."""
+    called = ops.inplace_custom(name, DeviceRef.CPU(), values, [out], parameters=parameters)
+    return called[0].tensor
 
 
 def _call(

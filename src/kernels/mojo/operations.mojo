@@ -13,7 +13,8 @@ from std.memory.alloc import Layout
 from .activations import row_bytes
 from .attention import Attending
 from .formats import is_rows, unit_bytes
-from .linear import Projections, gated, multiply, number, prepare
+from .halves import AttentionHalf, MLPHalf
+from .linear import Projections, multiply, number, prepare
 from .phases import COUNTERS, Bytes, Floats, Integers, Phases
 
 comptime MutableInputTensor = ManagedTensorSlice[IOSpec[_, _].MutableInput, static_spec=_]
@@ -148,7 +149,7 @@ struct NormedLinear:
 
 @extensibility.register("unispec_mlp")
 struct MLP:
-    """x `[M, K]` + factor * (silu(z G^T) * (z U^T)) D^T for z = rms_norm(x); G and U have one form."""
+    """The second half of a decoder layer; see `MLPHalf`."""
 
     @staticmethod
     def execute[
@@ -162,41 +163,49 @@ struct MLP:
         down: InputTensor[rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        var M = x.dim_size[0]()
-        var K = x.dim_size[1]()
-        comptime I = inner
-        check[form](gate.dim_size[1](), K)
-        check[form](up.dim_size[1](), K)
-        check[form_down](down.dim_size[1](), I)
+        var half = _mlp[form, form_down, inner, eps, factor](
+            floats(x.unsafe_ptr()), x.dim_size[0](), x.dim_size[1](), gamma, gate, up, down
+        )
+        half.y = floats(y.unsafe_ptr())
         var tasks = parallelism_level(None)
-        comptime packs = not is_rows[form_down]()
         var counters = alloc(Layout[Int64](count=COUNTERS))
-        var normed = alloc(Layout[UInt8](count=M * row_bytes[form](K)))
-        var hidden = alloc(Layout[Float32](count=2 * M * I))
-        var packed = alloc(Layout[UInt8](count=M * row_bytes[form_down](I) if packs else 1))
+        var scratch = alloc(Layout[UInt8](count=half.scratch_bytes()))
+        half.place(bytes(scratch.unsafe_ptr()))
         var p = Phases(counters.unsafe_ptr(), tasks)
-        var zp = bytes(normed.unsafe_ptr())
-        var hp = floats(hidden.unsafe_ptr())
-        var rows = bytes(packed.unsafe_ptr()) if packs else hp.unsafe_bitcast[UInt8]()
-        var xp = floats(x.unsafe_ptr())
-        var np = floats(gamma.unsafe_ptr())
-        var yp = floats(y.unsafe_ptr())
-        var gp = bytes(gate.unsafe_ptr().unsafe_bitcast[UInt8]())
-        var wp = bytes(up.unsafe_ptr().unsafe_bitcast[UInt8]())
-        var dp = bytes(down.unsafe_ptr().unsafe_bitcast[UInt8]())
 
-        def task(t: Int) {var p, var xp, var np, var yp, var gp, var wp, var dp, var zp, var hp, var rows, var M, var K, imm}:
-            prepare[form, True](p, 0, xp, np, number[eps](), zp, M, K)
-            gated[form](p, 1, zp, gp, wp, hp, hp.unsafe_offset(M * I), M, K, I)
-            comptime if packs:
-                prepare[form_down, False](p, 2, hp, hp, 0, rows, M, I)
-            multiply[form_down, True](p, 3, rows, dp, yp, xp, number[factor](), M, I, K)
+        def task(t: Int) {var p, var half, imm}:
+            half.run(p, 0)
 
         sync_parallelize(task, tasks)
-        dealloc(packed^)
-        dealloc(hidden^)
-        dealloc(normed^)
+        dealloc(scratch^)
         dealloc(counters^)
+
+
+def _mlp[
+    form: StaticString, form_down: StaticString, inner: Int, eps: Int, factor: Int
+](
+    x: Floats,
+    M: Int,
+    K: Int,
+    gamma: InputTensor[dtype=DType.float32, rank=1, ...],
+    gate: InputTensor[rank=2, ...],
+    up: InputTensor[rank=2, ...],
+    down: InputTensor[rank=2, ...],
+) raises -> MLPHalf[form, form_down, inner, eps, factor]:
+    """Its result is to be set."""
+    check[form](gate.dim_size[1](), K)
+    check[form](up.dim_size[1](), K)
+    check[form_down](down.dim_size[1](), inner)
+    return MLPHalf[form, form_down, inner, eps, factor](
+        x,
+        floats(gamma.unsafe_ptr()),
+        bytes(gate.unsafe_ptr().unsafe_bitcast[UInt8]()),
+        bytes(up.unsafe_ptr().unsafe_bitcast[UInt8]()),
+        bytes(down.unsafe_ptr().unsafe_bitcast[UInt8]()),
+        x,
+        M,
+        K,
+    )
 
 
 @extensibility.register("unispec_attention")
@@ -219,24 +228,11 @@ struct Attention:
         ctx: DeviceContext,
     ) raises:
         var tasks = parallelism_level(None)
-        var a = Attending[heads, key_heads, head_dim, interleaved == 1](
-            floats(qkv.unsafe_ptr()),
-            floats(y.unsafe_ptr()),
-            floats(freqs.unsafe_ptr()),
-            integers(offsets.unsafe_ptr()),
-            integers(lengths.unsafe_ptr()),
-            integers(table.unsafe_ptr()),
-            floats(blocks.unsafe_ptr()),
-            Int(layer.unsafe_ptr().unsafe_load(0)),
-            blocks.dim_size[2](),
-            blocks.dim_size[3](),
-            Int(page_stride.unsafe_ptr().unsafe_load(0)),
-            table.dim_size[1](),
-            number[scale](),
-            qkv.dim_size[0](),
-            lengths.dim_size[0](),
-            tasks,
+        var a = _attending[heads, key_heads, head_dim, interleaved](
+            qkv.dim_size[0](), number[scale](), tasks, offsets, freqs, blocks, page_stride, lengths, table, layer
         )
+        a.qkv = floats(qkv.unsafe_ptr())
+        a.result = floats(y.unsafe_ptr())
         var counters = alloc(Layout[Int64](count=COUNTERS))
         var scratch = alloc(Layout[Float32](count=a.scratch_size()))
         a.scratch = floats(scratch.unsafe_ptr())
@@ -252,10 +248,7 @@ struct Attention:
 
 @extensibility.register("unispec_attention_block")
 struct AttentionBlock:
-    """The residual r `[T, N]` + factor * attention(rms_norm(x `[T, K]`)) O^T; see `Attending`.
-
-    Queries, keys and values are the products with three matrices. x is taken as it is where `normed` is 0.
-    """
+    """The first half of a decoder layer; see `AttentionHalf`."""
 
     @staticmethod
     def execute[
@@ -290,71 +283,187 @@ struct AttentionBlock:
         layer: InputTensor[dtype=DType.uint32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime A = Attending[heads, key_heads, head_dim, interleaved == 1]
-        comptime Q = heads * head_dim
-        comptime packs = not is_rows[form_out]()
-        var T = x.dim_size[0]()
-        var N = y.dim_size[1]()
         var tasks = parallelism_level(None)
-        check[form0](w0.dim_size[1](), x.dim_size[1]())
-        check[form1](w1.dim_size[1](), x.dim_size[1]())
-        check[form2](w2.dim_size[1](), x.dim_size[1]())
-        check[form_out](out_proj.dim_size[1](), Q)
-        var projections = Projections[form0, form1, form2](
-            bytes(w0.unsafe_ptr().unsafe_bitcast[UInt8]()),
-            bytes(w1.unsafe_ptr().unsafe_bitcast[UInt8]()),
-            bytes(w2.unsafe_ptr().unsafe_bitcast[UInt8]()),
-            w0.dim_size[0](),
-            w1.dim_size[0](),
-            T,
-            x.dim_size[1](),
-            A.WIDTH,
+        var a = _attending[heads, key_heads, head_dim, interleaved](
+            x.dim_size[0](), number[scale](), tasks, offsets, freqs, blocks, page_stride, lengths, table, layer
         )
+        var half = _attention_half[
+            form0, form1, form2, form_out, normed, eps, factor, heads, key_heads, head_dim, interleaved
+        ](x, r, gamma, w0, w1, w2, out_proj, a)
+        half.y = floats(y.unsafe_ptr())
         var counters = alloc(Layout[Int64](count=COUNTERS))
-        var normed_x = alloc(Layout[UInt8](count=projections.scratch_size()))
-        var between = alloc(Layout[Float32](count=T * (A.WIDTH + Q)))
-        var packed = alloc(Layout[UInt8](count=T * row_bytes[form_out](Q) if packs else 1))
-        var zp = bytes(normed_x.unsafe_ptr())
-        var qkv = floats(between.unsafe_ptr())
-        var attended = qkv.unsafe_offset(T * A.WIDTH)
-        var rows = bytes(packed.unsafe_ptr()) if packs else attended.unsafe_bitcast[UInt8]()
-        var a = A(
-            qkv,
-            attended,
-            floats(freqs.unsafe_ptr()),
-            integers(offsets.unsafe_ptr()),
-            integers(lengths.unsafe_ptr()),
-            integers(table.unsafe_ptr()),
-            floats(blocks.unsafe_ptr()),
-            Int(layer.unsafe_ptr().unsafe_load(0)),
-            blocks.dim_size[2](),
-            blocks.dim_size[3](),
-            Int(page_stride.unsafe_ptr().unsafe_load(0)),
-            table.dim_size[1](),
-            number[scale](),
-            T,
-            lengths.dim_size[0](),
-            tasks,
-        )
-        var scratch = alloc(Layout[Float32](count=a.scratch_size()))
-        a.scratch = floats(scratch.unsafe_ptr())
+        var scratch = alloc(Layout[UInt8](count=half.scratch_bytes()))
+        half.place(bytes(scratch.unsafe_ptr()))
         var p = Phases(counters.unsafe_ptr(), tasks)
-        var xp = floats(x.unsafe_ptr())
-        var rp = floats(r.unsafe_ptr())
-        var gp = floats(gamma.unsafe_ptr())
-        var yp = floats(y.unsafe_ptr())
-        var op = bytes(out_proj.unsafe_ptr().unsafe_bitcast[UInt8]())
 
-        def task(t: Int) {var p, var projections, var a, var xp, var rp, var gp, var yp, var op, var zp, var qkv, var attended, var rows, var T, var N, imm}:
-            projections.run[normed == 1](p, 0, xp, gp, number[eps](), zp, qkv)
-            a.run(p, 2, t)
-            comptime if packs:
-                prepare[form_out, False](p, 5, attended, attended, 0, rows, T, Q)
-            multiply[form_out, True](p, 6, rows, op, yp, rp, number[factor](), T, Q, N)
+        def task(t: Int) {var p, var half, imm}:
+            half.run(p, 0, t)
 
         sync_parallelize(task, tasks)
         dealloc(scratch^)
-        dealloc(packed^)
-        dealloc(between^)
-        dealloc(normed_x^)
         dealloc(counters^)
+
+
+@extensibility.register("unispec_decoder_layer")
+struct DecoderLayer:
+    """Both halves, one after the other; `eps_mlp` is that of the second half's norm."""
+
+    @staticmethod
+    def execute[
+        form0: StaticString,
+        form1: StaticString,
+        form2: StaticString,
+        form_out: StaticString,
+        normed: Int,
+        eps: Int,
+        factor: Int,
+        heads: Int,
+        key_heads: Int,
+        head_dim: Int,
+        scale: Int,
+        interleaved: Int,
+        form_gated: StaticString,
+        form_down: StaticString,
+        inner: Int,
+        eps_mlp: Int,
+        target: StaticString,
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[dtype=DType.float32, rank=2, ...],
+        r: InputTensor[dtype=DType.float32, rank=2, ...],
+        gamma: InputTensor[dtype=DType.float32, rank=1, ...],
+        w0: InputTensor[rank=2, ...],
+        w1: InputTensor[rank=2, ...],
+        w2: InputTensor[rank=2, ...],
+        out_proj: InputTensor[rank=2, ...],
+        offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
+        freqs: InputTensor[dtype=DType.float32, rank=2, ...],
+        blocks: MutableInputTensor[dtype=DType.float32, rank=6, ...],
+        page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
+        lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
+        table: InputTensor[dtype=DType.uint32, rank=2, ...],
+        layer: InputTensor[dtype=DType.uint32, rank=1, ...],
+        gamma_mlp: InputTensor[dtype=DType.float32, rank=1, ...],
+        gate: InputTensor[rank=2, ...],
+        up: InputTensor[rank=2, ...],
+        down: InputTensor[rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var T = x.dim_size[0]()
+        var N = y.dim_size[1]()
+        var tasks = parallelism_level(None)
+        var a = _attending[heads, key_heads, head_dim, interleaved](
+            x.dim_size[0](), number[scale](), tasks, offsets, freqs, blocks, page_stride, lengths, table, layer
+        )
+        var first = _attention_half[
+            form0, form1, form2, form_out, normed, eps, factor, heads, key_heads, head_dim, interleaved
+        ](x, r, gamma, w0, w1, w2, out_proj, a)
+        var second = _mlp[form_gated, form_down, inner, eps_mlp, factor](first.y, T, N, gamma_mlp, gate, up, down)
+        second.y = floats(y.unsafe_ptr())
+        var between = alloc(Layout[Float32](count=T * N))
+        first.y = floats(between.unsafe_ptr())
+        second.x = first.y
+        var counters = alloc(Layout[Int64](count=COUNTERS))
+        # A thread begins the second half when all are done with the first one's memory.
+        var scratch = alloc(Layout[UInt8](count=max(first.scratch_bytes(), second.scratch_bytes())))
+        first.place(bytes(scratch.unsafe_ptr()))
+        second.place(bytes(scratch.unsafe_ptr()))
+        var p = Phases(counters.unsafe_ptr(), tasks)
+
+        def task(t: Int) {var p, var first, var second, imm}:
+            first.run(p, 0, t)
+            second.run(p, first.PHASES)
+
+        sync_parallelize(task, tasks)
+        dealloc(scratch^)
+        dealloc(counters^)
+        dealloc(between^)
+
+
+def _attending[
+    heads: Int, key_heads: Int, head_dim: Int, interleaved: Int
+](
+    T: Int,
+    scale: Float32,
+    tasks: Int,
+    offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
+    freqs: InputTensor[dtype=DType.float32, rank=2, ...],
+    blocks: MutableInputTensor[dtype=DType.float32, rank=6, ...],
+    page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
+    lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
+    table: InputTensor[dtype=DType.uint32, rank=2, ...],
+    layer: InputTensor[dtype=DType.uint32, rank=1, ...],
+) raises -> Attending[heads, key_heads, head_dim, interleaved == 1]:
+    """What it reads and writes beside the cache is to be set."""
+    var cache = floats(blocks.unsafe_ptr())
+    return Attending[heads, key_heads, head_dim, interleaved == 1](
+        cache,
+        cache,
+        floats(freqs.unsafe_ptr()),
+        integers(offsets.unsafe_ptr()),
+        integers(lengths.unsafe_ptr()),
+        integers(table.unsafe_ptr()),
+        cache,
+        Int(layer.unsafe_ptr().unsafe_load(0)),
+        blocks.dim_size[2](),
+        blocks.dim_size[3](),
+        Int(page_stride.unsafe_ptr().unsafe_load(0)),
+        table.dim_size[1](),
+        scale,
+        T,
+        lengths.dim_size[0](),
+        tasks,
+    )
+
+
+def _attention_half[
+    form0: StaticString,
+    form1: StaticString,
+    form2: StaticString,
+    form_out: StaticString,
+    normed: Int,
+    eps: Int,
+    factor: Int,
+    heads: Int,
+    key_heads: Int,
+    head_dim: Int,
+    interleaved: Int,
+](
+    x: InputTensor[dtype=DType.float32, rank=2, ...],
+    r: InputTensor[dtype=DType.float32, rank=2, ...],
+    gamma: InputTensor[dtype=DType.float32, rank=1, ...],
+    w0: InputTensor[rank=2, ...],
+    w1: InputTensor[rank=2, ...],
+    w2: InputTensor[rank=2, ...],
+    out_proj: InputTensor[rank=2, ...],
+    attending: Attending[heads, key_heads, head_dim, interleaved == 1],
+) raises -> AttentionHalf[
+    form0, form1, form2, form_out, normed, eps, factor, heads, key_heads, head_dim, interleaved
+]:
+    """Its result is to be set."""
+    check[form0](w0.dim_size[1](), x.dim_size[1]())
+    check[form1](w1.dim_size[1](), x.dim_size[1]())
+    check[form2](w2.dim_size[1](), x.dim_size[1]())
+    check[form_out](out_proj.dim_size[1](), heads * head_dim)
+    var projections = Projections[form0, form1, form2](
+        bytes(w0.unsafe_ptr().unsafe_bitcast[UInt8]()),
+        bytes(w1.unsafe_ptr().unsafe_bitcast[UInt8]()),
+        bytes(w2.unsafe_ptr().unsafe_bitcast[UInt8]()),
+        w0.dim_size[0](),
+        w1.dim_size[0](),
+        x.dim_size[0](),
+        x.dim_size[1](),
+        (heads + 2 * key_heads) * head_dim,
+    )
+    return AttentionHalf[
+        form0, form1, form2, form_out, normed, eps, factor, heads, key_heads, head_dim, interleaved
+    ](
+        projections,
+        attending,
+        floats(x.unsafe_ptr()),
+        floats(r.unsafe_ptr()),
+        floats(gamma.unsafe_ptr()),
+        bytes(out_proj.unsafe_ptr().unsafe_bitcast[UInt8]()),
+        floats(r.unsafe_ptr()),
+        r.dim_size[1](),
+    )

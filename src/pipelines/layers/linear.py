@@ -16,7 +16,7 @@ from max.nn import Module, RMSNorm
 
 from unispec.kernels import operations
 from unispec.kernels.forms import FLOATS, Form, is_whole, stored_shape
-from unispec.kernels.operations import Matrix
+from unispec.kernels.operations import Matrix, MLPHalf
 
 __all__ = [
     "Embedding",
@@ -172,11 +172,18 @@ class GatedMLP(Module):
 
     def added(self, x: TensorValue, norm: RMSNorm, factor: float = 1.0) -> TensorValue:
         """`x + factor * mlp(norm(x))`, `[T, H]`."""
+        half = self.half(norm, factor)
+        if half is not None:
+            return operations.mlp(x, half)
+        return add_linear(x, self._gated(norm(x)), self.down_proj, factor)
+
+    def half(self, norm: RMSNorm, factor: float) -> MLPHalf | None:
+        """What `added` computes, if one operation does."""
         gate, up, down = self.gate_proj, self.up_proj, self.down_proj
-        if gate.on_cpu and gate.form == up.form:
-            gamma, matrices = TensorValue(norm.weight), (gate.matrix, up.matrix, down.matrix)
-            return operations.mlp(x, gamma, norm.eps, *matrices, factor)
-        return add_linear(x, self._gated(norm(x)), down, factor)
+        if not gate.on_cpu or gate.form != up.form:
+            return None
+        matrices = (gate.matrix, up.matrix, down.matrix)
+        return MLPHalf(TensorValue(norm.weight), norm.eps, *matrices, factor)
 
     def _gated(self, x: TensorValue) -> TensorValue:
         gate, up = fused_linear(x, [self.gate_proj, self.up_proj])

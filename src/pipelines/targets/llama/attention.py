@@ -12,7 +12,13 @@ from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
-from unispec.kernels.operations import Attending, attention, attention_block, can_join
+from unispec.kernels.operations import (
+    Attending,
+    AttentionHalf,
+    attention,
+    attention_block,
+    can_join,
+)
 from unispec.pipelines.layers.linear import Linear, add_linear, normed_linear
 
 from .stack_config import StackConfig
@@ -79,11 +85,50 @@ class Attention(Module):
             norm: before the projections; None: none.
             factor: of what is added.
         """
-        projections = [self.q_proj, self.k_proj, self.v_proj]
-        freqs_cis = freqs_cis.cast(x.dtype).to(x.device)
-        attending = Attending(
+        around = (cache, freqs_cis, row_offsets)
+        half = self.half(residual, layer, x, *around, norm=norm, factor=factor)
+        if half is not None:
+            return attention_block(half)
+        attending = self._attending(layer, x, *around)
+        qkv = normed_linear(x, norm, [self.q_proj, self.k_proj, self.v_proj])
+        if self.has_qk_norm:
+            qkv = self._with_normed_heads(qkv)
+        attend = attention if self.has_own_kernel else self._attend
+        return add_linear(residual, attend(qkv, attending), self.o_proj, factor)
+
+    def half(
+        self,
+        residual: TensorValue,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+        *,
+        norm: RMSNorm | None,
+        factor: float,
+    ) -> AttentionHalf | None:
+        """What a call with the same arguments computes, if one operation does."""
+        if not self.has_own_kernel or not self.is_plain:
+            return None
+        matrices = [one.matrix for one in (self.q_proj, self.k_proj, self.v_proj)]
+        if not can_join(matrices):
+            return None
+        before = None if norm is None else (TensorValue(norm.weight), norm.eps)
+        attending = self._attending(layer, x, cache, freqs_cis, row_offsets)
+        return AttentionHalf(x, residual, before, matrices, self.o_proj.matrix, attending, factor)
+
+    def _attending(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> Attending:
+        return Attending(
             row_offsets,
-            freqs_cis,
+            freqs_cis.cast(x.dtype).to(x.device),
             cache,
             layer,
             heads=self.heads,
@@ -92,16 +137,6 @@ class Attention(Module):
             scale=self.scale,
             interleaved=self.rope.interleaved,
         )
-        matrices = [projection.matrix for projection in projections] if self.has_own_kernel else []
-        if not self.is_plain or not can_join(matrices):
-            qkv = normed_linear(x, norm, projections)
-            if self.has_qk_norm:
-                qkv = self._with_normed_heads(qkv)
-            attended = attention(qkv, attending) if matrices else self._attend(qkv, attending)
-            return add_linear(residual, attended, self.o_proj, factor)
-        before = None if norm is None else (TensorValue(norm.weight), norm.eps)
-        out = self.o_proj.matrix
-        return attention_block(x, residual, before, matrices, out, attending, factor)
 
     @property
     def is_plain(self) -> bool:

@@ -7,6 +7,7 @@ from max.nn import Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
+from unispec.kernels.operations import decoder_layer
 from unispec.pipelines.layers.linear import GatedMLP
 
 from .attention import Attention
@@ -47,6 +48,10 @@ class DecoderLayer(Module):
         """Runs the layer over ragged rows and writes their keys and values."""
         norm = self.input_layernorm if self.has_input_norm else None
         factor = self.residual_multiplier
-        around = (cache, freqs_cis, row_offsets)
-        x = self.self_attn(x, layer, x, *around, norm=norm, factor=factor)
+        given = (x, layer, x, cache, freqs_cis, row_offsets)
+        first = self.self_attn.half(*given, norm=norm, factor=factor)
+        second = self.mlp.half(self.post_attention_layernorm, factor)
+        if first is not None and second is not None:
+            return decoder_layer(first, second)
+        x = self.self_attn(*given, norm=norm, factor=factor)
         return self.mlp.added(x, self.post_attention_layernorm, factor)
