@@ -11,15 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from max.graph import TensorValue, ops
-from max.nn import LayerList, Module, RMSNorm
+from max.nn import LayerList, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
-from unispec.pipelines.layers.linear import Embedding, GatedMLP, Linear
+from unispec.pipelines.layers.linear import Embedding, Linear
 from unispec.pipelines.layers.stack import layer_index
-from unispec.pipelines.targets.llama.attention import Attention
-from unispec.pipelines.targets.llama.layers import DecoderLayer
+from unispec.pipelines.targets.llama.layers import DecoderLayer, LayerHalves
 from unispec.pipelines.targets.llama.stack import llama_rope
 from unispec.pipelines.targets.llama.stack_config import StackConfig
 
@@ -28,7 +27,7 @@ from .config import UnifiedEagle3Config
 __all__ = ["Eagle3Draft"]
 
 
-class _FirstLayer(Module):
+class _FirstLayer(LayerHalves):
     """A Llama layer whose attention reads an embedding beside the feature that it adds to.
 
     Args:
@@ -38,14 +37,11 @@ class _FirstLayer(Module):
     def __init__(
         self, config: StackConfig, rope: RotaryEmbedding, *, norm_before_residual: bool
     ) -> None:
-        super().__init__()
         size, dtype, eps = config.hidden_size, config.dtype, config.norm_eps
+        super().__init__(config, rope, input_size=2 * size)
         self.norm_before_residual = norm_before_residual
         self.input_layernorm = RMSNorm(size, dtype, eps)
         self.hidden_norm = RMSNorm(size, dtype, eps)
-        self.self_attn = Attention(config, rope, input_size=2 * size)
-        self.post_attention_layernorm = RMSNorm(size, dtype, eps)
-        self.mlp = GatedMLP(size, config.intermediate_size, dtype, config.devices[0])
 
     def __call__(
         self,
@@ -60,8 +56,7 @@ class _FirstLayer(Module):
         normed = self.hidden_norm(feature)
         pair = ops.concat([self.input_layernorm(embedded), normed], axis=-1)  # [T, 2H]
         x = normed if self.norm_before_residual else feature
-        x = self.self_attn(x, layer, pair, cache, freqs_cis, row_offsets, norm=None)
-        return self.mlp.added(x, self.post_attention_layernorm)
+        return self.run(x, layer, pair, cache, freqs_cis, row_offsets, norm=None)
 
 
 class Eagle3Draft(TargetVocabularyDraft):

@@ -1,4 +1,4 @@
-"""One Llama decoder layer, used by targets and drafts alike."""
+"""A Llama decoder layer, and what a draft's own layers have in common with it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,49 @@ from unispec.pipelines.layers.linear import GatedMLP
 from .attention import Attention
 from .stack_config import StackConfig
 
-__all__ = ["DecoderLayer"]
+__all__ = ["DecoderLayer", "LayerHalves"]
 
 
-class DecoderLayer(Module):
-    """Attention and MLP, each after an RMSNorm and around a residual.
+class LayerHalves(Module):
+    """Attention, then an MLP after an RMSNorm, each around a residual.
+
+    Args:
+        input_size: columns of what attention reads; None: the stack's hidden size.
+    """
+
+    def __init__(
+        self, config: StackConfig, rope: RotaryEmbedding, *, input_size: int | None = None
+    ) -> None:
+        super().__init__()
+        size, dtype = config.hidden_size, config.dtype
+        self.self_attn = Attention(config, rope, input_size=input_size)
+        self.mlp = GatedMLP(size, config.intermediate_size, dtype, config.devices[0])
+        self.post_attention_layernorm = RMSNorm(size, dtype, config.norm_eps)
+
+    def run(
+        self,
+        residual: TensorValue,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+        *,
+        norm: RMSNorm | None,
+        factor: float = 1.0,
+    ) -> TensorValue:
+        """Runs both halves over ragged rows, `[T, H]`; for the arguments see `Attention`."""
+        given = (residual, layer, x, cache, freqs_cis, row_offsets)
+        first = self.self_attn.half(*given, norm=norm, factor=factor)
+        second = self.mlp.half(self.post_attention_layernorm, factor)
+        if first is not None and second is not None:
+            return decoder_layer(first, second)
+        x = self.self_attn(*given, norm=norm, factor=factor)
+        return self.mlp.added(x, self.post_attention_layernorm, factor)
+
+
+class DecoderLayer(LayerHalves):
+    """A layer whose attention reads, after an RMSNorm, what it adds to.
 
     Args:
         input_norm: an EAGLE draft's first layer has no norm before its attention.
@@ -26,15 +64,10 @@ class DecoderLayer(Module):
     def __init__(
         self, config: StackConfig, rope: RotaryEmbedding, *, input_norm: bool = True
     ) -> None:
-        super().__init__()
-        self.self_attn = Attention(config, rope)
-        self.mlp = GatedMLP(
-            config.hidden_size, config.intermediate_size, config.dtype, config.devices[0]
-        )
+        super().__init__(config, rope)
         self.has_input_norm = input_norm
         if input_norm:
             self.input_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.dtype, config.norm_eps)
         self.residual_multiplier = config.residual_multiplier
 
     def __call__(
@@ -48,10 +81,4 @@ class DecoderLayer(Module):
         """Runs the layer over ragged rows and writes their keys and values."""
         norm = self.input_layernorm if self.has_input_norm else None
         factor = self.residual_multiplier
-        given = (x, layer, x, cache, freqs_cis, row_offsets)
-        first = self.self_attn.half(*given, norm=norm, factor=factor)
-        second = self.mlp.half(self.post_attention_layernorm, factor)
-        if first is not None and second is not None:
-            return decoder_layer(first, second)
-        x = self.self_attn(*given, norm=norm, factor=factor)
-        return self.mlp.added(x, self.post_attention_layernorm, factor)
+        return self.run(x, layer, x, cache, freqs_cis, row_offsets, norm=norm, factor=factor)
