@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +170,7 @@ def test_a_packed_matrix_is_written_once_and_mapped(
     [path] = folder.iterdir()
     assert path.read_bytes() == pack(large).tobytes()
     assert path.suffix == ".bin"
-    written = path.stat().st_mtime_ns
+    written = path.stat().st_ino
 
     def fail(tensor: StoredMatrix) -> None:
         raise AssertionError("packed again")
@@ -182,7 +184,7 @@ def test_a_packed_matrix_is_written_once_and_mapped(
         assert array.shape == packed_shape(Q8_0, large.shape)
         np.testing.assert_array_equal(array.reshape(-1), np.fromfile(path, np.uint8))
     assert list(folder.iterdir()) == [path]
-    assert path.stat().st_mtime_ns == written
+    assert path.stat().st_ino == written
 
 
 def test_what_is_another_matrix_has_another_file(
@@ -210,6 +212,25 @@ def test_small_matrices_and_those_of_no_origin_stay_in_memory(
         assert not mapped(array)
         np.testing.assert_array_equal(array, pack(tensor))
     assert not folder.exists()
+
+
+def test_files_that_nobody_uses_are_removed_when_another_is_written(
+    folder: Path, large: StoredMatrix
+) -> None:
+    def file(origin: str) -> Path:
+        before = set(folder.glob("*"))
+        packed(replace(large, origin=origin))
+        [path] = set(folder.iterdir()) - before
+        return path
+
+    now, days = time.time(), 24 * 3600
+    old, used, recent = file("old"), file("used"), file("recent")
+    for path, age in ((old, 31 * days), (used, 31 * days), (recent, 29 * days)):
+        os.utime(path, (now - age, now - age))
+    packed(replace(large, origin="used"))
+    assert old.exists()
+    new = file("new")
+    assert set(folder.iterdir()) == {used, recent, new}
 
 
 def test_a_file_of_another_size_is_written_again(folder: Path, large: StoredMatrix) -> None:

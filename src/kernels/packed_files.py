@@ -6,6 +6,8 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -23,13 +25,16 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _LEAST_BYTES: Final = 1_000_000
 """What is smaller is packed sooner than a file is opened."""
+_UNUSED_SECONDS: Final = 30 * 24 * 3600
+"""After so long a file is removed, when another one is written."""
 
 
 def packed(tensor: StoredMatrix) -> npt.NDArray[np.uint8]:
     """A quantised matrix as the kernels read it, uint8 of `packed_shape`.
 
     A large one whose origin is known is written once to the folder `packed` of `cache_folder` and
-    mapped read-only from there; where that cannot be written, it is packed in memory.
+    mapped read-only from there; where that cannot be written, it is packed in memory. Files there
+    that nobody has used for 30 days are removed when another one is written.
     """
     size = packed_bytes(tensor.kind, tensor.shape)
     if tensor.origin is None or size <= _LEAST_BYTES:
@@ -40,6 +45,8 @@ def packed(tensor: StoredMatrix) -> npt.NDArray[np.uint8]:
     try:
         if not path.is_file() or path.stat().st_size != size:
             _write(tensor, path)
+        with suppress(OSError):  # of a cache that this user may only read
+            os.utime(path)
         mapped = np.memmap(path, np.uint8, "r", shape=packed_shape(tensor.kind, tensor.shape))
     except OSError as error:
         _warn(path.parent, error.strerror or str(error))
@@ -50,6 +57,7 @@ def packed(tensor: StoredMatrix) -> npt.NDArray[np.uint8]:
 def _write(tensor: StoredMatrix, path: Path) -> None:
     """Writes a whole file or none, also when two processes write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_unused(path.parent)
     handle, name = tempfile.mkstemp(prefix=f"{path.stem[:16]}.", dir=path.parent)
     unfinished = Path(name)
     try:
@@ -62,6 +70,14 @@ def _write(tensor: StoredMatrix, path: Path) -> None:
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_unused(folder: Path) -> None:
+    """A process that has one of them mapped keeps it."""
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may have removed it
+            if path.stat().st_mtime < time.time() - _UNUSED_SECONDS:
+                path.unlink()
 
 
 @cache
