@@ -4,7 +4,12 @@ Each draft answers the same 32 prompts greedily, at each number of drafted token
 are those of all rows together, prompts included.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from unispec.waiting import wait_asleep
+
+wait_asleep()  # before MAX is imported, as the command line does
 
 from pathlib import Path
 
@@ -15,7 +20,6 @@ from unispec.chat import encode_message
 from unispec.checkpoints.demo import demo_model_folder, ensure_demo_model
 from unispec.engine import Engine, EngineConfig, Request
 from unispec.methods import DRAFT_METHODS, Method
-from unispec.waiting import wait_asleep
 
 PROMPTS = Path(__file__).with_name("unseen_prompts.txt").read_text(encoding="utf-8").splitlines()
 
@@ -75,5 +79,4 @@ def main(
 
 
 if __name__ == "__main__":
-    wait_asleep()  # as the command line does
     main()

@@ -4,7 +4,12 @@ The cases take turns prompt by prompt, so that what else the machine does slows 
 them alike; `generate.py` is the benchmark for an idle machine.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from unispec.waiting import wait_asleep
+
+wait_asleep()  # before MAX is imported, as the command line does
 
 from statistics import median, quantiles
 
@@ -14,7 +19,6 @@ from max.pipelines.context import SamplingParams
 from unispec.checkpoints.demo import demo_draft_folder, demo_model_folder, ensure_demo_model
 from unispec.engine import Engine, EngineConfig, Request
 from unispec.methods import Method
-from unispec.waiting import wait_asleep
 
 PROMPTS = (
     "Explain in simple terms why the sky is blue.",
@@ -60,7 +64,6 @@ def step_times(engine: Engine, draft_tokens: int, prompt: str, new_tokens: int) 
 @click.option("--new-tokens", type=click.IntRange(min=12), default=40, help="For each prompt.")
 def main(rounds: int, new_tokens: int) -> None:
     """Prints the median and the fastest tenth of the steps, and both as ratios."""
-    wait_asleep()  # as the command line does
     model = str(ensure_demo_model(demo_model_folder()))
     engines = {method: load(model, method) for method in dict.fromkeys(m for m, _ in CASES)}
     times: dict[tuple[Method | None, int], list[float]] = {case: [] for case in CASES}

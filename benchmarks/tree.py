@@ -6,7 +6,12 @@ not: a bias that hides who is no ancestor, a position for each node, and the acc
 and values stored once more, in order.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from unispec.waiting import wait_asleep
+
+wait_asleep()  # before MAX is imported, as the command line does
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +27,6 @@ from max.graph import BufferType, DeviceRef, Graph, TensorType, TensorValue, Wei
 from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import MHAKVCacheParams, PagedCacheValues
-
-from unispec.waiting import wait_asleep
 
 Array = npt.NDArray[Any]
 
@@ -260,5 +263,4 @@ def main(runs: int, contexts: tuple[int, ...]) -> None:
 
 
 if __name__ == "__main__":
-    wait_asleep()
     main()

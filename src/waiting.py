@@ -9,11 +9,14 @@ interrupts one that computes. On GPUs none of this was measured.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from typing import Final
 
 __all__ = ["wait_asleep"]
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 _SET_TIMER_SLACK: Final = 29
 """`PR_SET_TIMERSLACK` of prctl(2)."""
@@ -26,11 +29,15 @@ def wait_asleep() -> None:
     """Lets MAX's threads sleep while they wait, and timers be late by up to 20 ms.
 
     Call it before MAX is imported: later it changes the timers alone, of threads that start from
-    then on. Processes that this one starts inherit both. A time of busy waiting that is in the
-    environment already stays. Timers change on Linux only.
+    then on, and logs a warning. Processes that this one starts inherit both. A time of busy waiting
+    that is in the environment already is kept, the driver's where there are two. Timers change on
+    Linux only.
     """
+    given = [os.environ[name] for name in _BUSY_WAIT if name in os.environ]
+    wanted = dict.fromkeys(_BUSY_WAIT, given[0] if given else "0")
     if "max._core" not in sys.modules:
-        given = [os.environ[name] for name in _BUSY_WAIT if name in os.environ]
-        os.environ.update(dict.fromkeys(_BUSY_WAIT, given[0] if given else "0"))
+        os.environ.update(wanted)
+    elif not wanted.items() <= os.environ.items():
+        _LOGGER.warning("MAX is imported already, so its threads are busy while they wait")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, _NANOSECONDS, 0, 0, 0)

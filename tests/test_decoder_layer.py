@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -31,40 +33,54 @@ pytestmark = pytest.mark.compiles("attention_kernel")
 HEADS, KEY_HEADS, WIDTH, HIDDEN, INNER = 4, 2, 32, 256, 512
 PAGES, PAGE_SIZE, POSITIONS, LENGTHS = 4, 128, 256, (130, 7)
 CPU_REF = DeviceRef.CPU()
-SHAPES = {
-    "q": (HEADS * WIDTH, HIDDEN),
-    "k": (KEY_HEADS * WIDTH, HIDDEN),
-    "v": (KEY_HEADS * WIDTH, HIDDEN),
-    "o": (HIDDEN, HEADS * WIDTH),
-    "gate": (INNER, HIDDEN),
-    "up": (INNER, HIDDEN),
-    "down": (HIDDEN, INNER),
-}
-FORMS: tuple[dict[str, Form], ...] = (
-    dict.fromkeys(SHAPES, "f32"),
-    {
-        "q": "q8_0",
-        "k": "q4_k",
-        "v": "f16",
-        "o": "q4_0",
-        "gate": "q6_k",
-        "up": "q6_k",
-        "down": "f32",
-    },
-    {"q": "f32", "k": "f32", "v": "q8_0", "o": "bf16", "gate": "f16", "up": "f16", "down": "q8_0"},
+
+
+class Case(NamedTuple):
+    """A kind of layer."""
+
+    forms: dict[str, Form]
+    """Of its matrices."""
+    width: int = HIDDEN
+    """Columns of what attention reads: the residual, or something else that has no norm."""
+    interleaved: bool = False
+    factors: tuple[float, float] = (0.5, 1.5)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Of its matrices, in the order of `forms`."""
+        return {
+            "q": (HEADS * WIDTH, self.width),
+            "k": (KEY_HEADS * WIDTH, self.width),
+            "v": (KEY_HEADS * WIDTH, self.width),
+            "o": (HIDDEN, HEADS * WIDTH),
+            "gate": (INNER, HIDDEN),
+            "up": (INNER, HIDDEN),
+            "down": (HIDDEN, INNER),
+        }
+
+
+CASES = (
+    Case(dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), "f32")),
+    Case(dict(q="q8_0", k="q4_k", v="f16", o="q4_0", gate="q6_k", up="q6_k", down="f32")),
+    Case(
+        dict(q="f32", k="f32", v="q8_0", o="bf16", gate="f16", up="f16", down="q8_0"),
+        width=2 * HIDDEN,
+        interleaved=True,
+    ),
 )
-"""Of a layer's matrices: rows and blocks on both sides of every step."""
+"""Rows and blocks on both sides of every step; the last one as in an EAGLE-3 draft."""
 RANDOM = np.random.default_rng(5)
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """Of each of `FORMS` what the halves give and what the layer gives, and the caches of both."""
+    """Of each of `CASES` what the halves give and what the layer gives, and the caches of both."""
     floats = DType.float32
     cache = BufferType(floats, [PAGES, 2, 1, PAGE_SIZE, KEY_HEADS, WIDTH], CPU_REF)
     types = [
-        *[cache] * (2 * len(FORMS)),
+        *[cache] * (2 * len(CASES)),
         TensorType(floats, ["t", HIDDEN], CPU_REF),
+        TensorType(floats, ["t", 2 * HIDDEN], CPU_REF),
         TensorType(floats, [HIDDEN], CPU_REF),
         TensorType(DType.uint32, ["offsets"], CPU_REF),
         TensorType(floats, [POSITIONS, WIDTH], CPU_REF),
@@ -73,22 +89,22 @@ def model() -> Model:
         TensorType(DType.uint32, ["b", "row_pages"], CPU_REF),
         TensorType(DType.uint32, [], CPU_REF),
     ]
-    for forms in FORMS:
-        for name, form in forms.items():
-            dtype, shape = stored_shape(form, *SHAPES[name])
+    for case in CASES:
+        for name, form in case.forms.items():
+            dtype, shape = stored_shape(form, *case.shapes[name])
             types.append(TensorType(dtype, shape, CPU_REF))
     with kernels_for(CPU_REF), Graph("decoder_layer", input_types=types) as graph:
-        caches = [value.buffer for value in graph.inputs[: 2 * len(FORMS)]]
-        x, gamma, offsets, freqs, stride, lengths, table, layer, *stored = [
-            value.tensor for value in graph.inputs[2 * len(FORMS) :]
+        caches = [value.buffer for value in graph.inputs[: 2 * len(CASES)]]
+        x, wide, gamma, offsets, freqs, stride, lengths, table, layer, *stored = [
+            value.tensor for value in graph.inputs[2 * len(CASES) :]
         ]
         outputs = []
-        for forms in FORMS:
-            matrices = {
-                name: Matrix(stored.pop(0), form, SHAPES[name][0]) for name, form in forms.items()
-            }
-            q, k, v, out, *others = matrices.values()
-            second = MLPHalf(gamma, 1e-5, *others, 0.5)
+        for case in CASES:
+            q, k, v, out, *others = [
+                Matrix(stored.pop(0), form, case.shapes[name][0])
+                for name, form in case.forms.items()
+            ]
+            second = MLPHalf(gamma, 1e-5, *others, case.factors[1])
             for together in (False, True):
                 pages = KVCacheInputsPerDevice(
                     kv_blocks=caches.pop(0),
@@ -98,9 +114,10 @@ def model() -> Model:
                     max_cache_length=lengths,
                     page_stride=stride,
                 )
-                shape = (HEADS, KEY_HEADS, WIDTH, 0.1, False)
+                shape = (HEADS, KEY_HEADS, WIDTH, 0.1, case.interleaved)
                 attending = Attending(offsets, freqs, pages, layer, *shape)
-                first = AttentionHalf(x, x, (gamma, 1e-6), [q, k, v], out, attending, 0.5)
+                read, norm = (x, (gamma, 1e-6)) if case.width == HIDDEN else (wide, None)
+                first = AttentionHalf(read, x, norm, [q, k, v], out, attending, case.factors[0])
                 if together:
                     outputs.append(decoder_layer(first, second))
                 else:
@@ -123,14 +140,15 @@ def _kind(form: Form) -> GGMLQuantizationType:
     return GGMLQuantizationType[form.upper()]
 
 
-@pytest.mark.parametrize("counts", [(1, 1), (3, 2), (70, 1)])
+@pytest.mark.parametrize("counts", [(1, 1), (3, 2), (70, 1), (0, 2)])
 def test_a_layer_is_its_halves_to_the_last_bit(model: Model, counts: tuple[int, int]) -> None:
     shape = (PAGES, 2, 1, PAGE_SIZE, KEY_HEADS, WIDTH)
     before = RANDOM.standard_normal(shape, dtype=np.float32)
-    caches = [Buffer.from_numpy(before.copy()) for _ in range(2 * len(FORMS))]
+    caches = [Buffer.from_numpy(before.copy()) for _ in range(2 * len(CASES))]
     angles = np.arange(POSITIONS)[:, None] * 0.1 ** np.arange(WIDTH // 2)
     arrays: list[npt.NDArray[np.generic]] = [
         RANDOM.standard_normal((sum(counts), HIDDEN), dtype=np.float32),
+        RANDOM.standard_normal((sum(counts), 2 * HIDDEN), dtype=np.float32),
         RANDOM.standard_normal(HIDDEN, dtype=np.float32),
         np.array([0, counts[0], sum(counts)], np.uint32),
         np.stack([np.cos(angles), np.sin(angles)], -1).reshape(POSITIONS, -1).astype(np.float32),
@@ -139,13 +157,15 @@ def test_a_layer_is_its_halves_to_the_last_bit(model: Model, counts: tuple[int, 
         np.array([[2, 1], [3, 0]], np.uint32),
         np.array(0, np.uint32),
     ]
-    stored = [weight(form, *SHAPES[name]) for forms in FORMS for name, form in forms.items()]
+    stored = [
+        weight(form, *case.shapes[name]) for case in CASES for name, form in case.forms.items()
+    ]
     found = [
         np.array(one.to_numpy())
         for one in model.execute(*caches, *map(Buffer.from_numpy, arrays), *stored)
     ]
     written = [np.array(cache.to_numpy()) for cache in caches]
-    for at in range(0, 2 * len(FORMS), 2):
+    for at in range(0, 2 * len(CASES), 2):
         assert np.isfinite(found[at]).all()
         np.testing.assert_array_equal(found[at].view(np.uint32), found[at + 1].view(np.uint32))
         np.testing.assert_array_equal(written[at].view(np.uint32), written[at + 1].view(np.uint32))

@@ -35,3 +35,13 @@ def test_pages_are_given_back_and_read_again(tmp_path: Path, stored: bool) -> No
     forget_pages([weight, np.zeros(3)])
     assert resident_bytes(path) == 0
     np.testing.assert_array_equal(array, bytes_)
+
+
+@pytest.mark.parametrize("mode", ["c", "r+"])
+def test_what_may_be_changed_stays(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(8192))
+    array = np.memmap(path, np.uint8, mode)  # type: ignore[call-overload]
+    array[:] = 7
+    forget_pages([array])
+    assert (array == 7).all()

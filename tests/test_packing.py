@@ -17,7 +17,7 @@ from random_blocks import KINDS, random_blocks
 
 from unispec.checkpoints import StoredMatrix
 from unispec.kernels import packed_files, packing
-from unispec.kernels.packed_files import packed
+from unispec.kernels.packed_files import packed, remove_unused
 from unispec.kernels.packing import pack, packed_bytes, packed_chunks, packed_shape
 
 Q8_0, Q4_0, Q4_K, Q5_K, Q6_K = KINDS
@@ -214,23 +214,22 @@ def test_small_matrices_and_those_of_no_origin_stay_in_memory(
     assert not folder.exists()
 
 
-def test_files_that_nobody_uses_are_removed_when_another_is_written(
-    folder: Path, large: StoredMatrix
-) -> None:
+def test_files_that_nobody_uses_are_removed(folder: Path, large: StoredMatrix) -> None:
     def file(origin: str) -> Path:
         before = set(folder.glob("*"))
         packed(replace(large, origin=origin))
         [path] = set(folder.iterdir()) - before
         return path
 
-    now, days = time.time(), 24 * 3600
+    remove_unused()
+    now, day = time.time(), 24 * 3600
     old, used, recent = file("old"), file("used"), file("recent")
-    for path, age in ((old, 31 * days), (used, 31 * days), (recent, 29 * days)):
-        os.utime(path, (now - age, now - age))
+    for path, age in ((old, 31), (used, 31), (recent, 29)):
+        os.utime(path, (now - age * day, now - age * day))
     packed(replace(large, origin="used"))
     assert old.exists()
-    new = file("new")
-    assert set(folder.iterdir()) == {used, recent, new}
+    remove_unused()
+    assert set(folder.iterdir()) == {used, recent}
 
 
 def test_a_file_of_another_size_is_written_again(folder: Path, large: StoredMatrix) -> None:

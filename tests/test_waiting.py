@@ -64,7 +64,7 @@ def test_nothing_is_set_that_a_loaded_max_did_not_see(monkeypatch: pytest.Monkey
     """Its next session would end the process."""
     for name in BUSY_WAIT:
         monkeypatch.delenv(name)
-    code = "import max.driver, os; from unispec.waiting import wait_asleep; wait_asleep()"
+    code = "import max.pipelines, os; from unispec.waiting import wait_asleep; wait_asleep()"
     assert run_python(f"{code}; print({BUSY_WAIT[0]!r} in os.environ)") == "False"
 
 

@@ -1,6 +1,11 @@
 """Process: log probabilities that unispec gives to the tokens of a text."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from unispec.waiting import wait_asleep
+
+wait_asleep()  # before MAX is imported, as the command line does
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +15,6 @@ from max.pipelines.context import SamplingParams
 
 from unispec.engine import Engine, EngineConfig, Request
 from unispec.sampling.grammar import Grammar
-from unispec.waiting import wait_asleep
 
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 """What a regex does not take as it is."""
@@ -47,7 +51,6 @@ def _only(text: str | list[str]) -> Grammar:
 
 
 def _serve(job: Json) -> tuple[Json, Callable[[Json], Json]]:
-    wait_asleep()
     engine = Engine(
         EngineConfig(
             model=job["file"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from unispec.checkpoints.stored import StoredMatrix
@@ -14,10 +15,11 @@ __all__ = ["forget_pages"]
 def forget_pages(weights: Iterable[Any]) -> None:
     """Takes files that weights lie in out of the process's memory; they stay mapped.
 
-    What is looked at again comes from the system's cache of files.
+    What is looked at again comes from the system's cache of files. Memory that is no file mapped
+    read-only, which might be changed, is left alone, and so are locked pages.
 
     Args:
-        weights: arrays or `StoredMatrix`; those that lie in no mapped file change nothing.
+        weights: arrays or `StoredMatrix`.
     """
     files = {}
     for weight in weights:
@@ -27,5 +29,6 @@ def forget_pages(weights: Iterable[Any]) -> None:
         if array is not None:
             files[id(array)] = array
     for file in files.values():
-        if hasattr(mmap, "MADV_DONTNEED"):
-            file.madvise(mmap.MADV_DONTNEED)
+        if hasattr(mmap, "MADV_DONTNEED") and memoryview(file).readonly:
+            with suppress(OSError):  # locked
+                file.madvise(mmap.MADV_DONTNEED)

@@ -236,13 +236,14 @@ def mlp(x: TensorValue, half: MLPHalf) -> TensorValue:
 
 
 def decoder_layer(first: AttentionHalf, second: MLPHalf) -> TensorValue:
-    """Both halves, which have the same factor; to the bit what one after the other gives."""
+    """Both halves, to the bit what one after the other gives."""
     parameters = {
         **first.parameters,
         "form_gated": second.gate.form,
         "form_down": second.down.form,
         "inner": second.gate.rows,
         "eps_mlp": _bits(second.eps),
+        "factor_mlp": _bits(second.factor),
     }
     values = [*first.values, *second.values]
     return _cached("unispec_decoder_layer", values, first.result, parameters)

@@ -19,22 +19,21 @@ from unispec.checkpoints.gguf_folder import cache_folder
 from unispec.checkpoints.stored import StoredMatrix
 from unispec.kernels.packing import LAYOUT, pack, packed_bytes, packed_chunks, packed_shape
 
-__all__ = ["packed"]
+__all__ = ["packed", "remove_unused"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 _LEAST_BYTES: Final = 1_000_000
 """What is smaller is packed sooner than a file is opened."""
 _UNUSED_SECONDS: Final = 30 * 24 * 3600
-"""After so long a file is removed, when another one is written."""
+"""After so long a file is removed."""
 
 
 def packed(tensor: StoredMatrix) -> npt.NDArray[np.uint8]:
     """A quantised matrix as the kernels read it, uint8 of `packed_shape`.
 
     A large one whose origin is known is written once to the folder `packed` of `cache_folder` and
-    mapped read-only from there; where that cannot be written, it is packed in memory. Files there
-    that nobody has used for 30 days are removed when another one is written.
+    mapped read-only from there; where that cannot be written, it is packed in memory.
     """
     size = packed_bytes(tensor.kind, tensor.shape)
     if tensor.origin is None or size <= _LEAST_BYTES:
@@ -54,10 +53,18 @@ def packed(tensor: StoredMatrix) -> npt.NDArray[np.uint8]:
     return np.asarray(mapped)
 
 
+def remove_unused() -> None:
+    """Removes packed files that nobody has used for 30 days; call it when all of a model are."""
+    with suppress(OSError):  # no folder, or one that may not be listed
+        for path in (cache_folder() / "packed").iterdir():
+            with suppress(OSError):  # another process may have removed it
+                if path.stat().st_mtime < time.time() - _UNUSED_SECONDS:
+                    path.unlink()
+
+
 def _write(tensor: StoredMatrix, path: Path) -> None:
     """Writes a whole file or none, also when two processes write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_unused(path.parent)
     handle, name = tempfile.mkstemp(prefix=f"{path.stem[:16]}.", dir=path.parent)
     unfinished = Path(name)
     try:
@@ -70,14 +77,6 @@ def _write(tensor: StoredMatrix, path: Path) -> None:
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _remove_unused(folder: Path) -> None:
-    """A process that has one of them mapped keeps it."""
-    for path in folder.iterdir():
-        with suppress(OSError):  # another process may have removed it
-            if path.stat().st_mtime < time.time() - _UNUSED_SECONDS:
-                path.unlink()
 
 
 @cache

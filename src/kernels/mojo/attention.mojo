@@ -4,7 +4,7 @@ Each query row sums in an order of its own, whatever is computed beside it: posi
 begin at multiples of CHUNK, and the chunks are joined from the first to the last.
 """
 from std.collections import Array
-from std.math import ceildiv, exp
+from std.math import align_up, ceildiv, exp
 
 from .formats import F, LANES
 from .phases import Floats, Integers, Phases
@@ -294,10 +294,11 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         """Pieces of the second phase."""
         return self.num_items * self.chunks if self.split else self.num_items
 
-    comptime PART = Self.R * (Self.D + 2) + 1
+    comptime PART = align_up(Self.R * (Self.D + 2) + 1, LANES)
     """Numbers that a chunk leaves: sums, largest score and sum of weights of each row; how many rows."""
-    comptime ROOM = Self.R * (Self.D + 2) + Self.D * CHUNK + Self.R * CHUNK + Self.R
-    """Numbers that a thread needs: states, keys by columns, scores, limits."""
+    comptime ROOM = (Self.D + Self.R) * CHUNK + align_up(Self.R * (Self.D + 3), LANES)
+    """Numbers that a thread needs: keys by columns, scores, states, limits."""
+    comptime STATES = (Self.D + Self.R) * CHUNK
 
     def scratch_size(self) -> Int:
         """Numbers of scratch memory."""
@@ -314,6 +315,11 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         """A thread's."""
         var parts = self.parts() if self.split else self.tasks
         return self._part(parts).unsafe_offset(task * Self.ROOM)
+
+    @always_inline
+    def _states(self, task: Int) -> Floats:
+        """Of the rows of a thread's item."""
+        return self._room(task).unsafe_offset(Self.STATES)
 
     @always_inline
     def _item(self, item: Int) -> Tuple[Int, Int, Int, Int]:
@@ -373,9 +379,9 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         if num_keys <= 0:
             return 0
         var count = (stop - start) * Self.G
-        var work = self._room(task).unsafe_offset(Self.R * (Self.D + 2))
+        var work = self._room(task)
         var scores = work.unsafe_offset(Self.D * CHUNK)
-        var limits = scores.unsafe_offset(Self.R * CHUNK).unsafe_bitcast[Int32]()
+        var limits = self._states(task).unsafe_offset(Self.R * (Self.D + 2)).unsafe_bitcast[Int32]()
         for r in range(count):
             limits.unsafe_store(r, Int32(position + r // Self.G + 1))
         var keys = self._page(b, first).unsafe_offset(h * Self.D)
@@ -398,7 +404,7 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
     def join(self, index: Int, count: Int, task: Int):
         """Joins what `attend` left to the chunks before."""
         var sums = self._part(index)
-        var state = self._room(task)
+        var state = self._states(task)
         for r in range(count):
             _join[Self.D](
                 sums.unsafe_offset(r * Self.D),
@@ -410,7 +416,7 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
     @always_inline
     def begin(self, task: Int):
         """Empties a thread's states."""
-        var state = self._room(task)
+        var state = self._states(task)
         for i in range(Self.R * (Self.D + 2)):
             state.unsafe_store(i, 0)
         for r in range(Self.R):
@@ -421,7 +427,7 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         """Writes the result of an item."""
         var found = self._item(item)
         var start = found[2]
-        var state = self._room(task)
+        var state = self._states(task)
         for r in range((found[3] - start) * Self.G):
             var sums = state.unsafe_offset(r * (Self.D + 2))
             var total = sums.unsafe_load(Self.D + 1)

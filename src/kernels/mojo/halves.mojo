@@ -4,6 +4,7 @@ from .attention import Attending
 from .formats import is_rows
 from .linear import Projections, gated, multiply, number, prepare
 from .phases import Bytes, Floats, Phases
+from std.math import align_up
 
 comptime _LINE = 64
 """Bytes; an array in scratch memory begins at a multiple of them."""
@@ -12,7 +13,13 @@ comptime _LINE = 64
 @always_inline
 def _room(size: Int) -> Int:
     """What an array of so many bytes takes."""
-    return (size + _LINE - 1) // _LINE * _LINE
+    return align_up(size, _LINE)
+
+
+@always_inline
+def _first_line(scratch: Bytes) -> Bytes:
+    """Where the first array begins in memory that begins anywhere."""
+    return scratch.unsafe_offset(_room(Int(scratch)) - Int(scratch))
 
 
 struct AttentionHalf[
@@ -77,13 +84,14 @@ struct AttentionHalf[
         var T = self.a.T
         var between = _room(4 * T * Self.A.WIDTH) + _room(4 * T * Self.Q)
         var packed = _room(T * row_bytes[Self.form_out](Self.Q)) if Self.PACKS else 0
-        return _room(self.projections.scratch_size()) + between + packed + _room(4 * self.a.scratch_size())
+        var others = _room(self.projections.scratch_size()) + between + packed
+        return _LINE + others + 4 * self.a.scratch_size()
 
     def place(mut self, scratch: Bytes):
         """Takes scratch memory of `scratch_bytes`."""
         var T = self.a.T
-        self.normed_x = scratch
-        var free = scratch.unsafe_offset(_room(self.projections.scratch_size()))
+        self.normed_x = _first_line(scratch)
+        var free = self.normed_x.unsafe_offset(_room(self.projections.scratch_size()))
         self.a.qkv = free.unsafe_bitcast[Float32]()
         free = free.unsafe_offset(_room(4 * T * Self.A.WIDTH))
         self.a.result = free.unsafe_bitcast[Float32]()
@@ -108,9 +116,13 @@ struct AttentionHalf[
 
 
 struct MLPHalf[form: StaticString, form_down: StaticString, inner: Int, eps: Int, factor: Int](ImplicitlyCopyable):
-    """`y [M, K]` = x `[M, K]` + factor * (silu(z G^T) * (z U^T)) D^T for z = rms_norm(x); G and U have one form."""
+    """`y [M, K]` = x `[M, K]` + factor * (silu(z G^T) * (z U^T)) D^T for z = rms_norm(x); G and U have one form.
+
+    y may be x: the last phase reads each number of x once, just before it writes it, and no other one is left to.
+    """
 
     comptime PACKS = not is_rows[Self.form_down]()
+    comptime PHASES = 4
 
     var x: Floats
     var gamma: Floats
@@ -143,12 +155,12 @@ struct MLPHalf[form: StaticString, form_down: StaticString, inner: Int, eps: Int
     def scratch_bytes(self) -> Int:
         """Bytes of scratch memory."""
         var packed = _room(self.M * row_bytes[Self.form_down](Self.inner)) if Self.PACKS else 0
-        return _room(self.M * row_bytes[Self.form](self.K)) + _room(8 * self.M * Self.inner) + packed
+        return _LINE + _room(self.M * row_bytes[Self.form](self.K)) + _room(8 * self.M * Self.inner) + packed
 
     def place(mut self, scratch: Bytes):
         """Takes scratch memory of `scratch_bytes`."""
-        self.normed = scratch
-        var free = scratch.unsafe_offset(_room(self.M * row_bytes[Self.form](self.K)))
+        self.normed = _first_line(scratch)
+        var free = self.normed.unsafe_offset(_room(self.M * row_bytes[Self.form](self.K)))
         self.hidden = free.unsafe_bitcast[Float32]()
         self.packed = free
         comptime if Self.PACKS:
@@ -156,7 +168,7 @@ struct MLPHalf[form: StaticString, form_down: StaticString, inner: Int, eps: Int
 
     @always_inline
     def run(self, p: Phases, phase: Int):
-        """Four phases."""
+        """So many phases as `PHASES` says."""
         comptime I = Self.inner
         var other = self.hidden.unsafe_offset(self.M * I)
         prepare[Self.form, True](p, phase, self.x, self.gamma, number[Self.eps](), self.normed, self.M, self.K)

@@ -12,10 +12,10 @@ from std.memory.alloc import Layout
 
 from .activations import row_bytes
 from .attention import Attending
-from .formats import is_rows, unit_bytes
+from .formats import LANES, is_rows, unit_bytes
 from .halves import AttentionHalf, MLPHalf
 from .linear import Projections, multiply, number, prepare
-from .phases import COUNTERS, Bytes, Floats, Integers, Phases
+from .phases import COUNTERS, MOST, Bytes, Floats, Integers, Phases
 
 comptime MutableInputTensor = ManagedTensorSlice[IOSpec[_, _].MutableInput, static_spec=_]
 
@@ -40,6 +40,20 @@ def check[form: StaticString](columns: Int, K: Int) raises:
     """Raises if weights that have so many columns as they are stored are not for rows of x of K."""
     if columns != (K if is_rows[form]() else unit_bytes[form](K)):
         raise Error(t"weights with {columns} stored columns in the form {form} are not for rows of {K} numbers")
+
+
+@always_inline
+def check_rows[form: StaticString](rows: Int, N: Int) raises:
+    """Raises if weights with so many rows as they are stored have no N rows."""
+    if rows * (1 if is_rows[form]() else LANES) < N:
+        raise Error(t"weights with {rows} stored rows in the form {form} have no {N} rows")
+
+
+@always_inline
+def check_gamma(length: Int, K: Int) raises:
+    """Raises if a norm's weight is not for rows of x of K."""
+    if length != K:
+        raise Error(t"a norm's weight of {length} numbers is not for rows of {K} numbers")
 
 
 @extensibility.register("unispec_linear")
@@ -164,9 +178,8 @@ struct MLP:
         ctx: DeviceContext,
     ) raises:
         var half = _mlp[form, form_down, inner, eps, factor](
-            floats(x.unsafe_ptr()), x.dim_size[0](), x.dim_size[1](), gamma, gate, up, down
+            floats(x.unsafe_ptr()), gamma, gate, up, down, floats(y.unsafe_ptr()), x.dim_size[0](), x.dim_size[1]()
         )
-        half.y = floats(y.unsafe_ptr())
         var tasks = parallelism_level(None)
         var counters = alloc(Layout[Int64](count=COUNTERS))
         var scratch = alloc(Layout[UInt8](count=half.scratch_bytes()))
@@ -185,24 +198,28 @@ def _mlp[
     form: StaticString, form_down: StaticString, inner: Int, eps: Int, factor: Int
 ](
     x: Floats,
-    M: Int,
-    K: Int,
     gamma: InputTensor[dtype=DType.float32, rank=1, ...],
     gate: InputTensor[rank=2, ...],
     up: InputTensor[rank=2, ...],
     down: InputTensor[rank=2, ...],
+    y: Floats,
+    M: Int,
+    K: Int,
 ) raises -> MLPHalf[form, form_down, inner, eps, factor]:
-    """Its result is to be set."""
     check[form](gate.dim_size[1](), K)
     check[form](up.dim_size[1](), K)
     check[form_down](down.dim_size[1](), inner)
+    check_rows[form](gate.dim_size[0](), inner)
+    check_rows[form](up.dim_size[0](), inner)
+    check_rows[form_down](down.dim_size[0](), K)
+    check_gamma(gamma.dim_size[0](), K)
     return MLPHalf[form, form_down, inner, eps, factor](
         x,
         floats(gamma.unsafe_ptr()),
         bytes(gate.unsafe_ptr().unsafe_bitcast[UInt8]()),
         bytes(up.unsafe_ptr().unsafe_bitcast[UInt8]()),
         bytes(down.unsafe_ptr().unsafe_bitcast[UInt8]()),
-        x,
+        y,
         M,
         K,
     )
@@ -289,8 +306,7 @@ struct AttentionBlock:
         )
         var half = _attention_half[
             form0, form1, form2, form_out, normed, eps, factor, heads, key_heads, head_dim, interleaved
-        ](x, r, gamma, w0, w1, w2, out_proj, a)
-        half.y = floats(y.unsafe_ptr())
+        ](x, r, gamma, w0, w1, w2, out_proj, a, floats(y.unsafe_ptr()))
         var counters = alloc(Layout[Int64](count=COUNTERS))
         var scratch = alloc(Layout[UInt8](count=half.scratch_bytes()))
         half.place(bytes(scratch.unsafe_ptr()))
@@ -306,7 +322,7 @@ struct AttentionBlock:
 
 @extensibility.register("unispec_decoder_layer")
 struct DecoderLayer:
-    """Both halves, one after the other; `eps_mlp` is that of the second half's norm."""
+    """Both halves, one after the other; `eps_mlp` and `factor_mlp` are the second one's."""
 
     @staticmethod
     def execute[
@@ -326,6 +342,7 @@ struct DecoderLayer:
         form_down: StaticString,
         inner: Int,
         eps_mlp: Int,
+        factor_mlp: Int,
         target: StaticString,
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
@@ -349,20 +366,19 @@ struct DecoderLayer:
         down: InputTensor[rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        var T = x.dim_size[0]()
-        var N = y.dim_size[1]()
+        var yp = floats(y.unsafe_ptr())
         var tasks = parallelism_level(None)
         var a = _attending[heads, key_heads, head_dim, interleaved](
             x.dim_size[0](), number[scale](), tasks, offsets, freqs, blocks, page_stride, lengths, table, layer
         )
         var first = _attention_half[
             form0, form1, form2, form_out, normed, eps, factor, heads, key_heads, head_dim, interleaved
-        ](x, r, gamma, w0, w1, w2, out_proj, a)
-        var second = _mlp[form_gated, form_down, inner, eps_mlp, factor](first.y, T, N, gamma_mlp, gate, up, down)
-        second.y = floats(y.unsafe_ptr())
-        var between = alloc(Layout[Float32](count=T * N))
-        first.y = floats(between.unsafe_ptr())
-        second.x = first.y
+        ](x, r, gamma, w0, w1, w2, out_proj, a, yp)
+        # In place: the first half's result lies where the second one's will.
+        var second = _mlp[form_gated, form_down, inner, eps_mlp, factor_mlp](
+            yp, gamma_mlp, gate, up, down, yp, x.dim_size[0](), y.dim_size[1]()
+        )
+        comptime assert first.PHASES + second.PHASES <= MOST
         var counters = alloc(Layout[Int64](count=COUNTERS))
         # A thread begins the second half when all are done with the first one's memory.
         var scratch = alloc(Layout[UInt8](count=max(first.scratch_bytes(), second.scratch_bytes())))
@@ -377,7 +393,6 @@ struct DecoderLayer:
         sync_parallelize(task, tasks)
         dealloc(scratch^)
         dealloc(counters^)
-        dealloc(between^)
 
 
 def _attending[
@@ -437,14 +452,20 @@ def _attention_half[
     w2: InputTensor[rank=2, ...],
     out_proj: InputTensor[rank=2, ...],
     attending: Attending[heads, key_heads, head_dim, interleaved == 1],
+    y: Floats,
 ) raises -> AttentionHalf[
     form0, form1, form2, form_out, normed, eps, factor, heads, key_heads, head_dim, interleaved
 ]:
-    """Its result is to be set."""
     check[form0](w0.dim_size[1](), x.dim_size[1]())
     check[form1](w1.dim_size[1](), x.dim_size[1]())
     check[form2](w2.dim_size[1](), x.dim_size[1]())
     check[form_out](out_proj.dim_size[1](), heads * head_dim)
+    check_rows[form2](w2.dim_size[0](), key_heads * head_dim)
+    check_rows[form_out](out_proj.dim_size[0](), r.dim_size[1]())
+    comptime if normed == 1:
+        check_gamma(gamma.dim_size[0](), x.dim_size[1]())
+    if x.dim_size[0]() != r.dim_size[0]():
+        raise Error(t"{x.dim_size[0]()} rows of x were given, and a residual of {r.dim_size[0]()}")
     var projections = Projections[form0, form1, form2](
         bytes(w0.unsafe_ptr().unsafe_bitcast[UInt8]()),
         bytes(w1.unsafe_ptr().unsafe_bitcast[UInt8]()),
@@ -464,6 +485,6 @@ def _attention_half[
         floats(r.unsafe_ptr()),
         floats(gamma.unsafe_ptr()),
         bytes(out_proj.unsafe_ptr().unsafe_bitcast[UInt8]()),
-        floats(r.unsafe_ptr()),
+        y,
         r.dim_size[1](),
     )

@@ -15,7 +15,9 @@ comptime _LINE = 8
 # Of each phase what is taken and what is done, in cache lines of their own.
 comptime _PATIENCE = 4096
 """How often a thread looks whether a phase is done before it lets others run."""
-comptime COUNTERS = 16 * 2 * _LINE
+comptime MOST = 16
+"""Phases of one operation."""
+comptime COUNTERS = MOST * 2 * _LINE
 """Numbers that the counters of an operation take."""
 
 

@@ -15,7 +15,7 @@ from unispec.checkpoints import StoredMatrix, Tensor, Weight
 from unispec.checkpoints.cast import cast_weights
 from unispec.checkpoints.mapped import forget_pages
 from unispec.kernels.forms import FLOATS, form_of
-from unispec.kernels.packed_files import packed
+from unispec.kernels.packed_files import packed, remove_unused
 from unispec.pipelines.layers.linear import Storing
 
 __all__ = ["load_weights"]
@@ -53,6 +53,7 @@ def load_weights(module: Module, state: Mapping[str, Weight]) -> None:
             cast[name] = tensor
     # The files need not align them.
     module.load_state_dict(cast, weight_alignment=1)
+    remove_unused()
     # Checks have read all of them; what was packed or widened is not read again.
     forget_pages(state.values())
 

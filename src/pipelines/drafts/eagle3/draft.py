@@ -18,7 +18,7 @@ from max.nn.rotary_embedding import RotaryEmbedding
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
 from unispec.pipelines.layers.linear import Embedding, Linear
 from unispec.pipelines.layers.stack import layer_index
-from unispec.pipelines.targets.llama.layers import DecoderLayer, LayerHalves
+from unispec.pipelines.targets.llama.layers import AttentionAndMLP, DecoderLayer
 from unispec.pipelines.targets.llama.stack import llama_rope
 from unispec.pipelines.targets.llama.stack_config import StackConfig
 
@@ -27,7 +27,7 @@ from .config import UnifiedEagle3Config
 __all__ = ["Eagle3Draft"]
 
 
-class _FirstLayer(LayerHalves):
+class _FirstLayer(AttentionAndMLP):
     """A Llama layer whose attention reads an embedding beside the feature that it adds to.
 
     Args:

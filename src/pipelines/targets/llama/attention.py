@@ -16,7 +16,6 @@ from unispec.kernels.operations import (
     Attending,
     AttentionHalf,
     attention,
-    attention_block,
     can_join,
 )
 from unispec.pipelines.layers.linear import Linear, add_linear, normed_linear
@@ -85,11 +84,7 @@ class Attention(Module):
             norm: before the projections; None: none.
             factor: of what is added.
         """
-        around = (cache, freqs_cis, row_offsets)
-        half = self.half(residual, layer, x, *around, norm=norm, factor=factor)
-        if half is not None:
-            return attention_block(half)
-        attending = self._attending(layer, x, *around)
+        attending = self._attending(layer, x, cache, freqs_cis, row_offsets)
         qkv = normed_linear(x, norm, [self.q_proj, self.k_proj, self.v_proj])
         if self.has_qk_norm:
             qkv = self._with_normed_heads(qkv)
@@ -108,7 +103,7 @@ class Attention(Module):
         norm: RMSNorm | None,
         factor: float,
     ) -> AttentionHalf | None:
-        """What a call with the same arguments computes, if one operation does."""
+        """What a call with the same arguments computes, where one operation can."""
         if not self.has_own_kernel or not self.is_plain:
             return None
         matrices = [one.matrix for one in (self.q_proj, self.k_proj, self.v_proj)]

@@ -7,16 +7,16 @@ from max.nn import Module, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
-from unispec.kernels.operations import decoder_layer
+from unispec.kernels.operations import attention_block, decoder_layer
 from unispec.pipelines.layers.linear import GatedMLP
 
 from .attention import Attention
 from .stack_config import StackConfig
 
-__all__ = ["DecoderLayer", "LayerHalves"]
+__all__ = ["AttentionAndMLP", "DecoderLayer"]
 
 
-class LayerHalves(Module):
+class AttentionAndMLP(Module):
     """Attention, then an MLP after an RMSNorm, each around a residual.
 
     Args:
@@ -44,17 +44,20 @@ class LayerHalves(Module):
         norm: RMSNorm | None,
         factor: float = 1.0,
     ) -> TensorValue:
-        """Runs both halves over ragged rows, `[T, H]`; for the arguments see `Attention`."""
+        """Runs both over ragged rows, `[T, H]`; for the arguments see `Attention`."""
         given = (residual, layer, x, cache, freqs_cis, row_offsets)
-        first = self.self_attn.half(*given, norm=norm, factor=factor)
-        second = self.mlp.half(self.post_attention_layernorm, factor)
-        if first is not None and second is not None:
-            return decoder_layer(first, second)
-        x = self.self_attn(*given, norm=norm, factor=factor)
+        attend = self.self_attn.half(*given, norm=norm, factor=factor)
+        transform = self.mlp.half(self.post_attention_layernorm, factor)
+        if attend is not None and transform is not None:
+            return decoder_layer(attend, transform)
+        if attend is not None:
+            x = attention_block(attend)
+        else:
+            x = self.self_attn(*given, norm=norm, factor=factor)
         return self.mlp.added(x, self.post_attention_layernorm, factor)
 
 
-class DecoderLayer(LayerHalves):
+class DecoderLayer(AttentionAndMLP):
     """A layer whose attention reads, after an RMSNorm, what it adds to.
 
     Args:
