@@ -45,7 +45,7 @@ class Attention(Module):
         self.scale = config.attention_multiplier
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        dtype, device = config.dtype, config.devices[0]
+        self.dtype, self.device = dtype, device = config.dtype, config.devices[0]
         size, biased = input_size or config.hidden_size, config.attention_bias or config.qkv_bias
         query, key = self.heads * self.head_dim, self.key_heads * self.head_dim
         self.q_proj = Linear(size, query, dtype, device, has_bias=biased)
@@ -68,11 +68,8 @@ class Attention(Module):
     def __call__(
         self,
         residual: TensorValue,
-        layer: TensorValue,
         x: TensorValue,
-        cache: PagedCacheValues,
-        freqs_cis: TensorValue,
-        row_offsets: TensorValue,
+        attending: Attending,
         *,
         norm: RMSNorm | None,
         factor: float = 1.0,
@@ -81,10 +78,10 @@ class Attention(Module):
 
         Args:
             x: `[T, input size]`.
+            attending: see `attending`.
             norm: before the projections; None: none.
             factor: of what is added.
         """
-        attending = self._attending(layer, x, cache, freqs_cis, row_offsets)
         qkv = normed_linear(x, norm, [self.q_proj, self.k_proj, self.v_proj])
         if self.has_qk_norm:
             qkv = self._with_normed_heads(qkv)
@@ -94,11 +91,8 @@ class Attention(Module):
     def half(
         self,
         residual: TensorValue,
-        layer: TensorValue,
         x: TensorValue,
-        cache: PagedCacheValues,
-        freqs_cis: TensorValue,
-        row_offsets: TensorValue,
+        attending: Attending,
         *,
         norm: RMSNorm | None,
         factor: float,
@@ -110,20 +104,19 @@ class Attention(Module):
         if not can_join(matrices):
             return None
         before = None if norm is None else (TensorValue(norm.weight), norm.eps)
-        attending = self._attending(layer, x, cache, freqs_cis, row_offsets)
         return AttentionHalf(x, residual, before, matrices, self.o_proj.matrix, attending, factor)
 
-    def _attending(
+    def attending(
         self,
         layer: TensorValue,
-        x: TensorValue,
         cache: PagedCacheValues,
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> Attending:
+        """What attention reads beside queries, keys and values."""
         return Attending(
             row_offsets,
-            freqs_cis.cast(x.dtype).to(x.device),
+            freqs_cis.cast(self.dtype).to(self.device),
             cache,
             layer,
             heads=self.heads,

@@ -44,16 +44,22 @@ class AttentionAndMLP(Module):
         norm: RMSNorm | None,
         factor: float = 1.0,
     ) -> TensorValue:
-        """Runs both over ragged rows, `[T, H]`; for the arguments see `Attention`."""
-        given = (residual, layer, x, cache, freqs_cis, row_offsets)
-        attend = self.self_attn.half(*given, norm=norm, factor=factor)
+        """Runs both over ragged rows, `[T, H]`.
+
+        Args:
+            residual: what attention adds to.
+            x: what it reads, after the norm if there is one.
+            factor: of what each adds.
+        """
+        attending = self.self_attn.attending(layer, cache, freqs_cis, row_offsets)
+        attend = self.self_attn.half(residual, x, attending, norm=norm, factor=factor)
         transform = self.mlp.half(self.post_attention_layernorm, factor)
         if attend is not None and transform is not None:
             return decoder_layer(attend, transform)
         if attend is not None:
             x = attention_block(attend)
         else:
-            x = self.self_attn(*given, norm=norm, factor=factor)
+            x = self.self_attn(residual, x, attending, norm=norm, factor=factor)
         return self.mlp.added(x, self.post_attention_layernorm, factor)
 
 
