@@ -190,8 +190,8 @@ def test_what_the_relatives_compute_more_than_llama(
     """In a layer, which is there once; and what its weights are in two layers."""
     llama = built("llama", None)
     biased = difference(built("qwen2", None), llama)
-    # Between projections and attention, which are two operations then, and the output a third one.
-    assert biased == {"rmo.concat": 1, "rmo.add": 1, "mo.custom": 2, "weights": 2 * 3}
+    # Between projections and attention: two operations then, and two more for output and MLP.
+    assert biased == {"rmo.concat": 1, "rmo.add": 1, "mo.custom": 3, "weights": 2 * 3}
     normed = difference(built("qwen3", None), llama)
     assert (normed["mo.reduce.rms_norm"], normed["weights"]) == (2, 2 * 2)
     # Embedding and logits; those of attention and MLP are parameters of operations.

@@ -11,6 +11,7 @@ from max.driver import load_devices
 from max.engine import InferenceSession
 from max.graph.weights import SafetensorWeights
 from max.pipelines.context import TextContext
+from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.request import RequestID
 from transformers import PreTrainedTokenizerFast
 
@@ -343,14 +344,8 @@ class Engine:
         devices = load_devices(config.model.device_specs)
         session = InferenceSession(devices=[*devices])
         paths = config.model.resolved_weight_paths()
-        self._progress("allocating the cache")
-        # Before the model: on a CPU it is set to zero while the weights are read.
-        manager = make_cache_manager(
-            self._kv_params,
-            num_pages=self.num_pages,
-            max_batch_size=self._config.max_batch_size,
-            draft_reads_next_token=self._model_class.draft_reads_next_token(),
-        )
+        # On a CPU first: it is set to zero while the weights are read.
+        manager = self._allocate() if devices[0].is_host else None
         self._progress("loading weights and compiling the graph")
         model = self._model_class(
             config,
@@ -362,4 +357,13 @@ class Engine:
             max_batch_size=self._config.max_batch_size,
             encodings=weight_encodings(self._config),
         )
-        return SpeculativePipeline(model, manager, thinking=self._thinking)
+        return SpeculativePipeline(model, manager or self._allocate(), thinking=self._thinking)
+
+    def _allocate(self) -> PagedKVCacheManagerInterface:
+        self._progress("allocating the cache")
+        return make_cache_manager(
+            self._kv_params,
+            num_pages=self.num_pages,
+            max_batch_size=self._config.max_batch_size,
+            draft_reads_next_token=self._model_class.draft_reads_next_token(),
+        )

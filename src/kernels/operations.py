@@ -176,8 +176,10 @@ class AttentionHalf(NamedTuple):
     @property
     def values(self) -> list[TensorValue | BufferValue]:
         """The operands."""
-        nothing = ops.constant(0.0, DType.float32, DeviceRef.CPU()).reshape([1])
-        gamma = nothing if self.norm is None else self.norm[0]
+        if self.norm is None:
+            gamma = ops.constant(0.0, DType.float32, DeviceRef.CPU()).reshape([1])
+        else:
+            gamma = self.norm[0]
         stored = [matrix.stored for matrix in (*self.projections, self.output)]
         return [self.x, self.residual, gamma, *stored, *self.attending.values]
 
