@@ -38,6 +38,8 @@ def wait_asleep() -> None:
     if "max._core" not in sys.modules:
         os.environ.update(wanted)
     elif not wanted.items() <= os.environ.items():
-        _LOGGER.warning("MAX is imported already, so its threads are busy while they wait")
+        _LOGGER.warning(
+            "MAX is imported already, so its threads are busy while they wait: call wait_asleep before"
+        )
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, _NANOSECONDS, 0, 0, 0)
