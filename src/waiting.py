@@ -39,7 +39,7 @@ def wait_asleep() -> None:
         os.environ.update(wanted)
     elif not wanted.items() <= os.environ.items():
         _LOGGER.warning(
-            "MAX is imported already, so its threads are busy while they wait: call wait_asleep before"
+            "MAX is imported already, so its threads stay busy while they wait: call this before"
         )
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, _NANOSECONDS, 0, 0, 0)
