@@ -53,14 +53,13 @@ class AttentionAndMLP(Module):
         """
         attending = self.self_attn.attending(layer, cache, freqs_cis, row_offsets)
         attend = self.self_attn.half(residual, x, attending, norm=norm, factor=factor)
-        transform = self.mlp.half(self.post_attention_layernorm, factor)
-        if attend is not None and transform is not None:
-            return decoder_layer(attend, transform)
-        if attend is not None:
-            x = attention_block(attend)
-        else:
+        if attend is None:
             x = self.self_attn(residual, x, attending, norm=norm, factor=factor)
-        return self.mlp.added(x, self.post_attention_layernorm, factor)
+            return self.mlp.added(x, self.post_attention_layernorm, factor)
+        transform = self.mlp.half(self.post_attention_layernorm, factor)
+        if transform is None:
+            return self.mlp.added(attention_block(attend), self.post_attention_layernorm, factor)
+        return decoder_layer(attend, transform)
 
 
 class DecoderLayer(AttentionAndMLP):
