@@ -8,7 +8,9 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from unispec.errors import InputError
 
 __all__ = [
+    "AUTO",
     "DEFAULT_DRAFT_TOKENS",
+    "DRAFTLESS",
     "DRAFT_METHODS",
     "FACTS",
     "LARGEST_DRAFT_TOKENS",
@@ -18,11 +20,13 @@ __all__ = [
     "MethodFacts",
     "check_num_speculative_tokens",
     "generations",
+    "largest_when",
     "method_of_architecture",
 ]
 
-Method = Literal["dflash", "eagle", "eagle3", "mtp"]
-"""How a draft proposes tokens; asked for, `"eagle"` means EAGLE of any generation."""
+Method = Literal["dflash", "eagle", "eagle3", "mtp", "ngram"]
+"""How tokens are proposed; asked for, `"eagle"` means EAGLE of any generation. `"ngram"` has no
+draft: it proposes what followed the same tokens before."""
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 """Every `Method`."""
@@ -43,24 +47,27 @@ class MethodFacts(NamedTuple):
     """What is known of a method without MAX."""
 
     default_draft_tokens: int | None
-    """K where none is asked for; None: the checkpoint's block decides."""
+    """K where one is needed and none is asked for; None: the checkpoint's block decides."""
     largest_draft_tokens: int
     """The largest K that a graph is built for."""
+    chosen_draft_tokens: int | None
+    """The largest K where each step chooses its own; None: the checkpoint's block decides."""
     draft: DraftCheckpoint | None
-    """None: the draft is part of its target's checkpoint."""
-    max_method: Literal["dflash", "eagle", "mtp"]
-    """MAX's name for it, which generations of a method may share."""
+    """None: the draft is part of its target's checkpoint, or there is none."""
+    max_method: Literal["dflash", "eagle", "mtp"] | None
+    """MAX's name for it, which generations of a method may share; None: MAX has no such method."""
 
 
 FACTS: Final[Mapping[Method, MethodFacts]] = {
     "dflash": MethodFacts(
-        None, 31, DraftCheckpoint("DFLASH", "DFlashDraftModel", "qwen3"), "dflash"
+        None, 31, None, DraftCheckpoint("DFLASH", "DFlashDraftModel", "qwen3"), "dflash"
     ),
-    "eagle": MethodFacts(3, 8, DraftCheckpoint("EAGLE", "LlamaForCausalLM", "llama"), "eagle"),
+    "eagle": MethodFacts(3, 8, 8, DraftCheckpoint("EAGLE", "LlamaForCausalLM", "llama"), "eagle"),
     "eagle3": MethodFacts(
-        3, 8, DraftCheckpoint("EAGLE3", "LlamaForCausalLMEagle3", "llama"), "eagle"
+        3, 8, 8, DraftCheckpoint("EAGLE3", "LlamaForCausalLMEagle3", "llama"), "eagle"
     ),
-    "mtp": MethodFacts(1, 8, None, "mtp"),
+    "mtp": MethodFacts(1, 8, 8, None, "mtp"),
+    "ngram": MethodFacts(8, 31, 16, None, None),
 }
 """The facts of each method."""
 
@@ -69,6 +76,12 @@ DRAFT_METHODS: Final[tuple[Method, ...]] = tuple(name for name in METHODS if FAC
 
 DEFAULT_DRAFT_TOKENS: Final = {name: FACTS[name].default_draft_tokens for name in METHODS}
 """K where none is asked for; None: the checkpoint's block decides."""
+
+DRAFTLESS: Final[tuple[Method, ...]] = ("ngram",)
+"""Those that run in the graph of the target alone."""
+
+AUTO: Final = "auto"
+"""In place of a K: each step chooses its own, by what steps cost and what came true."""
 
 LARGEST_DRAFT_TOKENS: Final = {name: FACTS[name].largest_draft_tokens for name in METHODS}
 """The largest K that a graph is built for."""
@@ -92,10 +105,24 @@ def method_of_architecture(max_method: Method, declared: Collection[str]) -> Met
     return max_method
 
 
+def largest_when(method: Method | None, count: int | str | None) -> int | None:
+    """K of the graph and of the room in the caches; None: the checkpoint's block decides.
+
+    Args:
+        count: K as it is asked for, or `AUTO`; None: the method's default.
+    """
+    if method is None:
+        return 0
+    facts = FACTS[method]
+    if count == AUTO:
+        return facts.chosen_draft_tokens
+    return facts.default_draft_tokens if count is None else int(count)
+
+
 def check_num_speculative_tokens(
     method: Method | None, count: Any, *, loaded: int | None = None
 ) -> None:
-    """Refuses a K that a graph cannot propose.
+    """Refuses a K that a graph cannot propose; `AUTO` is one that each step chooses.
 
     Args:
         method: of the draft; None: there is none.
@@ -103,15 +130,17 @@ def check_num_speculative_tokens(
         loaded: the largest K of a graph that is loaded already; None: the method's.
 
     Raises:
-        InputError: it is no integer, out of range, or there is no draft.
+        InputError: it is neither an integer nor `AUTO`, out of range, or there is no draft.
     """
-    if type(count) is not int:
-        raise InputError(f"num_speculative_tokens is {count!r}; give an integer")
+    if type(count) is not int and count != AUTO:
+        raise InputError(f"num_speculative_tokens is {count!r}; give an integer, or {AUTO!r}")
     if method is None:
         raise InputError(
             f"num_speculative_tokens is {count}, but there is no speculative method; give one,"
             " or leave it out"
         )
+    if count == AUTO:
+        return
     largest = LARGEST_DRAFT_TOKENS[method] if loaded is None else loaded
     if not 1 <= count <= largest:
         reason = f" with {method}" if loaded is None else ", what the engine's graph is for"

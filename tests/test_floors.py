@@ -9,9 +9,10 @@ ROOT = Path(__file__).parent.parent / "src"
 
 FLOORS = (
     ("errors", "allocator", "telemetry", "waiting"),
-    ("encodings", "methods"),
+    ("batch_schedule", "encodings", "methods"),
     ("checkpoints", "images", "chat"),
     ("sampling", "kv_cache", "kernels"),
+    ("pipelines.lookup", "pipelines.policy"),
     ("pipelines.speculative",),
     ("pipelines.runtime",),
     ("pipelines.layers",),

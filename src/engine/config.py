@@ -6,9 +6,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
+from unispec.batch_schedule import BatchSchedule
 from unispec.encodings import DRAFT_ENCODINGS, ENCODINGS
 from unispec.errors import InputError
-from unispec.methods import DRAFT_METHODS, METHODS, Method, check_num_speculative_tokens
+from unispec.methods import (
+    AUTO,
+    DRAFT_METHODS,
+    DRAFTLESS,
+    METHODS,
+    Method,
+    check_num_speculative_tokens,
+    largest_when,
+)
+from unispec.pipelines.lookup.options import DEFAULT_LOOKUP_MAX, DEFAULT_LOOKUP_MIN, LookupOptions
 
 __all__ = ["EngineConfig"]
 
@@ -20,10 +30,12 @@ _POSITIVE: Final = (
     "max_batch_input_tokens",
     "kv_cache_pages",
     "relaxed_topk",
+    "prompt_lookup_min",
 )
+_AT_LEAST_0: Final = ("prompt_lookup_max", "prompt_lookup_store")
 # What a field holds, in words, its types and the fields; one whose default is None may be that.
 _KINDS: Final = (
-    ("an integer", (int,), _POSITIVE),
+    ("an integer", (int,), (*_POSITIVE, *_AT_LEAST_0)),
     ("a number", (int, float), ("relaxed_delta",)),
     ("True or False", (bool,), ("enable_prefix_caching", "use_relaxed_acceptance_for_thinking")),
     (
@@ -49,13 +61,25 @@ class EngineConfig:
     weight_path: tuple[Path, ...] = ()
     """Weight files of the target, safetensors or one GGUF; empty: those in `model`."""
     draft_model: str | None = None
-    """Folder or repository of the draft; None: the target alone, or MTP."""
+    """Folder or repository of the draft; None: the target alone, n-grams, or MTP."""
     speculative_method: Method | None = None
-    """`"dflash"`, `"eagle"` (EAGLE-3, too, if the draft is that), `"eagle3"` or `"mtp"`; None: the
-    target alone."""
-    num_speculative_tokens: int | None = None
-    """K, draft tokens a step, 1 to 8 but for DFlash; None: 3 for EAGLE, 1 for MTP, what a DFlash
-    draft was trained for."""
+    """`"dflash"`, `"eagle"` (EAGLE-3, too, if the draft is that), `"eagle3"`, `"mtp"` or `"ngram"`,
+    which has no draft; None: the target alone."""
+    num_speculative_tokens: int | Literal["auto"] | None = None
+    """K, draft tokens a step, 1 to 8, with n-grams 1 to 31, of a DFlash draft what it was trained
+    for. `"auto"`: each step chooses what makes the most tokens a second. None: `"auto"`, but with
+    sampled drafts or relaxed acceptance, where answers depend on K, 3 for EAGLE and 1 for MTP."""
+    num_speculative_tokens_per_batch_size: BatchSchedule | None = None
+    """K by the number of requests in a step, in place of `num_speculative_tokens`."""
+    prompt_lookup_min: int = DEFAULT_LOOKUP_MIN
+    """Tokens at an answer's end that have to stand before, in the prompt or the answer, to propose
+    what followed them."""
+    prompt_lookup_max: int | None = None
+    """Tokens that are compared; 0: nothing is looked up. None: 16 with n-grams, or beside a draft
+    where K is `"auto"`; else 0."""
+    prompt_lookup_store: int = 0
+    """Tokens of finished answers that are looked up for all later requests; 0: none. What a request
+    is told then depends on earlier answers in its timing, never in its text."""
     devices: str = "cpu"
     """`"cpu"`, `"gpu"` or `"gpu:N"`."""
     max_length: int | None = None
@@ -101,13 +125,22 @@ class EngineConfig:
             raise InputError(
                 f"speculative method {self.speculative_method!r} needs a draft model; give one"
             )
+        if self.draft_model is not None and self.speculative_method in DRAFTLESS:
+            raise InputError(
+                f"draft model {self.draft_model} is given, but {self.speculative_method!r} has no"
+                " draft; give the draft's own method, which looks up n-grams, too"
+            )
         if self.draft_model is not None and self.speculative_method not in DRAFT_METHODS:
             raise InputError(
                 f"draft model {self.draft_model} is given, but the draft of"
                 f" {self.speculative_method!r} is part of the target's checkpoint; leave it out"
             )
-        if self.num_speculative_tokens is not None:
-            check_num_speculative_tokens(self.speculative_method, self.num_speculative_tokens)
+        if self.speculative_method in DRAFTLESS and self._answers_depend_on_drafts:
+            raise InputError(
+                "draft_proposal 'sampled' and use_relaxed_acceptance_for_thinking need a draft, and"
+                f" {self.speculative_method!r} has none; leave them out"
+            )
+        self._check_draft_counts()
         if self.quantization_encoding not in (None, *ENCODINGS):
             raise InputError(
                 f"quantization encoding {self.quantization_encoding!r} is unknown; use"
@@ -121,10 +154,91 @@ class EngineConfig:
             )
         if self.use_relaxed_acceptance_for_thinking:
             self._check_relaxed()
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; choose at least 1")
+        for smallest, names in ((1, _POSITIVE), (0, _AT_LEAST_0)):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and value < smallest:
+                    raise InputError(f"{name} is {value}; choose at least {smallest}")
+        self._check_lookup()
+
+    @property
+    def draft_count(self) -> int | Literal["auto"] | BatchSchedule | None:
+        """K as it is asked for, with the default where nothing is; None: that of the method."""
+        if self.num_speculative_tokens_per_batch_size is not None:
+            return self.num_speculative_tokens_per_batch_size
+        if self.num_speculative_tokens is not None or self._answers_depend_on_drafts:
+            return self.num_speculative_tokens
+        return None if self.speculative_method is None else AUTO
+
+    @property
+    def largest_draft_count(self) -> int | None:
+        """K of the graph and of the room in the caches; None: the draft's block decides."""
+        count = self.draft_count
+        return largest_when(
+            self.speculative_method, count.largest if isinstance(count, BatchSchedule) else count
+        )
+
+    @property
+    def num_looked_up(self) -> int:
+        """Drafts that the cache of a target alone has room for."""
+        if self.speculative_method not in DRAFTLESS:
+            return 0
+        return self.largest_draft_count or 0
+
+    @property
+    def lookup(self) -> LookupOptions | None:
+        """What is looked up; None: nothing."""
+        longest = self.prompt_lookup_max
+        if longest is None:
+            wanted = self.speculative_method in DRAFTLESS or self.draft_count == AUTO
+            longest = max(DEFAULT_LOOKUP_MAX, self.prompt_lookup_min) if wanted else 0
+        if self.speculative_method is None or not longest:
+            return None
+        return LookupOptions(self.prompt_lookup_min, longest, self.prompt_lookup_store)
+
+    @property
+    def _answers_depend_on_drafts(self) -> bool:
+        return self.draft_proposal != "argmax" or self.use_relaxed_acceptance_for_thinking
+
+    def _check_draft_counts(self) -> None:
+        schedule, count = self.num_speculative_tokens_per_batch_size, self.num_speculative_tokens
+        if count is not None:
+            check_num_speculative_tokens(self.speculative_method, count)
+        if count == AUTO and self._answers_depend_on_drafts:
+            raise InputError(
+                "num_speculative_tokens 'auto' chooses by time, and with sampled drafts or relaxed"
+                " acceptance answers depend on it; give a number, or leave it out"
+            )
+        if schedule is None:
+            return
+        if not isinstance(schedule, BatchSchedule):
+            raise InputError(
+                f"num_speculative_tokens_per_batch_size is {schedule!r}; give a BatchSchedule"
+            )
+        if count is not None:
+            raise InputError(
+                f"num_speculative_tokens {count} and num_speculative_tokens_per_batch_size exclude"
+                " each other; give one of them"
+            )
+        check_num_speculative_tokens(self.speculative_method, max(schedule.largest, 1))
+
+    def _check_lookup(self) -> None:
+        longest = self.prompt_lookup_max
+        if self.speculative_method in DRAFTLESS and longest == 0:
+            raise InputError(
+                "prompt_lookup_max is 0, and 'ngram' proposes nothing else; choose at least 1, or"
+                " leave the method out"
+            )
+        if longest and longest < self.prompt_lookup_min:
+            raise InputError(
+                f"prompt_lookup_max is {longest}, below prompt_lookup_min"
+                f" {self.prompt_lookup_min}; raise it, or lower the other"
+            )
+        if self.prompt_lookup_store and self.lookup is None:
+            raise InputError(
+                f"prompt_lookup_store is {self.prompt_lookup_store}, but nothing is looked up; give"
+                " speculative_method 'ngram', or prompt_lookup_max beside a draft"
+            )
 
     def _check_kinds(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}

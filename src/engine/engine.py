@@ -15,14 +15,16 @@ from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.request import RequestID
 from transformers import PreTrainedTokenizerFast
 
+from unispec.batch_schedule import BatchSchedule
 from unispec.checkpoints.generation_config import read_eos_token_ids
 from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
-from unispec.kv_cache.manager import make_cache_manager
-from unispec.methods import Method, check_num_speculative_tokens
+from unispec.kv_cache.manager import make_cache_manager, with_room
+from unispec.methods import AUTO, DRAFTLESS, Method, check_num_speculative_tokens
 from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
+from unispec.pipelines.runtime.speculating import DraftCount, SpeculationOptions, speculate
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
 from .answer import Answer, Outbox
@@ -76,12 +78,14 @@ class Engine:
         self.reads_images = self._model_class.reads_images
         method = self._model_class.method
         self.speculative_method: Method | None = None if method is None else method.name
+        if config.speculative_method in DRAFTLESS:
+            self.speculative_method = config.speculative_method
         hf: Any = self._pipeline_config.model.huggingface_config
         self.max_length = self._model_class.calculate_max_seq_len(self._pipeline_config, hf)
         # Reading both configurations here reports their errors before anything slow starts.
         arch_config: Any = self._model_class.model_config_cls
         arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
-        self._kv_params = arch.get_kv_params()
+        self._kv_params = with_room(arch.get_kv_params(), config.num_looked_up)
         self.tokenizer: PreTrainedTokenizerFast = read_tokenizer(config.model, hf.model_type)
         self._answers = AnswerFactory(
             self._model_class,
@@ -101,7 +105,7 @@ class Engine:
         self._loading = threading.Lock()
         self._added = Outbox(goes_on=False)
         self.max_speculative_tokens = int(self._kv_params.num_draft_tokens)
-        self._options = StepOptions(self.max_speculative_tokens)
+        self._options = StepOptions(self._first_count())
         self.num_pages = count_pages(config, self._kv_params, self.max_length)
 
     def load(self) -> None:
@@ -128,22 +132,29 @@ class Engine:
         return len(self._added.unfinished)
 
     @property
-    def num_speculative_tokens(self) -> int:
-        """K, how many tokens the draft proposes in a step, 1 to `max_speculative_tokens`.
+    def num_speculative_tokens(self) -> DraftCount:
+        """K, how many tokens are proposed in a step, 1 to `max_speculative_tokens`.
 
-        It may be set at any time, from any thread, and holds for the steps that begin from then
-        on. At first it is the largest.
+        `"auto"` lets each step choose, which needs an engine whose configuration says so, too; a
+        `BatchSchedule` has a K by the number of requests. It may be set at any time, from any
+        thread, and holds for the steps that begin from then on. 0 without a speculative method.
 
         Raises:
-            InputError: it is set to another number, or there is no draft.
+            InputError: it is set to another number, or there is no speculative method.
         """
         return self._options.num_speculative_tokens
 
     @num_speculative_tokens.setter
-    def num_speculative_tokens(self, count: int) -> None:
+    def num_speculative_tokens(self, count: DraftCount) -> None:
+        largest = count.largest if isinstance(count, BatchSchedule) else count
         check_num_speculative_tokens(
-            self._config.speculative_method, count, loaded=self.max_speculative_tokens
+            self._config.speculative_method, largest, loaded=self.max_speculative_tokens
         )
+        if count == AUTO and self._config.draft_count != AUTO:
+            raise InputError(
+                "num_speculative_tokens is 'auto', but this engine was built for"
+                f" {self._first_count()}; build it with 'auto'"
+            )
         self._options.num_speculative_tokens = count
 
     @property
@@ -315,6 +326,11 @@ class Engine:
         if request_id in self._added.unfinished:
             self._batch().abort(self._added, [request_id])
 
+    def _first_count(self) -> DraftCount:
+        """K as it is configured."""
+        count = self._config.draft_count
+        return self.max_speculative_tokens if count is None or isinstance(count, int) else count
+
     def _batch(self) -> RunningBatch:
         with self._loading:
             if self._running is None:
@@ -356,8 +372,19 @@ class Engine:
             SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
             max_batch_size=self._config.max_batch_size,
             encodings=weight_encodings(self._config),
+            num_looked_up=self._config.num_looked_up,
         )
-        return SpeculativePipeline(model, manager or self._allocate(), thinking=self._thinking)
+        pipeline = SpeculativePipeline(model, manager or self._allocate(), thinking=self._thinking)
+        if self.speculative_method is not None:
+            speculate(
+                pipeline,
+                SpeculationOptions(self._first_count(), self._config.lookup),
+                num_pages=self.num_pages,
+                max_length=self.max_length,
+                vocab_size=self.vocab_size,
+                on_measure=lambda: self._progress("measuring what steps cost"),
+            )
+        return pipeline
 
     def _allocate(self) -> PagedKVCacheManagerInterface:
         self._progress("allocating the cache")

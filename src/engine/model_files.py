@@ -106,9 +106,9 @@ def draft_files(
     assert config.draft_model is not None and config.speculative_method is not None
     paths = weight_files(config.draft_model) if paths is None else paths
     hf: Any = draft.huggingface_config
-    method = method_of_architecture(
-        FACTS[config.speculative_method].max_method, hf.architectures or ()
-    )
+    # Methods that have a draft are MAX's, too, by one name for all generations.
+    max_method = FACTS[config.speculative_method].max_method or config.speculative_method
+    method = method_of_architecture(max_method, hf.architectures or ())
     check_draft_files(method, paths, source=config.draft_model)
     return _checked(paths, draft, config.devices, config.draft_quantization_encoding)
 

@@ -29,7 +29,7 @@ from unispec.encodings import (
     WeightEncodings,
 )
 from unispec.errors import InputError
-from unispec.methods import DEFAULT_DRAFT_TOKENS, FACTS, Method
+from unispec.methods import DRAFTLESS, FACTS, Method
 from unispec.pipelines.architectures.registry import (
     ENGINE_ARCHITECTURES,
     check_target,
@@ -60,7 +60,8 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
     keys = read_config_object(model)
     paths = draft_paths(config)
     method = drafted_method(config, paths)
-    pair = find(keys.get("model_type"), method, source=model)
+    with_draft = None if method in DRAFTLESS else method
+    pair = find(keys.get("model_type"), with_draft, source=model)
     hf_config = model_config(keys, model)
     check_target(pair.family, hf_config, source=model)
     longest_sequence(hf_config, config.max_length, source=config.model)
@@ -82,7 +83,7 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
                 max_batch_size=config.max_batch_size,
                 max_batch_input_tokens=config.max_batch_input_tokens,
             ),
-            speculative=_speculative(config, method),
+            speculative=_speculative(config, with_draft),
             draft_model=draft,
             **shared,
         )
@@ -135,10 +136,9 @@ def _encoding(config: EngineConfig, family: TargetFamily, device: DeviceSpec) ->
 def _speculative(config: EngineConfig, method: Method | None) -> SpeculativeConfig | None:
     if method is None:
         return None
-    default = DEFAULT_DRAFT_TOKENS[method]
     return SpeculativeConfig(
         speculative_method=FACTS[method].max_method,
-        num_speculative_tokens=config.num_speculative_tokens or default,
+        num_speculative_tokens=config.largest_draft_count,
         draft_proposal=config.draft_proposal,
         use_relaxed_acceptance_for_thinking=config.use_relaxed_acceptance_for_thinking,
         relaxed_topk=config.relaxed_topk,
@@ -165,7 +165,9 @@ def _draft(
     adopt(draft.huggingface_config, hf_config)
     # What the files hold says better what the draft is than what config.json lacks.
     files = draft_files(draft, config, paths) if isinstance(resolved, Path) else []
-    method.prepare(draft.huggingface_config, config.num_speculative_tokens, source=source)
+    count = config.num_speculative_tokens
+    asked = count if isinstance(count, int) else None
+    method.prepare(draft.huggingface_config, asked, source=source)
     return draft, files
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
+from max.nn.kv_cache import KVCacheParamInterface
 from max.pipelines.lib import PIPELINE_REGISTRY, MemoryPlan, PipelineConfig
 
+from unispec.kv_cache.manager import with_room
+from unispec.pipelines.runtime.speculating import SpeculationOptions
 from unispec.pipelines.served.pages import longest_row, with_pages
 from unispec.pipelines.served.pipeline import ServedPipeline
 from unispec.pipelines.served.tokenizer import ServedTokenizer
@@ -52,7 +55,10 @@ def served_pipeline(config: EngineConfig) -> Served:
     tokenizer = cast("ServedTokenizer", found.tokenizer)
     model = factory.keywords["pipeline_model"]
     length = model.calculate_max_seq_len(made, made.model.huggingface_config)
-    params = model.model_config_cls.initialize(made, max_seq_len=length).get_kv_params()
+    params = with_room(
+        model.model_config_cls.initialize(made, max_seq_len=length).get_kv_params(),
+        config.num_looked_up,
+    )
     pages = count_pages(config, params, length)
     # MAX bounds the length by the draft's own, too, and by the free memory of this moment.
     plan = with_pages(params, replace(found.memory_plan, planned_max_length=length), pages)
@@ -60,8 +66,23 @@ def served_pipeline(config: EngineConfig) -> Served:
     tokenizer.longest_in_cache = longest_row(params, pages)
     tokenizer.thinking_tokens = config.thinking_tokens
     return Served(
-        factory=partial(factory, memory_plan=plan, encodings=weight_encodings(config)),
+        factory=partial(
+            factory,
+            memory_plan=plan,
+            encodings=weight_encodings(config),
+            num_looked_up=config.num_looked_up,
+            speculation=_speculation(config, params),
+        ),
         tokenizer=tokenizer,
         memory_plan=plan,
         pipeline_config=made,
     )
+
+
+def _speculation(config: EngineConfig, params: KVCacheParamInterface) -> SpeculationOptions | None:
+    """What an engine of this configuration does; None without a speculative method."""
+    if config.speculative_method is None:
+        return None
+    count = config.draft_count
+    fixed = params.num_draft_tokens if count is None or isinstance(count, int) else count
+    return SpeculationOptions(fixed, config.lookup)

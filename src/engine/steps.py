@@ -14,6 +14,7 @@ from max.pipelines.request import RequestID
 
 from unispec.errors import InputError
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
+from unispec.pipelines.runtime.speculating import DraftCount, pinned_by
 
 from .answer import Answer, Outbox
 from .requests import Output, Step, StepRow
@@ -31,8 +32,8 @@ Command: TypeAlias = Callable[[], None]
 class StepOptions:
     """What any thread may set, for the steps that begin from then on."""
 
-    num_speculative_tokens: int
-    """K; 0 without a draft."""
+    num_speculative_tokens: DraftCount
+    """K; 0 without a speculative method."""
     on_step: Callable[[Step], None] | None = None
     """Called by the thread of the steps after each of them."""
 
@@ -159,7 +160,9 @@ class Steps:
             batch = self._scheduler.next_batch()
             if not batch:
                 raise RuntimeError("there are requests, but none of them can run")
-            self._pipeline.model.batch.num_speculative_tokens = self._options.num_speculative_tokens
+            if self._pipeline.speculation is not None:
+                count = self._options.num_speculative_tokens
+                self._pipeline.speculation.pinned = pinned_by(count)
             results = self._pipeline.execute(TextGenerationInputs(batches=[batch]))
             times = self._pipeline.last_step
             assert times is not None

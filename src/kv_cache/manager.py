@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from max.nn.kv_cache import KVCacheParamInterface
+from dataclasses import replace
+
+from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams
 from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 
 from .max_jenga import NextTokenPages, SharedPages
 
-__all__ = ["make_cache_manager", "pages_per_row"]
+__all__ = ["make_cache_manager", "pages_per_row", "with_room"]
+
+
+def with_room(params: KVCacheParamInterface, drafts: int) -> KVCacheParamInterface:
+    """The cache of a target alone, with room for drafts of a row that a step verifies.
+
+    Args:
+        params: of one cache; a tree, which has room for its draft's, has enough for as many.
+        drafts: the most of a row that are looked up.
+    """
+    if isinstance(params, KVCacheParams) and drafts > params.num_draft_tokens:
+        return replace(params, num_draft_tokens=drafts)
+    return params
 
 
 def pages_per_row(params: KVCacheParamInterface, max_length: int) -> int:

@@ -74,11 +74,13 @@ def target_entry(family: TargetFamily) -> SupportedArchitecture:
 def pair_entry(family: TargetFamily, method: DraftMethod) -> Speculator:
     """The entry of a target with a draft: MAX finds it by target, method and kind of draft."""
     pair = Pair(family, method)
+    max_method = FACTS[method.name].max_method
+    assert max_method is not None, "MAX knows each method that has a draft"
     return Speculator(
         name=_name(pair.model),
         base=target_entry(family),
         draft_arch=_RENAMED_DRAFTS.get(method.name),
-        method=FACTS[method.name].max_method,
+        method=max_method,
         pipeline_model=pair.model,
         config=pair.model.model_config_cls,
         checkpoint_draft_width=partial(_draft_width, method),

@@ -23,6 +23,7 @@ class BatchBuilder:
     """Owns the host memory of the inputs and the rows of the requests.
 
     Args:
+        most_verified: the most drafts of a row that a step verifies.
         num_speculative_tokens: the most tokens that a step proposes; 0 without a draft.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
@@ -39,6 +40,7 @@ class BatchBuilder:
         max_batch_size: int,
         max_batch_input_tokens: int,
         vocab_size: int,
+        most_verified: int,
         num_speculative_tokens: int,
         device: Device,
         sampled_drafts: bool = False,
@@ -53,12 +55,10 @@ class BatchBuilder:
         self._persistent = PersistentInputBuffers.alloc(
             max_batch_size, max_batch_input_tokens, device
         )
-        self._sampling = SamplingBuffers(
-            max_batch_size, vocab_size, num_speculative_tokens + 1, device
-        )
+        self._sampling = SamplingBuffers(max_batch_size, vocab_size, most_verified + 1, device)
         self._tokens = np.zeros(max_batch_input_tokens, np.int64)
         self._offsets = np.zeros(max_batch_size + 1, np.uint32)
-        self._drafts = np.zeros(max_batch_size * num_speculative_tokens, np.int64)
+        self._drafts = np.zeros(max_batch_size * most_verified, np.int64)
         self._known_next = np.zeros(max_batch_size, np.int64)
 
     def row(self, context: TextContext) -> Row:
@@ -131,12 +131,14 @@ class BatchBuilder:
         return bitmask
 
     def _draft_probs(self, rows: Sequence[Row], width: int) -> Buffer:
-        """float32 `[B, K, V]`; zero where a row has no draft."""
+        """float32 `[B, K, V]`; zero where a row has no draft, 1 for one that was not drawn."""
         probs = np.zeros((len(rows), width, self._vocab_size), np.float32)
         for index, row in enumerate(rows):
+            count = len(row.drafts)
             if row.draft_probs is not None:
-                count = len(row.drafts)
                 probs[index, :count] = row.draft_probs[:count]
+            else:
+                probs[index, np.arange(count), row.drafts] = 1.0
         return Buffer.from_numpy(probs).to(self._device)
 
 

@@ -22,6 +22,12 @@ class StepTimes:
     """Of that, inside the compiled graph."""
     is_decode: bool
     """Whether no row was in prefill."""
+    num_rows: int = 1
+    """Requests of the batch."""
+    num_verified: int = 0
+    """Drafts a row that it verified, the most of any."""
+    num_proposed: int = 0
+    """K: tokens a row that the draft proposed in it."""
 
     @property
     def wall_s(self) -> float:

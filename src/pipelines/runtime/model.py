@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from max.pipelines.lib import (
 
 from unispec.encodings import WeightEncodings
 from unispec.errors import InputError
+from unispec.kv_cache.manager import with_room
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
 from .batch import BatchBuilder
@@ -55,11 +57,15 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         memory_plan: sizes planned by a server; without one, those of `pipeline_config`.
         max_batch_size: most rows of a replica in one step.
         encodings: how matrices are stored on a CPU; None: as the checkpoints have them.
+        num_looked_up: most drafts of a row that are looked up where there is no draft.
 
     Attributes:
         kv_params: parameters of the caches, see `get_kv_params` of the configuration.
+        most_proposed: K of the draft, at most; 0 without one.
         batch: builds a step's inputs and keeps what is known of each request.
         weights_registry: the graph's weights by name, kept alive as long as this model.
+        graph_digest: SHA-256 of the graph's text, in hexadecimal; empty of a graph that a subclass
+            compiled by itself.
 
     Raises:
         InputError: more devices than the graph is built for, or a checkpoint that does not fit.
@@ -88,6 +94,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         memory_plan: MemoryPlan | None = None,
         max_batch_size: int = 1,
         encodings: WeightEncodings | None = None,
+        num_looked_up: int = 0,
     ) -> None:
         if len(devices) != 1 and not self.several_devices:
             raise InputError(f"{len(devices)} devices were given; a unified graph runs on one")
@@ -109,8 +116,9 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             return_hidden_states=return_hidden_states,
             max_batch_size=max_batch_size,
         )
-        self.kv_params = self.arch_config.get_kv_params()
+        self.kv_params = with_room(self.arch_config.get_kv_params(), num_looked_up)
         self.encodings = encodings or WeightEncodings()
+        self.graph_digest = ""
         loaded = self.load_model(session)
         self.model = loaded[-1] if isinstance(loaded, tuple) else loaded
         speculative = pipeline_config.speculative
@@ -121,13 +129,15 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             and speculative.use_relaxed_acceptance_for_thinking,
         }
         hf: Any = self.huggingface_config
+        self.most_proposed = 0 if speculative is None else self.kv_params.num_draft_tokens
         replicas = self.kv_params.data_parallel_degree
         self.batch = BatchBuilder(
             max_batch_size=replicas * max_batch_size,
             max_batch_input_tokens=replicas
             * max(pipeline_config.runtime.max_batch_input_tokens, max_batch_size),
             vocab_size=int(hf.get_text_config().vocab_size),
-            num_speculative_tokens=self.kv_params.num_draft_tokens,
+            most_verified=self.kv_params.num_draft_tokens,
+            num_speculative_tokens=self.most_proposed,
             # A virtual device runs no step and has no memory.
             device=CPU() if is_virtual_device_mode() else devices[0],
             sampled_drafts=sampled_drafts,
@@ -287,6 +297,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         """Compiles the graph and keeps its weights alive as long as this model."""
         # On a CPU the compiled graph reads the weights where they lie and does not own them.
         self.weights_registry = weights
+        self.graph_digest = hashlib.sha256(str(graph).encode()).hexdigest()
         return session.load(graph, weights_registry=weights)
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +19,9 @@ from unispec.pipelines.speculative.step import VOID_TOKEN
 from .logprobs import StepLogprobs
 from .metrics import StepTimes
 from .model import StepModel
+from .outputs import StepModelOutputs
 from .rows import Row
+from .speculation import Speculation
 from .thinking import ThinkingTokens
 
 __all__ = ["SpeculativePipeline"]
@@ -38,6 +40,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             caller sets `in_reasoning_phase` of the contexts.
 
     Attributes:
+        speculation: decides what each step verifies and proposes; None: a step verifies what the
+            draft proposed in the last one, and proposes `model.batch.num_speculative_tokens`.
         last_step: when the last step was; None before the first.
     """
 
@@ -53,6 +57,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self._kv_manager = kv_manager
         self._tokenizer = tokenizer
         self.thinking = thinking
+        self.speculation: Speculation | None = None
         self.last_step: StepTimes | None = None
 
     @property
@@ -96,18 +101,15 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         contexts = inputs.flat_batch
         rows = [self.model.batch.row(context) for context in contexts]
         decoding = all(row.generated for row in rows)
+        if self.speculation is not None:
+            self._plan(self.speculation, contexts, rows)
         width = max((len(row.drafts) for row in rows), default=0)
-        for context in contexts:
-            # The cache manager sizes a step's reads by the number of drafts it sees here.
-            context.spec_decoding_state.draft_tokens_to_verify = [VOID_TOKEN] * width
-        cache = self._kv_manager.runtime_inputs(inputs.batches)
-        step = self.model.prepare_initial_token_inputs(inputs.batches, cache)
-        before = perf_counter()
-        outputs = self.model.execute(step)
+        outputs, graph_s = self.compute(inputs.batches, width)
         num_accepted = outputs.num_accepted_draft_tokens.to_numpy()
         next_tokens = outputs.next_tokens.to_numpy()
-        proposals = outputs.next_draft_tokens.to_numpy()
-        after = perf_counter()
+        # A target alone puts out the drafts that it was given.
+        num_proposed = self.model.batch.num_speculative_tokens
+        proposals = outputs.next_draft_tokens.to_numpy()[:, :num_proposed]
         probs = outputs.next_draft_probs_full
         all_probs = None if probs is None else probs.to_numpy()
         asked = any(row.sampling.num_logprobs for row in rows)
@@ -123,6 +125,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
                 emitted = [*row.drafts[: int(num_accepted[index])], int(next_tokens[index])]
                 found = logprobs.of(index, emitted, wanted) if logprobs and wanted else ()
                 self._commit(context, row, emitted, found)
+                if self.speculation is not None:
+                    self.speculation.learn(row, emitted)
                 row.drafts = self._usable(context, proposals[index].tolist())
                 row.draft_probs = None if all_probs is None else all_probs[index].copy()
             if not context.is_done:
@@ -131,12 +135,52 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             if wanted and not output.tokens:
                 # MAX's server joins outputs only where all of them have a list.
                 output.log_probabilities = []
-        self.last_step = StepTimes(start, perf_counter(), after - before, is_decode=decoding)
+        self.last_step = StepTimes(
+            start,
+            perf_counter(),
+            graph_s,
+            is_decode=decoding,
+            num_rows=len(rows),
+            num_verified=width,
+            num_proposed=num_proposed,
+        )
         return results
+
+    def compute(
+        self, batches: Sequence[Sequence[TextContext]], width: int
+    ) -> tuple[StepModelOutputs, float]:
+        """Executes the graph for requests as they are, and changes none of them.
+
+        Args:
+            batches: of each replica.
+            width: the most drafts that a row has.
+
+        Returns:
+            What the graph put out, and the seconds that it took.
+        """
+        for context in chain.from_iterable(batches):
+            # The cache manager sizes a step's reads by the number of drafts it sees here.
+            context.spec_decoding_state.draft_tokens_to_verify = [VOID_TOKEN] * width
+        cache = self._kv_manager.runtime_inputs(batches)
+        step = self.model.prepare_initial_token_inputs(batches, cache)
+        before = perf_counter()
+        outputs = self.model.execute(step)
+        # What is read has been computed.
+        outputs.next_draft_tokens.to_numpy()
+        return outputs, perf_counter() - before
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request; its pages are the caller's to release."""
-        self.model.batch.rows.pop(request_id, None)
+        row = self.model.batch.rows.pop(request_id, None)
+        if row is not None and self.speculation is not None:
+            self.speculation.finished(row)
+
+    def _plan(
+        self, speculation: Speculation, contexts: Sequence[TextContext], rows: Sequence[Row]
+    ) -> None:
+        self.model.batch.num_speculative_tokens = speculation.plan(contexts, rows)
+        for context, row in zip(contexts, rows, strict=True):
+            row.drafts = self._usable(context, row.drafts)
 
     def _usable(self, context: TextContext, drafts: list[int]) -> list[int]:
         """In a thinking block, the drafts up to its end: acceptance is strict behind it."""

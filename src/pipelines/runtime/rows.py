@@ -14,6 +14,7 @@ from unispec.sampling.grammar import GrammarState
 from unispec.sampling.inputs import PER_ROW, RowSampling
 
 from .metrics import Acceptance
+from .proposals import RowSpeculation
 from .sampling_params import check_logprobs, check_sampling
 
 __all__ = ["Row", "check_vocabulary", "make_row"]
@@ -39,6 +40,8 @@ class Row:
     """Tokens emitted so far."""
     acceptance: Acceptance = field(default_factory=Acceptance)
     """What became of its drafts."""
+    speculation: RowSpeculation | None = None
+    """Who proposes for it; None: nothing was planned yet."""
 
     def emit(self, token: int) -> None:
         """Takes note of one generated token."""

@@ -20,6 +20,7 @@ from unispec.kv_cache.manager import make_cache_manager
 from unispec.pipelines.runtime.metrics import Acceptance
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 from unispec.pipelines.runtime.rows import Row, make_row
+from unispec.pipelines.runtime.speculating import SpeculationOptions, speculate
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 from unispec.pipelines.unified.model import UnifiedModel
 
@@ -54,6 +55,8 @@ class ServedPipeline(SpeculativePipeline):
         tokenizer: the target's.
         memory_plan: rows, length and memory of the cache.
         encodings: see `StepModel`.
+        num_looked_up: likewise.
+        speculation: how many tokens steps propose and verify; None: as `pipeline_config` has it.
 
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
@@ -67,6 +70,8 @@ class ServedPipeline(SpeculativePipeline):
         tokenizer: ServedTokenizer,
         memory_plan: MemoryPlan,
         encodings: WeightEncodings | None = None,
+        num_looked_up: int = 0,
+        speculation: SpeculationOptions | None = None,
     ) -> None:
         pipeline_model = resolve_draft(pipeline_config, pipeline_model)
         devices = load_devices(list(memory_plan.require_device_specs()))
@@ -81,13 +86,24 @@ class ServedPipeline(SpeculativePipeline):
             memory_plan=memory_plan,
             max_batch_size=memory_plan.planned_max_batch_size,
             encodings=encodings,
+            num_looked_up=num_looked_up,
         )
+        exact = tokenizer.longest_in_cache is not None
         super().__init__(
             model,
-            _allocate(model, memory_plan, exact=tokenizer.longest_in_cache is not None),
+            _allocate(model, memory_plan, exact=exact),
             tokenizer,
             _thinking(pipeline_config, tokenizer),
         )
+        if speculation is not None and not is_virtual_device_mode():
+            speculate(
+                self,
+                speculation,
+                num_pages=planned_pages(model.kv_params, memory_plan, exact=exact),
+                max_length=model.arch_config.get_max_seq_len(),
+                vocab_size=tokenizer.vocab_size,
+                on_measure=lambda: logger.info("Measuring what steps cost"),
+            )
         self._vocab_size = tokenizer.vocab_size
         self._grammars = ServedGrammars(
             tokenizer.delegate, tokenizer.vocab_size, tokenizer.eos_token_ids
@@ -124,7 +140,8 @@ class ServedPipeline(SpeculativePipeline):
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request; the row of one that comes back after preemption is kept."""
-        row = self.model.batch.rows.pop(request_id, None)
+        row = self.model.batch.rows.get(request_id)
+        super().release(request_id)
         if row is not None:
             self._preempted.keep(request_id, row)
 

@@ -1,0 +1,1 @@
+"""Proposals without a draft: what followed the same words before."""

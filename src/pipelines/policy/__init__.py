@@ -1,0 +1,1 @@
+"""How many tokens each step verifies and proposes, and whose."""

@@ -1,0 +1,143 @@
+"""Measures what steps cost on this machine, with requests that nobody asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from max.pipelines.context import SamplingParams, TextContext
+
+from unispec.kv_cache.manager import pages_per_row
+from unispec.pipelines.policy.costs import StepCost, StepCosts
+
+from .contexts import make_context
+from .pipeline import SpeculativePipeline
+from .prompts import Prompt
+
+__all__ = ["measure_step_costs"]
+
+# Lengths of sequences, in tokens; others are on the line through both.
+_SHORT: Final = 64
+_LONG: Final = 2048
+# Widths that are measured; those between are on the line between.
+_WIDTHS: Final = (0, 1, 2, 3, 5, 8, 12, 16, 24, 31)
+# Of so many steps the fastest one counts: what disturbs a step only makes it slower.
+_REPETITIONS: Final = 3
+
+
+def measure_step_costs(
+    pipeline: SpeculativePipeline, *, num_pages: int, max_length: int, vocab_size: int
+) -> StepCosts:
+    """Runs steps of all kinds and takes their times; the caches keep nothing of them.
+
+    No request may be running. Batches of 1, 2, 4, ... rows are measured up to `max_batch_size`,
+    with short and with long sequences, as far as the pages go.
+
+    Args:
+        num_pages: of the caches.
+        max_length: longest sequence, in tokens.
+        vocab_size: V.
+    """
+    params = pipeline.model.kv_params
+    short = min(_SHORT, max_length - 1)
+    sizes = [
+        rows
+        for rows in _doubling(pipeline.max_batch_size)
+        if rows == 1 or rows * pages_per_row(params, short + 1) <= num_pages
+    ]
+    room = num_pages // sizes[-1] * params.page_size - 2 * params.num_draft_tokens - 2
+    long = min(_LONG, max_length - 1, room)
+    measured: dict[tuple[int, int], StepCost] = {}
+    draw = np.random.default_rng(0)
+    for rows in sizes:
+        for length in sorted({short, max(short, long)}):
+            prompts = draw.integers(0, vocab_size, (rows, length))
+            with _running(pipeline, prompts, max_length, vocab_size) as contexts:
+                measured[rows, length] = _measure(pipeline, contexts, draw, vocab_size)
+    return StepCosts(measured)
+
+
+def _doubling(most: int) -> list[int]:
+    """1, 2, 4, ... and the last one."""
+    sizes = [1]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
+    return sizes
+
+
+@contextmanager
+def _running(
+    pipeline: SpeculativePipeline,
+    prompts: npt.NDArray[np.int64],
+    max_length: int,
+    vocab_size: int,
+) -> Iterator[list[TextContext]]:
+    """Requests that have pages, each with one token that is not in the caches yet."""
+    manager = pipeline.kv_manager
+    contexts = [
+        make_context(
+            Prompt(prompt.tolist()),
+            SamplingParams(max_new_tokens=1),
+            name="a measured prompt",
+            max_length=max_length,
+            vocab_size=vocab_size,
+            eos_token_ids=frozenset(),
+            has_grammar=False,
+        )
+        for prompt in prompts
+    ]
+    try:
+        for context in contexts:
+            manager.claim(context)
+            manager.alloc(context)
+            context.tokens.skip_processing(context.tokens.active_length - 1)
+            pipeline.model.batch.row(context)
+        yield contexts
+    finally:
+        for context in contexts:
+            if manager.contains(context):
+                manager.release(context)
+            pipeline.model.batch.rows.pop(context.request_id, None)
+
+
+def _measure(
+    pipeline: SpeculativePipeline,
+    contexts: Sequence[TextContext],
+    draw: np.random.Generator,
+    vocab_size: int,
+) -> StepCost:
+    """The cost of steps with these requests."""
+    batch, model = pipeline.model.batch, pipeline.model
+    widest, most = model.kv_params.num_draft_tokens, model.most_proposed
+
+    def seconds(width: int, proposals: int) -> float:
+        batch.num_speculative_tokens = proposals
+        for context in contexts:
+            batch.row(context).drafts = draw.integers(0, vocab_size, width).tolist()
+        times = []
+        for _ in range(_REPETITIONS):
+            start = perf_counter()
+            pipeline.compute([contexts], width)
+            times.append(perf_counter() - start)
+        return min(times)
+
+    seconds(0, most)  # what is run for the first time takes longer
+    widths, verify = [0], [seconds(0, 0)]
+    for width in [*(each for each in _WIDTHS if 0 < each < widest), widest]:
+        # Drafts that cost more than the tokens they could bring are never worth it.
+        if width > widths[-1] and verify[-1] <= (widths[-1] + 1) * verify[0]:
+            widths.append(width)
+            verify.append(seconds(width, 0))
+    wide = np.arange(widest + 1)
+    times = np.interp(wide, widths, verify)
+    times[widths[-1] :] = verify[-1] * (wide[widths[-1] :] + 1) / (widths[-1] + 1)
+    propose = np.zeros(most + 1)
+    if most:
+        # Beside a verified draft, as proposals mostly are.
+        one, all_of_them = (seconds(1, count) - times[1] for count in (1, most))
+        propose[1:] = np.linspace(max(one, 0.0), max(all_of_them, one, 0.0), most)
+    return StepCost(times, propose)

@@ -1,0 +1,210 @@
+"""Whose proposals each row verifies in a step, how many, and how many the draft makes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from max.pipelines.context import TextContext
+
+from unispec.pipelines.lookup.automaton import SuffixAutomaton
+from unispec.pipelines.lookup.options import LookupOptions
+from unispec.pipelines.lookup.store import AnswerStore
+from unispec.pipelines.policy.choosing import Choice, RowOutlook, best_choice
+from unispec.pipelines.policy.costs import StepCost, StepCosts
+from unispec.pipelines.policy.estimates import DraftEstimate, MatchEstimate
+
+from .proposals import Outlook, RowSpeculation
+from .rows import Row
+
+__all__ = ["Speculation"]
+
+logger = logging.getLogger(__name__)
+
+# Steps after which one more token is proposed than pays, to see whether it comes true by now.
+_PROBE_EVERY: Final = 32
+# A draft is called useless after so many first proposals of which less than this share came true.
+_JUDGED_AFTER: Final = 200
+_USELESS: Final = 0.02
+# Tokens that agree with a stored answer before what followed there is proposed.
+_STORED_MATCH: Final = 4
+# Lengths of sequences that share an entry of the costs.
+_CONTEXT_STEP: Final = 128
+
+
+class Speculation:
+    """Decides before each step, and learns after it.
+
+    What is chosen depends on verified tokens, on estimates made of them and on measured times,
+    never on which tokens are proposed: so it cannot change what is answered.
+
+    Args:
+        most_verified: W, drafts of a row that a step can verify.
+        most_proposed: K, tokens of a row that the draft can propose; 0 without a draft.
+        pinned: K for a number of rows; None: what pays, by `costs`.
+        lookup: None: only the draft proposes.
+        costs: of steps on this machine; needed where nothing is pinned.
+
+    Attributes:
+        pinned: may be set between two steps.
+        choice: what was chosen last, None where K is pinned.
+    """
+
+    def __init__(
+        self,
+        *,
+        most_verified: int,
+        most_proposed: int,
+        pinned: Callable[[int], int] | None,
+        lookup: LookupOptions | None = None,
+        costs: StepCosts | None = None,
+    ) -> None:
+        self.pinned = pinned
+        self.choice: Choice | None = None
+        self._most_verified = most_verified
+        self._most_proposed = most_proposed
+        self._lookup = lookup
+        self._store = (
+            AnswerStore(lookup.stored, max(lookup.shortest, _STORED_MATCH))
+            if lookup and lookup.stored
+            else None
+        )
+        self.costs = costs
+        self._found: dict[tuple[int, int], StepCost] = {}
+        self._draft = DraftEstimate()
+        self._match = MatchEstimate()
+        self._since_probe = 0
+        self._warned = False
+
+    def plan(self, contexts: Sequence[TextContext], rows: Sequence[Row]) -> int:
+        """Chooses what each row verifies: leaves it in `drafts` of the rows.
+
+        Args:
+            contexts: of the batch, one at least.
+            rows: likewise, each with what the draft proposed for it in `drafts`.
+
+        Returns:
+            How many tokens a row the draft is to propose in this step.
+        """
+        states = [self._state(row) for row in rows]
+        for context, row, state in zip(contexts, rows, states, strict=True):
+            state.outlook = self._outlook(context, row, state)
+        if self.pinned is not None:
+            width = min(self.pinned(len(rows)), self._most_verified)
+            proposals = min(width, self._most_proposed)
+        else:
+            width, proposals = self._choose(contexts, states)
+        for row, state in zip(rows, states, strict=True):
+            state.source, chosen = state.outlook.best(width)
+            if state.source == "ngram":
+                row.draft_probs = None
+            row.drafts = chosen
+        return proposals
+
+    def learn(self, row: Row, emitted: Sequence[int]) -> None:
+        """Compares all that was at hand for a row with what the step brought for it."""
+        state = self._state(row)
+        outlook = state.outlook
+        if row.drafts:
+            state.acceptance[state.source].verified(len(row.drafts), len(emitted) - 1)
+        if outlook.draft:
+            state.draft.observe(outlook.draft, emitted)
+            self._judge()
+        if outlook.match:
+            state.match.observe(outlook.match_length, outlook.match, emitted)
+
+    def finished(self, row: Row) -> None:
+        """Keeps the answer of a request that is gone, where answers are kept."""
+        if self._store is not None and row.speculation is not None and row.generated:
+            self._store.add(row.speculation.automaton.tokens[-row.generated :])
+
+    def _state(self, row: Row) -> RowSpeculation:
+        if row.speculation is None:
+            row.speculation = RowSpeculation(self._draft, self._match)
+        return row.speculation
+
+    def _outlook(self, context: TextContext, row: Row, state: RowSpeculation) -> Outlook:
+        outlook = Outlook()
+        if row.drafts:
+            outlook.draft = row.drafts
+            outlook.draft_expected = state.draft.expected(len(row.drafts))
+        if self._lookup is None:
+            return outlook
+        known = state.automaton
+        tokens = context.tokens
+        # A prompt is taken in chunk by chunk, as the steps take it.
+        known.extend(tokens.all[len(known.tokens) : tokens.current_position].tolist())
+        if row.generated:
+            match, proposed = self._look_up(known, self._lookup)
+            if proposed:
+                outlook.match, outlook.match_length = proposed, match
+                outlook.match_expected = state.match.expected(match, len(proposed))
+        return outlook
+
+    def _look_up(self, known: SuffixAutomaton, options: LookupOptions) -> tuple[int, list[int]]:
+        """How many tokens agree, and what followed them."""
+        match = known.longest_match(options.longest)
+        if self._store is not None and match.length < _STORED_MATCH:
+            stored = self._store.continuation(known.tokens, self._most_verified)
+            if stored:
+                return max(options.shortest, _STORED_MATCH), stored
+        if match.length < options.shortest:
+            return 0, []
+        return match.length, known.continuation(match.end, self._most_verified)
+
+    def _choose(
+        self, contexts: Sequence[TextContext], states: Sequence[RowSpeculation]
+    ) -> tuple[int, int]:
+        """The width and the number of proposals that pay, or a probe."""
+        choice = best_choice([self._expected(state) for state in states], self._cost(contexts))
+        self.choice = choice
+        proposals = choice.proposals
+        self._since_probe += 1
+        if self._since_probe >= _PROBE_EVERY:
+            self._since_probe = 0
+            proposals = min(proposals + 1, self._most_proposed)
+        return choice.width, proposals
+
+    def _expected(self, state: RowSpeculation) -> RowOutlook:
+        outlook, width = state.outlook, self._most_verified
+        proposed = state.draft.expected(self._most_proposed)
+        draft = _filled(outlook.draft_expected, width)
+        if not outlook.match:
+            return RowOutlook(draft, proposed)
+        match = _filled(outlook.match_expected, width)
+        at_hand = [max(pair) for pair in zip(draft, match, strict=True)]
+        # The next step has a match again if the first tokens of this one come true.
+        seen = min(3, len(outlook.match))
+        share = outlook.match_expected[seen] - outlook.match_expected[seen - 1]
+        return RowOutlook(at_hand, proposed, match, share)
+
+    def _cost(self, contexts: Sequence[TextContext]) -> StepCost:
+        assert self.costs is not None
+        rows = len(contexts)
+        total = sum(context.tokens.processed_length for context in contexts)
+        key = rows, total // (rows * _CONTEXT_STEP)
+        if key not in self._found:
+            self._found[key] = self.costs.at(rows, (key[1] + 0.5) * _CONTEXT_STEP)
+        return self._found[key]
+
+    def _judge(self) -> None:
+        """Warns, once, of a draft whose proposals do not come true."""
+        first = self._draft.first
+        share = first.hits / first.trials if first.trials else 1.0
+        if self._warned or first.trials < _JUDGED_AFTER or share >= _USELESS:
+            return
+        self._warned = True
+        logger.warning(
+            "Of the last %d tokens that the draft proposed first, %.1f%% came true: it does not"
+            " help. Check that it was trained for this target (its tapped layers, its tokenizer),"
+            " and that its weights were not quantised too coarsely.",
+            round(first.trials),
+            100 * share,
+        )
+
+
+def _filled(expected: Sequence[float], width: int) -> list[float]:
+    """As many entries as a width has; beyond what is at hand nothing more comes true."""
+    cut = list(expected[: width + 1])
+    return cut + [cut[-1]] * (width + 1 - len(cut))

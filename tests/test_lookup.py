@@ -1,0 +1,96 @@
+"""Proposals by lookup against a search that tries every place."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unispec.pipelines.lookup.automaton import Match, SuffixAutomaton
+from unispec.pipelines.lookup.store import AnswerStore
+
+
+def longest_match(tokens: list[int], at_most: int) -> Match:
+    """Tries every length and every place, the last place first."""
+    for length in range(min(at_most, len(tokens) - 1), 0, -1):
+        for end in range(len(tokens) - 1, length - 1, -1):
+            if tokens[end - length : end] == tokens[-length:]:
+                return Match(length, end)
+    return Match(0, 0)
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 9))
+@settings(max_examples=300, deadline=None)
+def test_the_longest_match_is_found(tokens: list[int], at_most: int) -> None:
+    automaton = SuffixAutomaton()
+    for count, token in enumerate(tokens, start=1):
+        automaton.extend([token])
+        found, expected = automaton.longest_match(at_most), longest_match(tokens[:count], at_most)
+        assert found.length == expected.length
+        # Any place where it stands; which one it is only matters for what follows.
+        assert tokens[found.end - found.length : found.end] == tokens[count - found.length : count]
+        assert found.end < count or not found.length
+
+
+@pytest.mark.parametrize("alphabet", [5, 40])
+def test_of_several_places_the_last_one_is_taken(alphabet: int) -> None:
+    tokens = random.Random(alphabet).choices(range(alphabet), k=400)
+    automaton = SuffixAutomaton()
+    for count, token in enumerate(tokens, start=1):
+        automaton.extend([token])
+        for at_most in (1, 2, 3, 16):
+            assert automaton.longest_match(at_most) == longest_match(tokens[:count], at_most)
+
+
+def test_what_follows_a_match_is_proposed() -> None:
+    automaton = SuffixAutomaton([1, 2, 3, 4, 5, 9, 2, 3])
+    assert automaton.longest_match(8) == Match(2, 3)
+    assert automaton.continuation(3, 4) == [4, 5, 9, 2]
+
+
+def test_a_match_that_reaches_the_end_goes_on_repeating_itself() -> None:
+    automaton = SuffixAutomaton([7, 1, 2, 1, 2, 1])
+    assert automaton.longest_match(8) == Match(3, 4)
+    assert automaton.continuation(4, 5) == [2, 1, 2, 1, 2]
+
+
+def test_a_text_without_repetition_has_no_match() -> None:
+    assert SuffixAutomaton([]).longest_match(4) == Match(0, 0)
+    assert SuffixAutomaton([1]).longest_match(4) == Match(0, 0)
+    assert SuffixAutomaton([1, 2, 3]).longest_match(4) == Match(0, 0)
+
+
+def test_a_long_text_has_two_states_a_token_at_most() -> None:
+    automaton = SuffixAutomaton(random.Random(1).choices(range(200), k=20_000))
+    assert 20_000 < len(automaton._length) <= 40_000
+
+
+def test_an_answer_is_found_in_the_store() -> None:
+    store = AnswerStore(100, 3)
+    store.add([1, 2, 3, 4, 5, 6])
+    store.add([9, 2, 3, 4, 8, 7])
+    assert store.continuation([0, 2, 3, 4], 2) == [8, 7]
+    assert store.continuation([1, 2, 3], 9) == [4, 5, 6]
+    assert store.continuation([2, 3], 2) == []
+    assert store.continuation([4, 5, 6], 2) == []
+
+
+def test_the_store_forgets_what_was_not_used_for_longest() -> None:
+    store = AnswerStore(12, 2)
+    store.add([1, 2, 3, 4, 5])
+    store.add([6, 7, 8, 9, 5])
+    assert store.continuation([1, 2], 1) == [3]
+    store.add([11, 12, 13, 14])
+    assert store.continuation([1, 2], 1) == [3]
+    assert store.continuation([6, 7], 1) == []
+    assert store.continuation([11, 12], 1) == [13]
+    assert len(store._places) == 3 + 2
+
+
+def test_of_a_text_that_is_too_long_the_end_is_kept() -> None:
+    store = AnswerStore(5, 2)
+    store.add(list(range(20)))
+    assert store.continuation([15, 16], 9) == [17, 18, 19]
+    assert store.continuation([13, 14], 9) == []
