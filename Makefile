@@ -26,7 +26,7 @@ demo: export PROMPT := $(PROMPT)
 demo: $(VENV)/.installed $(VENV)/.demo-model ## Answer a prompt: SmolLM2-135M-Instruct with an EAGLE-3 draft, on the CPU
 	@model="$$($(BIN)/python -m unispec.checkpoints.demo)" && set -x && \
 	$(BIN)/unispec generate --model "$$model" --draft-model-path $(DRAFT) \
-	  --quantization-encoding q8_0 --speculative-method eagle --num-speculative-tokens 1 \
+	  --quantization-encoding q8_0 --speculative-method eagle \
 	  --prompt "$$PROMPT" --max-new-tokens 128 --temperature 0
 
 test: lint $(VENV)/.demo-model ## Run every check, and all tests that compile nothing or one of a few models

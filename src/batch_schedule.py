@@ -34,8 +34,8 @@ class BatchSchedule:
             if count < 0:
                 raise self._refused(f"{list(each)} has a K below 0")
             expected = last + 1
-        if not self.ranges:
-            raise self._refused("there is no range")
+        if not self.ranges or not self.largest:
+            raise self._refused("there is no K above 0")
 
     def __call__(self, rows: int) -> int:
         """K of a step with so many rows."""

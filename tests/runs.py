@@ -43,6 +43,7 @@ def load_tiny(pair: TinyPair) -> Engine:
             relaxed_topk=NEAR_TOP_N,
             relaxed_delta=NEAR_DELTA,
             num_speculative_tokens=None if pair.method == "dflash" else 8,
+            prompt_lookup_max=0,
             max_batch_size=12,
             max_batch_input_tokens=64,
             max_length=MAX_LENGTH,

@@ -22,6 +22,7 @@ def builder(*, sampled_drafts: bool = False) -> BatchBuilder:
         max_batch_size=4,
         max_batch_input_tokens=32,
         vocab_size=VOCAB,
+        most_verified=K,
         num_speculative_tokens=K,
         device=CPU(),
         sampled_drafts=sampled_drafts,

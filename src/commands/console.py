@@ -14,6 +14,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from unispec.methods import DRAFTLESS
+
 if TYPE_CHECKING:
     from unispec.engine import Report
     from unispec.serving.config import ServeConfig
@@ -130,6 +132,17 @@ def summary(report: Report) -> Table:
     table.add_row("mean acceptance length", _number(report.mean_acceptance_length, "{:.2f}"))
     shares = [_number(share, "{:.0%}") for share in report.acceptance_per_position]
     table.add_row("acceptance per position", " ".join(shares) or UNMEASURED)
+    speculation = report.speculation
+    if speculation is not None:
+        proposers = [
+            f"{source}: {found.accepted} of {found.drafted}"
+            for source, found in speculation.sources.items()
+            if found.drafted
+        ]
+        table.add_row("accepted", "\n".join(proposers) or UNMEASURED)
+        verified = speculation.steps_by_verified
+        steps = [f"{steps} x {number}" for number, steps in sorted(verified.items())]
+        table.add_row("steps x drafts verified", "\n".join(steps) or UNMEASURED)
     return table
 
 
@@ -144,7 +157,7 @@ def served(server: Ready, config: ServeConfig) -> Table:
     if method is None:
         table.add_row("draft", "none")
     else:
-        draft = about["draft"] or "the target's own"
+        draft = about["draft"] or ("n-grams" if method in DRAFTLESS else "the target's own")
         table.add_row("draft", Text(f"{draft} ({method}, K = {about['num_speculative_tokens']})"))
     table.add_row("longest sequence", f"{about['max_length']} tokens")
     table.add_row("rows at a time", str(about["max_batch_size"]))

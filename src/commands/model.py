@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from unispec.batch_schedule import BatchSchedule
 from unispec.commands.options import option_group
 from unispec.encodings import DRAFT_ENCODINGS, ENCODINGS
+from unispec.errors import InputError
 from unispec.methods import (
-    DEFAULT_DRAFT_TOKENS,
+    AUTO,
     DRAFT_METHODS,
+    DRAFTLESS,
     METHODS,
     Method,
     check_num_speculative_tokens,
 )
+from unispec.pipelines.lookup.options import DEFAULT_LOOKUP_MAX, DEFAULT_LOOKUP_MIN
 
 if TYPE_CHECKING:
     from unispec.engine import EngineConfig
@@ -39,6 +44,41 @@ class Devices(click.ParamType[str]):
         return str(value)
 
 
+class DraftTokens(click.ParamType[Any]):
+    """A positive integer or `auto`."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns either; fails of anything else."""
+        if value == AUTO or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        if not str(value).isdecimal() or not int(value):
+            self.fail(f"'{value}' is neither a positive integer nor 'auto'.", param, ctx)
+        return int(value)
+
+
+class Schedule(click.ParamType[BatchSchedule]):
+    """Ranges of batch sizes as JSON."""
+
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> BatchSchedule:
+        """Returns the schedule; fails where it is none."""
+        try:
+            ranges = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(
+                f"'{value}' is no JSON; give a list such as [[1, 4, 3], [5, 8, 1]].", param, ctx
+            )
+        try:
+            return BatchSchedule.read(ranges)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The model as the user gives it; None stands for the engine's choice."""
@@ -49,7 +89,11 @@ class ModelOptions:
     draft_quantization_encoding: str | None
     draft_model_path: str | None
     speculative_method: Method | None
-    num_speculative_tokens: int | None
+    num_speculative_tokens: int | Literal["auto"] | None
+    num_speculative_tokens_per_batch_size: BatchSchedule | None
+    prompt_lookup_min: int
+    prompt_lookup_max: int | None
+    prompt_lookup_store: int
     no_speculation: bool
     devices: str
     max_length: int | None
@@ -72,6 +116,11 @@ class ModelOptions:
                 f"--draft-model-path {draft} needs its method; "
                 f"give --speculative-method ({', '.join(DRAFT_METHODS)})"
             )
+        if draft is not None and method in DRAFTLESS:
+            raise click.UsageError(
+                f"--draft-model-path {draft} is given, but {method} has no draft; give the draft's "
+                "own method, which looks up n-grams, too"
+            )
         if draft is not None and method not in DRAFT_METHODS:
             raise click.UsageError(
                 f"--draft-model-path {draft} is not for {method}, whose draft is part of the "
@@ -89,19 +138,24 @@ class ModelOptions:
         """Returns the configuration of an engine for this many prompts."""
         from unispec.engine import EngineConfig
 
+        speculation: dict[str, Any] = {
+            "draft_model": self.draft_model_path,
+            "speculative_method": self.speculative_method,
+            "num_speculative_tokens": self.num_speculative_tokens,
+            "num_speculative_tokens_per_batch_size": self.num_speculative_tokens_per_batch_size,
+            "prompt_lookup_min": self.prompt_lookup_min,
+            "prompt_lookup_max": self.prompt_lookup_max,
+            "prompt_lookup_store": self.prompt_lookup_store,
+            "draft_quantization_encoding": self.draft_quantization_encoding,
+        }
         return EngineConfig(
+            **({} if self.no_speculation else speculation),
             model=self.model,
             weight_path=self.weight_path,
-            draft_model=self.draft,
-            speculative_method=None if self.no_speculation else self.speculative_method,
-            num_speculative_tokens=None if self.no_speculation else self.num_speculative_tokens,
             devices=self.devices,
             max_length=self.max_length,
             max_batch_size=self.max_batch_size or min(num_prompts, DEFAULT_MAX_BATCH_SIZE),
             quantization_encoding=self.quantization_encoding,
-            draft_quantization_encoding=(
-                None if self.no_speculation else self.draft_quantization_encoding
-            ),
             enable_prefix_caching=self.enable_prefix_caching,
             max_batch_input_tokens=self.max_batch_input_tokens,
             kv_cache_pages=self.kv_cache_pages,
@@ -147,14 +201,40 @@ model_options = option_group(
     click.option(
         "--speculative-method",
         type=click.Choice(METHODS),
-        help="What kind of draft it is; eagle stands for EAGLE-3, too, if the draft is that.",
+        help="What kind of draft it is; eagle stands for EAGLE-3, too, if the draft is that. "
+        "ngram needs no draft: it proposes what followed the same words before.",
     ),
     click.option(
         "--num-speculative-tokens",
+        type=DraftTokens(),
+        help="Tokens that are proposed in a step, or auto: each step chooses what makes the most "
+        "tokens a second on this machine.  [default: auto; DFlash proposes its whole block]",
+    ),
+    click.option(
+        "--num-speculative-tokens-per-batch-size",
+        type=Schedule(),
+        help="Instead: by the number of prompts that run, as [[1, 4, 3], [5, 8, 1]]: 3 tokens "
+        "for 1 to 4 prompts, 1 for more.",
+    ),
+    click.option(
+        "--prompt-lookup-min",
         type=click.IntRange(min=1),
-        help="Tokens the draft proposes in a step.  "
-        f"[default: {DEFAULT_DRAFT_TOKENS['eagle']}; MTP: {DEFAULT_DRAFT_TOKENS['mtp']}; "
-        "DFlash: its whole block]",
+        default=DEFAULT_LOOKUP_MIN,
+        show_default=True,
+        help="Tokens at an answer's end that have to stand before to propose what followed them.",
+    ),
+    click.option(
+        "--prompt-lookup-max",
+        type=click.IntRange(min=0),
+        help="Most tokens that are compared; 0 looks nothing up.  [default: "
+        f"{DEFAULT_LOOKUP_MAX}; 0 with a draft and a number of tokens]",
+    ),
+    click.option(
+        "--prompt-lookup-store",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Tokens of finished answers to look up for later prompts, too.",
     ),
     click.option(
         "--no-speculation",

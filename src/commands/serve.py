@@ -37,7 +37,6 @@ def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> 
         "model": str(ensure_demo_model(demo_model_folder())),
         "draft_model_path": str(demo_draft_folder("eagle3")),
         "speculative_method": "eagle3",
-        "num_speculative_tokens": 1,
         "served_model_name": "smollm2-135m-instruct",
     }
 

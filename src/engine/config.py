@@ -220,7 +220,7 @@ class EngineConfig:
                 f"num_speculative_tokens {count} and num_speculative_tokens_per_batch_size exclude"
                 " each other; give one of them"
             )
-        check_num_speculative_tokens(self.speculative_method, max(schedule.largest, 1))
+        check_num_speculative_tokens(self.speculative_method, schedule.largest)
 
     def _check_lookup(self) -> None:
         longest = self.prompt_lookup_max
@@ -233,6 +233,11 @@ class EngineConfig:
             raise InputError(
                 f"prompt_lookup_max is {longest}, below prompt_lookup_min"
                 f" {self.prompt_lookup_min}; raise it, or lower the other"
+            )
+        if longest and self.speculative_method is None:
+            raise InputError(
+                f"prompt_lookup_max is {longest}, but there is no speculative method; give 'ngram',"
+                " or a draft"
             )
         if self.prompt_lookup_store and self.lookup is None:
             raise InputError(

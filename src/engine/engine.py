@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from time import perf_counter
 from typing import Any
@@ -24,6 +25,7 @@ from unispec.methods import AUTO, DRAFTLESS, Method, check_num_speculative_token
 from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
+from unispec.pipelines.runtime.proposals import SOURCES
 from unispec.pipelines.runtime.speculating import DraftCount, SpeculationOptions, speculate
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
@@ -34,7 +36,7 @@ from .factory import AnswerFactory
 from .model_files import add_weights
 from .pipeline_config import make_pipeline_config, weight_encodings
 from .reading import read_request, read_requests
-from .requests import Output, Report, Request, Step
+from .requests import Output, Report, Request, SpeculationReport, Step
 from .running import RunningBatch
 from .scheduler import Scheduler, check_pages
 from .steps import StepOptions
@@ -268,6 +270,7 @@ class Engine:
             graph_time_s=typical(step.graph_s for step in decode_steps),
             steps=len(decode_steps),
             decode_steps=decode_steps,
+            speculation=self._speculated(batch, answers, decode_steps),
         )
 
     def check(self, request: Request) -> TextContext:
@@ -343,6 +346,25 @@ class Engine:
                 )
                 self._running = RunningBatch(pipeline, scheduler, self._options)
             return self._running
+
+    def _speculated(
+        self, batch: RunningBatch, answers: Sequence[Answer], steps: Sequence[StepTimes]
+    ) -> SpeculationReport | None:
+        speculation = batch.pipeline.speculation
+        if speculation is None:
+            return None
+        known = [answer.row.speculation for answer in answers if answer.row.speculation]
+        choice = speculation.choice
+        return SpeculationReport(
+            num_speculative_tokens=self.num_speculative_tokens,
+            sources={
+                source: Acceptance.of_all([one.acceptance[source] for one in known])
+                for source in SOURCES
+            },
+            steps_by_verified=Counter(step.num_verified for step in steps),
+            steps_by_proposed=Counter(step.num_proposed for step in steps),
+            expected_tokens_per_second=() if choice is None else choice.rates,
+        )
 
     def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:
         answer = self._answers.make(request, name, outbox)

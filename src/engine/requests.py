@@ -9,11 +9,22 @@ from typing import Any
 from max.pipelines.context import SamplingParams, TextContext
 from max.pipelines.request import RequestID
 
-from unispec.pipelines.runtime.metrics import StepTimes
+from unispec.pipelines.runtime.metrics import Acceptance, StepTimes
+from unispec.pipelines.runtime.proposals import Source
 from unispec.pipelines.runtime.rows import Row
+from unispec.pipelines.runtime.speculating import DraftCount
 from unispec.sampling.grammar import Grammar
 
-__all__ = ["Output", "Report", "Request", "Result", "Step", "StepRow", "TokenLogprobs"]
+__all__ = [
+    "Output",
+    "Report",
+    "Request",
+    "Result",
+    "SpeculationReport",
+    "Step",
+    "StepRow",
+    "TokenLogprobs",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +128,23 @@ class Step:
     """Its requests."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeculationReport:
+    """Who proposed tokens in one call, and how many each step took."""
+
+    num_speculative_tokens: DraftCount
+    """K as it was set when the call ended."""
+    sources: Mapping[Source, Acceptance]
+    """What became of the proposals of the draft, and of n-grams."""
+    steps_by_verified: Mapping[int, int]
+    """Decode steps that verified so many drafts a row."""
+    steps_by_proposed: Mapping[int, int]
+    """Decode steps in which the draft proposed so many tokens a row."""
+    expected_tokens_per_second: Sequence[float] = ()
+    """Why the last step chose as it did: what is expected, of all rows together, from verifying 0,
+    1, ... drafts a row; empty where K is set."""
+
+
 @dataclass(frozen=True)
 class Report:
     """The answers of one call in request order, and its figures."""
@@ -139,3 +167,5 @@ class Report:
     """Decode steps that a request of this call took part in."""
     decode_steps: Sequence[StepTimes] = ()
     """Each of them."""
+    speculation: SpeculationReport | None = None
+    """How tokens were proposed; None without a speculative method."""

@@ -112,7 +112,7 @@ class _Merged:
                     self.usage.completion_tokens += len(piece.token_ids)
                     self.usage.drafted += output.drafted
                     self.usage.accepted += output.accepted
-                    meter.took(len(piece.token_ids), output.drafted, output.accepted)
+                    meter.took(len(piece.token_ids), output.drafted, output.accepted, output.source)
                     yield piece
                     if piece.finish_reason is not None:
                         return

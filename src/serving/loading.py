@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from unispec.batch_schedule import BatchSchedule
 from unispec.engine import Engine, EngineConfig
 from unispec.engine.served_config import Served, served_pipeline
+from unispec.pipelines.runtime.speculating import DraftCount
 
 from .config import ServeConfig, name_of
 from .frontend import Frontend
@@ -34,10 +36,17 @@ class Loaded:
             "target": name_of(config.model),
             "draft": None if draft is None else name_of(draft),
             "speculative_method": engine.speculative_method,
-            "num_speculative_tokens": engine.max_speculative_tokens or None,
+            "num_speculative_tokens": _count(engine.num_speculative_tokens),
             "max_length": engine.max_length,
             "max_batch_size": config.max_batch_size,
         }
+
+
+def _count(count: DraftCount) -> int | str | None:
+    """K as clients read it."""
+    if isinstance(count, BatchSchedule):
+        return ", ".join(f"{k} for {first} to {last}" for first, last, k in count.ranges)
+    return count or None
 
 
 def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from prometheus_client import (
@@ -13,12 +14,15 @@ from prometheus_client import (
     generate_latest,
 )
 
+from unispec.pipelines.runtime.proposals import Source
+
 from .max_server import METRICS
 from .refusal import Refused
 
 __all__ = ["Meter", "Places", "Statistics"]
 
 _PREFIX: Final = "vllm:spec_decode_num_"
+_OWN_PREFIX: Final = "unispec:"
 
 
 @dataclass
@@ -48,8 +52,8 @@ class Statistics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
 
-        def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(_PREFIX + name, help, ["model_name", *labels], registry=self._registry)
+        def counter(name: str, help: str, *labels: str, prefix: str = _PREFIX) -> Counter:
+            return Counter(prefix + name, help, ["model_name", *labels], registry=self._registry)
 
         self._drafts = counter("drafts", "Verifications of drafts.").labels(model_name)
         self._drafted = counter("draft_tokens", "Draft tokens verified.").labels(model_name)
@@ -57,6 +61,10 @@ class Statistics:
         self._accepted_at = counter(
             "accepted_tokens_per_pos", "Draft tokens accepted, by their position.", "position"
         )
+        own = partial(counter, prefix=_OWN_PREFIX)
+        self._drafted_by = own("draft_tokens", "Draft tokens verified, by who proposed.", "source")
+        self._accepted_by = own("accepted_tokens", "Likewise, accepted.", "source")
+        self._steps = own("steps", "Steps of answers, by the drafts they verified.", "num_drafts")
         self._model_name = model_name
         self._window = _Window(time.monotonic())
         self._max_queue_size = max_queue_size
@@ -78,12 +86,16 @@ class Statistics:
             )
         return Places(self, answers)
 
-    def took(self, tokens: int, drafted: int, accepted: int) -> None:
+    def took(self, tokens: int, drafted: int, accepted: int, source: Source | None = None) -> None:
         """Counts what a step brought for one answer."""
         window = self._window
         window.tokens += tokens
+        self._steps.labels(self._model_name, str(drafted)).inc()
         if not drafted:
             return
+        if source is not None:
+            self._drafted_by.labels(self._model_name, source).inc(drafted)
+            self._accepted_by.labels(self._model_name, source).inc(accepted)
         window.drafts += 1
         window.drafted += drafted
         window.accepted += accepted
@@ -147,7 +159,7 @@ class Meter:
         self._first: float | None = None
         self._tokens = 0
 
-    def took(self, tokens: int, drafted: int, accepted: int) -> None:
+    def took(self, tokens: int, drafted: int, accepted: int, source: Source | None = None) -> None:
         """Counts what a step brought."""
         now = time.monotonic()
         if self._first is None:
@@ -159,7 +171,7 @@ class Meter:
             METRICS.itl((now - self._last) * 1e3)
         self._last = now
         self._tokens += tokens
-        self._places.statistics.took(tokens, drafted, accepted)
+        self._places.statistics.took(tokens, drafted, accepted, source)
 
     def end(self) -> None:
         """Counts the whole answer."""

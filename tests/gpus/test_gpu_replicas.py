@@ -62,6 +62,7 @@ class Answering(Replicated):
             max_batch_size=4,
             max_batch_input_tokens=32,
             vocab_size=64,
+            most_verified=2,
             num_speculative_tokens=2,
             device=CPUDevice(),
         )

@@ -40,10 +40,9 @@ class Choice:
     """Drafts a row that are verified, at most."""
     proposals: int
     """Tokens a row that the draft proposes."""
-    tokens_per_step: float
-    """What a step is expected to bring when steps go on like this, all rows together."""
-    tokens_per_second: float
-    """Likewise."""
+    rates: Sequence[float]
+    """`[W + 1]`: tokens a second, all rows together, that are expected of steps that verify 0, 1,
+    ... W drafts a row, with the number of proposals that is best for it."""
 
 
 def best_choice(rows: Sequence[RowOutlook], cost: StepCost) -> Choice:
@@ -71,11 +70,9 @@ def best_choice(rows: Sequence[RowOutlook], cost: StepCost) -> Choice:
         tokens += drafted
         at_hand += row.at_hand
     rates = tokens / (verify + propose[:, None])
-    proposals, usual = divmod(int(np.argmax(rates)), len(verify))
-    rate = float(rates[proposals, usual])
+    best = int(np.argmax(rates))
     return Choice(
-        width=int(np.argmax(at_hand - rate * verify)),
-        proposals=proposals,
-        tokens_per_step=float(tokens[proposals, usual]),
-        tokens_per_second=rate,
+        width=int(np.argmax(at_hand - rates.flat[best] * verify)),
+        proposals=best // len(verify),
+        rates=rates.max(axis=0).tolist(),
     )

@@ -32,11 +32,15 @@ class StepCosts:
     Where more work was measured to take less time, which only noise does, it takes the same.
 
     Args:
-        measured: by rows and tokens of context a row; each number of rows has the same contexts,
-            and there is at least one of both.
+        measured: by rows and tokens of context a row; each number of rows has the same contexts.
+
+    Raises:
+        ValueError: nothing was measured.
     """
 
     def __init__(self, measured: Mapping[tuple[int, int], StepCost]) -> None:
+        if not measured:
+            raise ValueError("nothing was measured")
         self._rows = sorted({rows for rows, _ in measured})
         self._contexts = sorted({context for _, context in measured})
         self._measured: dict[tuple[int, int], StepCost] = {}

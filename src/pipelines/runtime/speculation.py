@@ -20,7 +20,8 @@ from .rows import Row
 
 __all__ = ["Speculation"]
 
-logger = logging.getLogger(__name__)
+# MAX's server shows what its own loggers say, and no others.
+logger = logging.getLogger("max.pipelines.unispec")
 
 # Steps after which one more token is proposed than pays, to see whether it comes true by now.
 _PROBE_EVERY: Final = 32
@@ -48,7 +49,7 @@ class Speculation:
 
     Attributes:
         pinned: may be set between two steps.
-        choice: what was chosen last, None where K is pinned.
+        choice: what the last step chose; None where K is pinned.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Speculation:
         for context, row, state in zip(contexts, rows, states, strict=True):
             state.outlook = self._outlook(context, row, state)
         if self.pinned is not None:
+            self.choice = None
             width = min(self.pinned(len(rows)), self._most_verified)
             proposals = min(width, self._most_proposed)
         else:

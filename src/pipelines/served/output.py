@@ -8,23 +8,34 @@ from max.pipelines.context import GenerationStatus, TextGenerationOutput
 from max.pipelines.request import RequestID
 from typing_extensions import Self
 
+from unispec.pipelines.runtime.proposals import Source
+
 __all__ = ["ServedOutput"]
 
 
 @dataclass(kw_only=True)
 class ServedOutput(TextGenerationOutput):
-    """MAX's output, with what became of the drafts; MAX's own decoder ignores both fields."""
+    """MAX's output, with what became of the drafts; MAX's own decoder ignores these fields."""
 
     drafted: int = 0
     """Draft tokens of this request that the step verified; 0 where there were none."""
     accepted: int = 0
     """How many of them stood."""
+    source: Source | None = None
+    """Who proposed them."""
 
     @classmethod
-    def of(cls, output: TextGenerationOutput, *, drafted: int, accepted: int) -> Self:
+    def of(
+        cls,
+        output: TextGenerationOutput,
+        *,
+        drafted: int,
+        accepted: int,
+        source: Source | None = None,
+    ) -> Self:
         """The same output as one of this class."""
         copied = {each.name: getattr(output, each.name) for each in fields(TextGenerationOutput)}
-        return cls(**copied, drafted=drafted, accepted=accepted)
+        return cls(**copied, drafted=drafted, accepted=accepted, source=source)
 
     @classmethod
     def failed(cls, request_id: RequestID) -> Self:

@@ -172,7 +172,11 @@ class ServedPipeline(SpeculativePipeline):
                 self._verified.verified(drafted, accepted)
             # A prefill chunk has no tokens: sent on, it would count as the answer's first part.
             if output.tokens or output.is_done:
-                outputs[request_id] = ServedOutput.of(output, drafted=drafted, accepted=accepted)
+                planned = rows[request_id].speculation
+                source = planned.source if planned is not None and drafted else None
+                outputs[request_id] = ServedOutput.of(
+                    output, drafted=drafted, accepted=accepted, source=source
+                )
         return outputs
 
     def _has_row(self, context: TextContext) -> bool:
