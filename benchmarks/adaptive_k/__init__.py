@@ -1,0 +1,1 @@
+"""What `adaptive.py` consists of."""
