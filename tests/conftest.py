@@ -71,7 +71,7 @@ def _models(item: pytest.Item) -> set[str]:
     models |= fixtures & {"target_only_engine", "graph", "random_graph"}
     if fixtures & {"eagle_engine", "other_config"}:
         models.add("llama_eagle_agreeing")
-    elif "tiny_engine" in fixtures:
+    elif "tiny_engine" in fixtures and not any(item.iter_markers("compiles")):
         models.add(str(params["engine" if "engine" in params else "name"]))
     for mark in item.iter_markers("compiles"):
         models.add(mark.args[0])

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from max.pipelines.context import SamplingParams
 from prompts import random_prompt
+from reference.lookup import looked_up
 from runs import MAX_LENGTH, assert_left_empty, observing
 from tiny import TinyPair
 
@@ -90,15 +91,29 @@ def test_ngrams_change_no_answer(
 
 
 @pytest.mark.compiles(PAIR)
-def test_ngrams_of_a_greedy_loop_are_accepted(ngram_engine: Engine) -> None:
-    """A tiny model ends in a loop, which its own answer foretells."""
-    sampling = SamplingParams(temperature=0, max_new_tokens=300, ignore_eos=True)
-    request = Request(token_ids=random_prompt(256, 9, seed=3), sampling=sampling)
-    report = ngram_engine.generate([request])
-    assert report.speculation is not None
-    found = report.speculation.sources["ngram"]
-    assert found.accepted > 0.5 * found.drafted
-    assert report.mean_acceptance_length > 2
+@pytest.mark.parametrize("seed", [3, 4])
+def test_ngrams_are_what_a_search_through_the_text_finds(ngram_engine: Engine, seed: int) -> None:
+    sampling = SamplingParams(temperature=0, max_new_tokens=200, ignore_eos=True)
+    prompt = random_prompt(256, 9, seed=seed) * 3
+    steps: list[tuple[int, list[int]]] = []
+
+    def note(step: Step) -> None:
+        ((row,),) = [step.rows]
+        steps.append((step.times.num_verified, list(row.token_ids)))
+
+    with observing(ngram_engine, note):
+        ngram_engine.generate([Request(token_ids=prompt, sampling=sampling)])
+    text, verified = list(prompt), 0
+    # The last step is cut where the answer ends.
+    for count, emitted in steps[:-1]:
+        expected = looked_up(text, 6, 2, 16) if len(text) > len(prompt) else []
+        assert count == len(expected)
+        agreed = len(emitted) - 1
+        assert emitted[:agreed] == expected[:agreed]
+        assert agreed == len(expected) or emitted[agreed] != expected[agreed]
+        text += emitted
+        verified += count
+    assert verified > 50
 
 
 @pytest.mark.compiles(PAIR)

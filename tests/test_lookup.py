@@ -7,18 +7,10 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.lookup import longest_match, looked_up
 
 from unispec.pipelines.lookup.automaton import Match, SuffixAutomaton
 from unispec.pipelines.lookup.store import AnswerStore
-
-
-def longest_match(tokens: list[int], at_most: int) -> Match:
-    """Tries every length and every place, the last place first."""
-    for length in range(min(at_most, len(tokens) - 1), 0, -1):
-        for end in range(len(tokens) - 1, length - 1, -1):
-            if tokens[end - length : end] == tokens[-length:]:
-                return Match(length, end)
-    return Match(0, 0)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 9))
@@ -28,7 +20,7 @@ def test_the_longest_match_is_found(tokens: list[int], at_most: int) -> None:
     for count, token in enumerate(tokens, start=1):
         automaton.extend([token])
         found, expected = automaton.longest_match(at_most), longest_match(tokens[:count], at_most)
-        assert found.length == expected.length
+        assert found.length == expected[0]
         # Any place where it stands; which one it is only matters for what follows.
         assert tokens[found.end - found.length : found.end] == tokens[count - found.length : count]
         assert found.end < count or not found.length
@@ -41,7 +33,11 @@ def test_of_several_places_the_last_one_is_taken(alphabet: int) -> None:
     for count, token in enumerate(tokens, start=1):
         automaton.extend([token])
         for at_most in (1, 2, 3, 16):
-            assert automaton.longest_match(at_most) == longest_match(tokens[:count], at_most)
+            found = automaton.longest_match(at_most)
+            assert found == longest_match(tokens[:count], at_most)
+            if found.length:
+                expected = looked_up(tokens[:count], 6, 1, at_most)
+                assert automaton.continuation(found.end, 6) == expected
 
 
 def test_what_follows_a_match_is_proposed() -> None:

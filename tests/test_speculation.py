@@ -138,7 +138,7 @@ def test_a_draft_that_pays_is_asked_for_more_and_one_that_does_not_is_left_alone
     good = Asked([1, 2])
     good.step(speculation, [3], [4, 5, 6, 7])
     for _ in range(100):
-        good.step(speculation, good.row.drafts + [3], [4, 5, 6, 7])
+        good.step(speculation, [*good.row.drafts, 3], [4, 5, 6, 7])
     verified, count = good.step(speculation, [4, 5, 6, 7, 3], [4, 5, 6, 7])
     assert (len(verified), count) == (4, 4)
 
@@ -161,7 +161,7 @@ def test_a_draft_that_becomes_right_is_found_out() -> None:
     for _ in range(100):
         one.step(speculation, [3], [9, 9, 9, 9])
     steps = 0
-    while steps < 400 and one.step(speculation, one.row.drafts + [3], [4, 5, 6, 7])[1] < 2:
+    while steps < 400 and one.step(speculation, [*one.row.drafts, 3], [4, 5, 6, 7])[1] < 2:
         steps += 1
     assert steps < 400
 
