@@ -108,6 +108,10 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         next_tokens = outputs.next_tokens.to_numpy()
         proposals = outputs.next_draft_tokens.to_numpy()
         after = perf_counter()
+        if self.model.batch.deferred is not None:
+            self.model.batch.deferred.settle(
+                contexts, num_accepted.tolist(), proposed=proposals.shape[1] > 0
+            )
         probs = outputs.next_draft_probs_full
         all_probs = None if probs is None else probs.to_numpy()
         asked = any(row.sampling.num_logprobs for row in rows)
