@@ -135,23 +135,23 @@ class Unread:
             for size in (count, merged)
         ]
         behind = places[1] + ops.shape_to_tensor([count]).to(device)
-        offsets = (deferred.offsets, self.row_offsets)
+        offsets = (deferred.offsets, ops.rebind(self.row_offsets, deferred.offsets.shape))
         sources, _ = merge_ragged_tensors(places[0], offsets[0], behind, offsets[1])
-        tokens, row_offsets = merge_ragged_tensors(
-            deferred.tokens, offsets[0], self.tokens, offsets[1]
-        )
-        # Plain names: a loop's body takes no computed dimensions.
-        sources = ops.rebind(sources, ["num_unread"])
+        tokens, _ = merge_ragged_tensors(deferred.tokens, offsets[0], self.tokens, offsets[1])
+        # In max 26.7 the operation's own offsets are wrong where a row has nothing deferred.
+        row_offsets = offsets[0] + offsets[1]
         before = ops.rebind(deferred.offsets[1:], [batch])  # deferred ones up to each row's end
         counts = before - ops.rebind(deferred.offsets[:-1], [batch])
         old = _read(deferred, num_proposed)  # [E, F]
 
         def gathered() -> TensorValue:
-            return ops.gather(ops.concat([old, features]), sources, axis=0)
+            found = ops.gather(ops.concat([old, features]), sources, axis=0)
+            return ops.rebind(found, ["num_unread", features.shape[1]])
 
         return type(self)(
+            # Plain names: a loop's body takes no computed dimensions.
             ops.rebind(tokens, ["num_unread"]),
-            ops.rebind(row_offsets, ["num_row_offsets"]),
+            row_offsets,
             self.last_verified + before.cast(DType.int64),
             earlier_view(self.cache, counts, deferred.longest),
             features=gathered,
