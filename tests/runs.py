@@ -7,14 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
+from typing import NamedTuple
 
-from max.pipelines.context import SamplingParams
+from max.pipelines.context import SamplingParams, TextContext, TextGenerationOutput
+from max.pipelines.modeling.types import TextGenerationInputs
+from max.pipelines.request import RequestID
 from tiny import NEAR_DELTA, NEAR_TOP_N, TinyPair
 
 from unispec.engine import Engine, EngineConfig, Request, Step
 
 __all__ = [
     "MAX_LENGTH",
+    "Deferring",
     "answers",
     "assert_left_empty",
     "greedy_requests",
@@ -22,6 +27,7 @@ __all__ = [
     "observing",
     "proposing",
     "run_python",
+    "scheduled",
 ]
 
 MAX_LENGTH = 512
@@ -83,6 +89,46 @@ def proposing(engine: Engine, k: int) -> Iterator[None]:
         yield
     finally:
         engine.num_speculative_tokens = before
+
+
+class Deferring(NamedTuple):
+    """A step, just before it runs."""
+
+    wanted: int
+    """How many tokens it was told to propose."""
+    drafts: list[int]
+    """Of each row, how many it verifies."""
+    deferred: list[int]
+    """Of each row, how many positions the draft has not read."""
+
+
+@contextmanager
+def scheduled(engine: Engine, counts: Sequence[int]) -> Iterator[list[Deferring]]:
+    """Lets each step propose as many tokens as the next of ``counts``, in a circle; 0 is allowed.
+
+    Yields what each step began with.
+    """
+    engine.load()
+    pipeline, steps, following = engine.pipeline, [], cycle(counts)
+    execute, batch = pipeline.execute, pipeline.model.batch
+
+    def run(inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, TextGenerationOutput]:
+        batch.num_speculative_tokens = next(following)
+        rows = [batch.row(context) for context in inputs.flat_batch]
+        steps.append(
+            Deferring(
+                batch.num_speculative_tokens,
+                [len(row.drafts) for row in rows],
+                [len(row.deferred) for row in rows],
+            )
+        )
+        return execute(inputs)
+
+    pipeline.execute = run  # type: ignore[method-assign]
+    try:
+        yield steps
+    finally:
+        pipeline.execute = execute  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -11,17 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from max import tree
+from max.nn.kv_cache import KVCacheInputsPerDevice
 from max.pipelines.request import RequestID
 from prompts import random_prompt, real_prompts
 from reference.dflash import DFlashReference
 from reference.eagle import EagleReference, mean_acceptance_length
 from reference.eagle3 import Eagle3Reference
 from reference.mtp import MtpReference
-from reference.target import TIE_GAP, TargetReference
-from runs import answers, greedy_requests, observing, proposing
+from reference.target import TIE_GAP, TargetReference, assert_same_greedy
+from runs import answers, greedy_requests, observing, proposing, scheduled
 from tiny import COMPILED_PAIRS, RELATIVE_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache
@@ -29,6 +32,7 @@ from transformers import DynamicCache
 from unispec.checkpoints.demo import DEMO_METHODS, demo_draft_folder
 from unispec.engine import Engine, Step
 from unispec.methods import Method
+from unispec.pipelines.runtime.outputs import StepModelOutputs
 
 PAGE = 128
 LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 257, 300)
@@ -52,6 +56,12 @@ class Proposal:
     """Verified tokens, then the target's next token."""
     drafts: list[int]
 
+
+SKIPPED_LENGTHS = ((1, 9), (64, 120), (129, 90))
+"""Of the prompts of two rows."""
+
+SKIPPING = (4, 0, 0, 2, 0, 1, 0, 0, 0, 3, 5, 0)
+"""Tokens that one step after the other proposes: none for a while, verified drafts among that."""
 
 Recording = dict[RequestID, list[Proposal]]
 
@@ -286,6 +296,79 @@ def test_tiny_draft_after_a_prefix_from_the_cache(
             engine.generate(greedy_requests([prompt], 12, ignore_eos=True))
         assert manager.take_metrics_aggregated().cache_tokens == pages * PAGE
         assert all(judge.judge_all(recorded))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", COMPILED_PAIRS)
+def test_tiny_draft_after_steps_without_it(
+    tiny_engine: Callable[[str], Engine],
+    tiny_judge: Callable[[str], Judge],
+    tiny_target: Callable[[str], TargetReference],
+    name: str,
+) -> None:
+    """Rows of two that begin at other places of a page, and accept more drafts or fewer."""
+    engine, judge = tiny_engine(name), tiny_judge(name)
+    vocab_size = len(judge.target.embedding)
+    prompts = [[random_prompt(vocab_size, n, seed=3) for n in pair] for pair in SKIPPED_LENGTHS]
+    verdicts = []
+    for pair in prompts:
+        requests = greedy_requests(pair, 40, ignore_eos=True)
+        with scheduled(engine, SKIPPING) as steps, recording(engine) as recorded:
+            found = answers(engine, requests)
+        # Drafts are verified where none are proposed, and rows differ in what is deferred.
+        assert any(any(step.drafts) and not step.wanted for step in steps)
+        assert any(len(set(step.deferred)) == 2 and step.wanted for step in steps)
+        assert max(max(step.deferred) for step in steps) >= 3
+        verdicts += judge.judge_all(recorded)
+        for prompt, answer in zip(pair, found, strict=True):
+            trace = tiny_target(name).greedy(prompt, 40, set(), guess=answer)
+            assert_same_greedy(answer, trace)
+    assert len(verdicts) >= 30
+    assert sum(verdicts) >= 0.99 * len(verdicts)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", COMPILED_PAIRS)
+def test_tiny_draft_after_a_page_that_was_filled_without_it(
+    tiny_engine: Callable[[str], Engine], tiny_judge: Callable[[str], Judge], name: str
+) -> None:
+    """The page is shared with a later prompt, and what the draft made of it is in it."""
+    engine, judge = tiny_engine(name), tiny_judge(name)
+    first = random_prompt(len(judge.target.embedding), PAGE - 28, seed=5)
+    with scheduled(engine, [0]) as steps:
+        (answer,) = answers(engine, greedy_requests([first], 60, ignore_eos=True))
+    assert max(max(step.deferred) for step in steps) >= 20
+    manager = engine.pipeline.kv_manager
+    manager.take_metrics_aggregated()
+    with recording(engine) as recorded:
+        engine.generate(greedy_requests([[*first, *answer]], 12, ignore_eos=True))
+    assert manager.take_metrics_aggregated().cache_tokens == PAGE
+    assert all(judge.judge_all(recorded))
+
+
+@pytest.mark.parametrize("name", COMPILED_PAIRS)
+def test_a_step_without_proposals_leaves_the_draft_s_cache(
+    tiny_engine: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    engine = tiny_engine(name)
+    engine.load()
+    model, changed = engine.pipeline.model, []
+    execute = model.execute
+
+    def watched(inputs: Any) -> StepModelOutputs:
+        (draft,) = tree.leaves(inputs.kv_cache_inputs["draft"], leaf=KVCacheInputsPerDevice)
+        before = draft.kv_blocks.to_numpy().tobytes()
+        outputs = execute(inputs)
+        proposed = outputs.next_draft_tokens.shape[1]
+        changed.append((proposed > 0, draft.kv_blocks.to_numpy().tobytes() != before))
+        return outputs
+
+    monkeypatch.setattr(model, "execute", watched)
+    with scheduled(engine, SKIPPING):
+        answers(engine, greedy_requests([[5], [7, 8, 9]], 30, ignore_eos=True))
+    assert changed.count((False, False)) >= 6
+    assert changed.count((True, True)) >= 6
+    assert all(proposed == written for proposed, written in changed)
 
 
 @torch.inference_mode()

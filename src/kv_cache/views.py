@@ -17,7 +17,14 @@ from max.nn.kv_cache import (
 )
 from max.pipelines.speculative.block_driver import block_dispatch_metadata
 
-__all__ = ["as_one_batch", "grown_view", "on_device_of", "take_caches", "take_copies"]
+__all__ = [
+    "as_one_batch",
+    "earlier_view",
+    "grown_view",
+    "on_device_of",
+    "take_caches",
+    "take_copies",
+]
 
 
 def take_caches(
@@ -75,6 +82,30 @@ def as_one_batch(copies: Sequence[PagedCacheValues]) -> PagedCacheValues:
     device = first.cache_lengths.device
     lengths = ops.concat([copy.cache_lengths.to(device) for copy in copies])
     return replace(first, cache_lengths=ops.rebind(lengths, ["batch"]))
+
+
+def earlier_view(
+    cache: PagedCacheValues, counts: TensorValue, longest: TensorValue
+) -> PagedCacheValues:
+    """The cache as it was before the last tokens of each row, which the step reads anew.
+
+    Args:
+        cache: of queries and keys on one device, not of latent rows on a GPU.
+        counts: uint32 `[B]`, tokens to go back in each row.
+        longest: uint32 `[1]` on the CPU, the largest of them.
+    """
+    metadata = cache.attention_dispatch_metadata
+    if metadata is not None:
+        # Rows, tokens of the longest row, partitions (0: the kernel decides), longest context.
+        width = metadata[1:2] + longest.cast(DType.int64)
+        partitions = ops.constant([0], DType.int64, device=DeviceRef.CPU())
+        metadata = ops.concat([metadata[0:1], width, partitions, metadata[3:4]])
+    return replace(
+        cache,
+        cache_lengths=cache.cache_lengths - counts,
+        max_prompt_length=cache.max_prompt_length + longest,
+        attention_dispatch_metadata=metadata,
+    )
 
 
 def grown_view(

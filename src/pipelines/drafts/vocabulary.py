@@ -7,6 +7,7 @@ from typing import Any
 from max.dtype import DType
 from max.graph import TensorValue, Weight, ops
 from max.nn import Module
+from max.nn.rotary_embedding import RotaryEmbedding
 from typing_extensions import Self
 
 from unispec.pipelines.layers.linear import Embedding, Linear
@@ -20,11 +21,16 @@ __all__ = ["TargetVocabularyDraft"]
 class TargetVocabularyDraft(Module):
     """Base of drafts that embed with the target's embedding and propose the target's tokens.
 
+    A subclass makes `rope`.
+
     Args:
         config: both stacks; the draft's `vocab_size` N counts the tokens it can propose.
         target: the target's stack, which lends its embedding and head; with a reduced
             vocabulary the draft has a head of those rows only.
     """
+
+    rope: RotaryEmbedding
+    """The rotary table of its layers."""
 
     def __init__(self, config: UnifiedDraftConfig, target: Any) -> None:
         super().__init__()
@@ -40,7 +46,11 @@ class TargetVocabularyDraft(Module):
             self.t2d = Weight("t2d", DType.int64, [vocab_size], device)
 
     def at(self, step: StepInputs) -> Self:
-        """The draft in one step: on one device the module itself."""
+        """The draft in one step: on one device the module itself, its rotary table made.
+
+        A table that is made inside a loop could not be read outside of it.
+        """
+        assert self.rope.freqs_cis is not None
         return self
 
     def logits(self, features: TensorValue) -> TensorValue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from max.pipelines.request import RequestID
 from unispec.pipelines.speculative.step import VOID_TOKEN
 from unispec.sampling.buffers import SamplingBuffers
 
+from .deferred import Deferred, nothing_deferred
 from .inputs import PersistentInputBuffers
 from .rows import Row, make_row
 
@@ -27,11 +29,14 @@ class BatchBuilder:
         num_speculative_tokens: the most tokens that a step proposes; 0 without a draft.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
+        feature_log: `[L, F]` on the device, where a draft need not run in each step.
+        page_size: tokens of a cache page.
 
     Attributes:
         rows: what is kept of each request, by its id.
-        num_speculative_tokens: how many tokens the next step proposes, at least 1 with a draft; may
-            be lowered, and raised again, between two steps.
+        num_speculative_tokens: how many tokens the next step proposes; may be lowered, and raised
+            again, between two steps. With a draft, 0 is 1 where the step has to run it.
+        deferred: what the draft has not read; None: no draft, or it runs in each step.
     """
 
     def __init__(
@@ -45,9 +50,13 @@ class BatchBuilder:
         device: Device,
         sampled_drafts: bool = False,
         thinking_phase: bool = False,
+        feature_log: Buffer | None = None,
+        page_size: int = 1,
     ) -> None:
         self.rows: dict[RequestID, Row] = {}
         self.num_speculative_tokens = num_speculative_tokens
+        self.deferred = None if feature_log is None else Deferred(feature_log, page_size, self.rows)
+        self._has_draft = num_speculative_tokens > 0
         self._vocab_size = vocab_size
         self._device = device
         self._sampled_drafts = sampled_drafts
@@ -97,6 +106,7 @@ class BatchBuilder:
             position = context.tokens.current_position
             known_next[index] = context.tokens.all[position] if chunked else VOID_TOKEN
         bitmask = self._bitmask(contexts, rows, width)
+        proposed = self._num_proposed(contexts)
         tokens, row_offsets = self._persistent.write(self._tokens[: int(offsets[-1])], offsets)
         fields = {
             "tokens": tokens,
@@ -104,9 +114,7 @@ class BatchBuilder:
             "return_n_logits": Buffer.from_numpy(np.array([width + 1], np.int64)),
             "draft_tokens": Buffer.from_numpy(drafts).to(self._device),
             "known_next_tokens": Buffer.from_numpy(known_next).to(self._device),
-            "num_speculative_tokens": Buffer.from_numpy(
-                np.array(self.num_speculative_tokens, np.int64)
-            ),
+            "num_speculative_tokens": Buffer.from_numpy(np.array(proposed, np.int64)),
             **self._sampling.fill([row.sampling for row in rows], bitmask),
         }
         if self._sampled_drafts:
@@ -114,7 +122,22 @@ class BatchBuilder:
         if self._thinking_phase:
             thinking = np.array([context.in_reasoning_phase for context in contexts])
             fields["in_thinking_phase"] = Buffer.from_numpy(thinking).to(self._device)
+        if self.deferred is not None:
+            fields |= self.deferred.fields(contexts, proposed, self._device)
         return fields
+
+    def nothing_deferred(self, count: int) -> dict[str, Any]:
+        """The inputs by name that say of so many rows that the draft has read all."""
+        if self.deferred is None:
+            return {}
+        return nothing_deferred(self.deferred.log, count, self._device)
+
+    def _num_proposed(self, contexts: Sequence[TextContext]) -> int:
+        """How many tokens a step proposes: at least 1 where the draft has to run."""
+        count = self.num_speculative_tokens
+        if count or not self._has_draft:
+            return count
+        return int(self.deferred is None or self.deferred.must_run(contexts))
 
     def _bitmask(
         self, contexts: Sequence[TextContext], rows: Sequence[Row], width: int

@@ -15,6 +15,7 @@ from max.nn.kv_cache import KVCacheInputs
 from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
+from unispec.pipelines.speculative.deferred import DEFERRED_INPUTS
 from unispec.pipelines.speculative.step import INPUT_ORDER
 from unispec.sampling.inputs import SamplingFields
 
@@ -79,6 +80,19 @@ class StepModelInputs(SamplingFields[Buffer | None], TokenInputs):
     """int64 scalar on the host: how many tokens to propose."""
     draft_probs_full: Buffer | None = None
     """float32 `[B, K, V]`; taken by a graph with sampled drafts only."""
+    feature_log: Buffer | None = None
+    """`[L, F]`: features of positions that the draft has not read. This and what follows are taken
+    by a graph whose draft need not run in each step; see `DeferredInputs`."""
+    log_start: Buffer | None = None
+    """int64 scalar on the host: the log's row where a step that proposes nothing writes; or -1."""
+    deferred_rows: Buffer | None = None
+    """int64 `[E]`: the log's row of each position that the draft has to read, ragged."""
+    deferred_offsets: Buffer | None = None
+    """uint32 `[B + 1]`: where each row's positions start."""
+    deferred_tokens: Buffer | None = None
+    """int64 `[E]`: the verified token after each position."""
+    max_deferred: Buffer | None = None
+    """uint32 `[1]` on the host: the most positions of a row."""
 
     @property
     def graph_order(self) -> Sequence[str]:
@@ -94,7 +108,8 @@ class StepModelInputs(SamplingFields[Buffer | None], TokenInputs):
         """
         refuse_inputs(self, self.NOT_TAKEN)
         needed = [needed_input(self, name) for name in self.graph_order]
-        optional = (self.draft_probs_full, self.in_thinking_phase)
+        names = ("draft_probs_full", "in_thinking_phase", *DEFERRED_INPUTS)
+        optional = [getattr(self, name) for name in names]
         return (*tree.leaves(needed), *(buffer for buffer in optional if buffer is not None))
 
 

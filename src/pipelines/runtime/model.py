@@ -28,9 +28,11 @@ from max.pipelines.lib import (
 from unispec.encodings import WeightEncodings
 from unispec.errors import InputError
 from unispec.kv_cache.manager import with_room
+from unispec.pipelines.speculative.deferred import DEFERRED_INPUTS, FeatureType
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
 from .batch import BatchBuilder
+from .deferred import LOG_ROWS_PER_REQUEST
 from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copies
 from .lengths import longest_sequence
 from .outputs import StepModelOutputs
@@ -127,10 +129,13 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             "draft_probs_full": sampled_drafts,
             "in_thinking_phase": speculative is not None
             and speculative.use_relaxed_acceptance_for_thinking,
+            **dict.fromkeys(DEFERRED_INPUTS, self.features is not None),
         }
         hf: Any = self.huggingface_config
         self.most_proposed = 0 if speculative is None else self.kv_params.num_draft_tokens
         replicas = self.kv_params.data_parallel_degree
+        # A virtual device runs no step and has no memory.
+        device = CPU() if is_virtual_device_mode() else devices[0]
         self.batch = BatchBuilder(
             max_batch_size=replicas * max_batch_size,
             max_batch_input_tokens=replicas
@@ -138,11 +143,17 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             vocab_size=int(hf.get_text_config().vocab_size),
             most_verified=self.kv_params.num_draft_tokens,
             num_speculative_tokens=self.most_proposed,
-            # A virtual device runs no step and has no memory.
-            device=CPU() if is_virtual_device_mode() else devices[0],
+            device=device,
             sampled_drafts=sampled_drafts,
             thinking_phase=self._optional_inputs["in_thinking_phase"],
+            feature_log=self._feature_log(max_batch_size, device),
+            page_size=self.kv_params.page_size,
         )
+
+    @property
+    def features(self) -> FeatureType | None:
+        """What the draft reads of a position; None: no draft, or it runs in each step."""
+        return None
 
     @abstractmethod
     def load_model(self, session: InferenceSession) -> Any:
@@ -254,6 +265,13 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         extra = self.extra_fields(replica_batches, num_drafts)
         return self.inputs_cls(**fields, **extra, kv_cache_inputs=kv_cache_inputs)
 
+    def _feature_log(self, max_batch_size: int, device: Device) -> Buffer | None:
+        """`[L, F]` where a draft need not run in each step."""
+        if self.features is None:
+            return None
+        rows = LOG_ROWS_PER_REQUEST * max_batch_size
+        return Buffer.zeros([rows, self.features.width], self.features.dtype, device)
+
     def extra_fields(
         self, replica_batches: Sequence[Sequence[TextContext]], num_drafts: int
     ) -> dict[str, Any]:
@@ -291,6 +309,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             input_row_offsets=Buffer.from_numpy(np.arange(count + 1, dtype=np.uint32)).to(device),
             draft_tokens=Buffer.from_numpy(void).to(device),
             known_next_tokens=Buffer.from_numpy(np.full(count, VOID_TOKEN)).to(device),
+            **self.batch.nothing_deferred(count),
         )
 
     def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:

@@ -108,8 +108,12 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         num_accepted = outputs.num_accepted_draft_tokens.to_numpy()
         next_tokens = outputs.next_tokens.to_numpy()
         # A target alone puts out the drafts that it was given.
-        num_proposed = self.model.batch.num_speculative_tokens
-        proposals = outputs.next_draft_tokens.to_numpy()[:, :num_proposed]
+        proposals = outputs.next_draft_tokens.to_numpy()[:, : self.model.most_proposed]
+        num_proposed = proposals.shape[1]
+        if self.model.batch.deferred is not None:
+            self.model.batch.deferred.settle(
+                contexts, num_accepted.tolist(), proposed=num_proposed > 0
+            )
         probs = outputs.next_draft_probs_full
         all_probs = None if probs is None else probs.to_numpy()
         asked = any(row.sampling.num_logprobs for row in rows)

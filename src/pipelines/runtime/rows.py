@@ -36,6 +36,8 @@ class Row:
     """Proposals of the last step; empty before the first token."""
     draft_probs: npt.NDArray[np.float32] | None = None
     """`[K, V]`, what sampled drafts were drawn from."""
+    deferred: list[int] = field(default_factory=list)
+    """Rows of the feature log with its last positions, those that the draft has not read."""
     generated: int = 0
     """Tokens emitted so far."""
     acceptance: Acceptance = field(default_factory=Acceptance)

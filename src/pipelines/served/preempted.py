@@ -36,12 +36,12 @@ class PreemptedRows:
     def keep(self, request_id: RequestID, row: Row) -> None:
         """Keeps the row of a request that is not done and has begun its answer.
 
-        Its drafts are dropped: they follow a cache that is gone.
+        Its drafts are dropped, and what the draft has not read: they follow a cache that is gone.
         """
         context = self._contexts.pop(request_id, None)
         if context is None or context.is_done or not row.generated:
             return
-        row.drafts, row.draft_probs = [], None
+        row.drafts, row.draft_probs, row.deferred = [], None, []
         gone = weakref.ref(context, lambda _: self._rows.pop(request_id, None))
         self._rows[request_id] = (gone, row)
 

@@ -12,9 +12,9 @@ from unispec.kv_cache.views import grown_view
 from unispec.sampling.acceptance import AcceptanceRule
 from unispec.sampling.seeds import positions
 
-from .proposal import DraftVocabulary, first_columns, propose
+from .proposal import DraftVocabulary, first_columns, no_proposal, propose
 from .step import StepInputs, StepOutputs
-from .verify import Target, verify
+from .verify import Target, unread, verify
 
 __all__ = ["BlockDraft", "block_step"]
 
@@ -30,10 +30,10 @@ class BlockDraft(DraftVocabulary, Protocol):
     def materialize(
         self, features: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
     ) -> None:
-        """Writes the keys and values of merged tokens.
+        """Writes the keys and values of tokens that it has not read.
 
         Args:
-            features: `[M, F]`, the target's.
+            features: `[U, F]`, the target's.
             row_offsets: uint32 `[B + 1]`.
             cache: the draft's cache.
         """
@@ -60,16 +60,21 @@ def block_step(
     """
     verified = verify(target, rule, step)
     accepted, lengths = verified.accepted, verified.verified_lengths
-    _, cache = step.caches
-    draft.materialize(verified.features, verified.row_offsets, cache)
-    features = draft(accepted.next_tokens, grown_view(cache, lengths, draft.block_size))
-    where = positions(lengths.cast(DType.int64) + 1, features)  # [B, block_size - 1]
-    proposal = propose(draft, features, where, step.sampling if step.draft_probs else None)
-    wanted = step.num_speculative_tokens
+    reading, wanted = unread(step, verified), step.num_speculative_tokens
+
+    def run() -> list[TensorValue]:
+        draft.materialize(reading.features(), reading.row_offsets, reading.cache)
+        block = grown_view(step.caches[1], lengths, draft.block_size)
+        features = draft(accepted.next_tokens, block)
+        where = positions(lengths.cast(DType.int64) + 1, features)  # [B, block_size - 1]
+        proposal = propose(draft, features, where, step.sampling if step.draft_probs else None)
+        return [first_columns(values, wanted) for values in proposal.values()]
+
+    tokens, *probs = reading.branch(run, lambda: no_proposal(step).values())
     return StepOutputs(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,
-        next_draft_tokens=first_columns(proposal.tokens, wanted),
+        next_draft_tokens=tokens,
         logprobs=verified.logprobs,
-        next_draft_probs=None if proposal.probs is None else first_columns(proposal.probs, wanted),
+        next_draft_probs=probs[0] if probs else None,
     )

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from max.dtype import DType
-from max.graph import TensorValue, ops
+from max.graph import Dim, TensorValue, ops
 
 from unispec.sampling.distribution import draw
 from unispec.sampling.inputs import SamplingInputs
 from unispec.sampling.seeds import Stream, uniform
 
-__all__ = ["DraftVocabulary", "Proposal", "first_columns", "propose"]
+from .step import StepInputs
+
+__all__ = ["DraftVocabulary", "Proposal", "first_columns", "no_proposal", "propose"]
 
 
 class DraftVocabulary(Protocol):
@@ -39,6 +41,10 @@ class Proposal:
     """int64 `[B, J]`."""
     probs: TensorValue | None
     """float32 `[B, J, V]`: what sampled tokens were drawn from."""
+
+    def values(self) -> list[TensorValue]:
+        """The tokens, then the probabilities where there are some."""
+        return [self.tokens] if self.probs is None else [self.tokens, self.probs]
 
 
 def propose(
@@ -71,6 +77,23 @@ def propose(
     probs = ops.where(greedy, one_hot, soft)  # [B, J, N]
     sampled = draw(probs, uniform(sampling.seed, positions, Stream.DRAFT))
     return Proposal(draft.target_ids(sampled), draft.target_probs(probs))
+
+
+def no_proposal(step: StepInputs) -> Proposal:
+    """What stands in for the proposals of a step, J = `num_proposed`, where the draft does not run.
+
+    J is then 0, so nothing is filled.
+    """
+    batch, device = step.draft_tokens.shape[0], step.tokens.device
+    wanted, count = step.num_speculative_tokens, Dim("num_proposed")
+    tokens = ops.unsqueeze(
+        ops.range(0, wanted, 1, out_dim=count, dtype=DType.int64, device=device), 0
+    )
+    probs = None
+    if step.draft_probs is not None:
+        zero = ops.constant(0.0, DType.float32, device=device)
+        probs = ops.broadcast_to(zero, [batch, count, step.draft_probs.shape[2]])
+    return Proposal(ops.broadcast_to(tokens, [batch, count]), probs)
 
 
 def first_columns(values: TensorValue, count: TensorValue) -> TensorValue:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Protocol
 
 from max.dtype import DType
-from max.graph import DeviceRef, DimLike, TensorValue, ops
+from max.graph import DeviceRef, Dim, TensorValue, ops
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.kv_cache.views import grown_view
-from unispec.methods import LARGEST_DRAFT_TOKENS
 from unispec.sampling.acceptance import AcceptanceRule
 
-from .proposal import DraftVocabulary, Proposal, first_columns, propose
-from .step import StepInputs, StepOutputs
-from .verify import Target, Verified, verify
+from .proposal import DraftVocabulary, Proposal, no_proposal, propose
+from .step import VOID_TOKEN, StepInputs, StepOutputs
+from .verify import Target, Verified, unread, verify
 
 __all__ = ["SequentialDraft", "sequential_step"]
-
-_MAX_DRAFT_TOKENS: Final = max(
-    LARGEST_DRAFT_TOKENS[method] for method in ("eagle", "eagle3", "mtp")
-)
-"""Largest K; one graph proposes up to as many."""
 
 
 class SequentialDraft(DraftVocabulary, Protocol):
     """A draft whose row i reads the token after position i and a feature of position i."""
 
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the features that it puts out."""
+        ...
+
     def from_target(self, features: TensorValue) -> TensorValue:
-        """`[M, H]`, what the draft reads of the target's features `[M, F]`."""
+        """`[U, H]`, what the draft reads of the target's features `[U, F]`."""
         ...
 
     def __call__(
@@ -54,34 +53,53 @@ def sequential_step(
 ) -> StepOutputs:
     """Builds one step: merge, verify, accept, shift, propose.
 
-    The draft first runs over the verified tokens with the target's own features,
-    then over its own proposals, one a round. Rejected positions stay in both
+    The draft first runs over the verified tokens that it has not read, with the target's own
+    features, then over its own proposals, one a round. Rejected positions stay in both
     caches and are overwritten by the next step.
     """
     verified = verify(target, rule, step)
-    _, draft_cache = step.caches
-    features = draft(
-        verified.shifted_tokens,
-        draft.from_target(verified.features),
-        verified.row_offsets,
-        draft_cache,
-    )
-    feature = ops.gather(features, verified.last_verified, axis=0)  # [B, H]
+    reading = unread(step, verified)
     rounds = _Rounds(draft, step, verified)
-    return rounds.loop(feature, rounds.propose(feature, verified.verified_lengths))
+
+    def run() -> list[TensorValue]:
+        features = draft(
+            reading.tokens,
+            draft.from_target(reading.features()),
+            reading.row_offsets,
+            reading.cache,
+        )
+        return rounds.first(ops.gather(features, reading.last_verified, axis=0))
+
+    _, _, tokens, *probs = rounds.loop(reading.branch(run, rounds.nothing))
+    return StepOutputs(
+        num_accepted_draft_tokens=verified.accepted.num_accepted,
+        next_tokens=verified.accepted.next_tokens,
+        next_draft_tokens=tokens,
+        logprobs=verified.logprobs,
+        next_draft_probs=probs[0] if probs else None,
+    )
 
 
 class _Rounds:
-    """The rounds after the draft's prefill."""
+    """The rounds after the draft's prefill. P tokens to propose.
+
+    Their state is the last proposed token of each row, int64 `[B]`, the feature that it was
+    proposed from, `[B, H]`, all proposed tokens, int64 `[B, P]`, and for sampled drafts what they
+    were drawn from, float32 `[B, P, V]`.
+    """
 
     def __init__(self, draft: SequentialDraft, step: StepInputs, verified: Verified) -> None:
         self.draft = draft
+        self.step = step
         self.sampling = step.sampling if step.draft_probs else None
-        self.wanted = step.num_speculative_tokens
-        self.cache = step.caches[1]
-        self.verified = verified
+        self.lengths = verified.verified_lengths
+        self.dtype = verified.features.dtype
         self.device = step.tokens.device
         self.batch = step.draft_tokens.shape[0]
+        wanted, count = step.num_speculative_tokens, Dim("num_proposed")
+        self.columns = ops.range(
+            0, wanted, 1, out_dim=count, dtype=DType.int64, device=self.device
+        )  # [P]
 
     def propose(self, feature: TensorValue, position: TensorValue) -> Proposal:
         """One token a row.
@@ -93,59 +111,58 @@ class _Rounds:
         where = ops.unsqueeze(position.cast(DType.int64) + 1, 1)  # [B, 1]
         return propose(self.draft, ops.unsqueeze(feature, 1), where, self.sampling)
 
-    def loop(self, feature: TensorValue, first: Proposal) -> StepOutputs:
-        """Runs the remaining rounds and packs the step's outputs."""
+    def first(self, feature: TensorValue) -> list[TensorValue]:
+        """The state after the first token of each row, which stands in all columns for now."""
+        proposal, count = self.propose(feature, self.lengths), self.columns.shape[0]
+        columns = [
+            ops.broadcast_to(values, [self.batch, count, *values.shape[2:]])
+            for values in proposal.values()
+        ]
+        return [ops.squeeze(proposal.tokens, 1), feature, *columns]
+
+    def nothing(self) -> list[TensorValue]:
+        """The state where nothing is proposed."""
+        zero = ops.constant(0, self.dtype, device=self.device)
+        feature = ops.broadcast_to(zero, [self.batch, self.draft.hidden_size])
+        no_token = ops.constant(VOID_TOKEN, DType.int64, device=self.device)
+        return [
+            ops.broadcast_to(no_token, [self.batch]),
+            feature,
+            *no_proposal(self.step).values(),
+        ]
+
+    def loop(self, state: list[TensorValue]) -> list[TensorValue]:
+        """Runs the remaining rounds: the state after them."""
         one = ops.constant(1, DType.int64, device=DeviceRef.CPU())
-        lengths = self.verified.verified_lengths
-        tokens = ops.broadcast_to(first.tokens, [self.batch, _MAX_DRAFT_TOKENS])
-        state = [one, ops.squeeze(first.tokens, 1), feature, lengths, tokens]
-        if first.probs is not None:
-            shape: list[DimLike] = [self.batch, _MAX_DRAFT_TOKENS, first.probs.shape[2]]
-            state.append(ops.broadcast_to(first.probs, shape))
-        wanted = self.wanted
+        wanted = self.step.num_speculative_tokens
 
         def unfinished(round_: TensorValue, *state: TensorValue) -> TensorValue:
             return round_ < wanted
 
-        state = ops.while_loop(state, unfinished, self._round)
-        accepted = self.verified.accepted
-        return StepOutputs(
-            num_accepted_draft_tokens=accepted.num_accepted,
-            next_tokens=accepted.next_tokens,
-            next_draft_tokens=first_columns(state[4], wanted),
-            logprobs=self.verified.logprobs,
-            next_draft_probs=first_columns(state[5], wanted) if first.probs is not None else None,
-        )
+        _, _, *state = ops.while_loop([one, self.lengths, *state], unfinished, self._round)
+        return state
 
     def _round(
         self,
         round_: TensorValue,
+        lengths: TensorValue,
         token: TensorValue,
         feature: TensorValue,
-        lengths: TensorValue,
         tokens: TensorValue,
         *all_probs: TensorValue,
     ) -> list[TensorValue]:
         """Proposes token number `round_` (0-based) of each row and puts it in its column."""
         width = self.batch + 1
         ramp = ops.range(0, width, 1, out_dim=width, dtype=DType.uint32, device=self.device)
-        view = grown_view(self.cache, lengths, 1)
+        view = grown_view(self.step.caches[1], lengths, 1)
         feature = self.draft(token, feature, ramp, view).rebind(feature.shape)
         proposal = self.propose(feature, lengths + 1)
-        columns = ops.range(
-            0,
-            _MAX_DRAFT_TOKENS,
-            1,
-            out_dim=_MAX_DRAFT_TOKENS,
-            dtype=DType.int64,
-            device=self.device,
-        )
-        here = ops.unsqueeze(columns == round_.to(self.device), 0)  # [1, 8]
+        here = ops.unsqueeze(self.columns == round_.to(self.device), 0)  # [1, P]
         state = [
             round_ + 1,
+            lengths + 1,
             ops.squeeze(proposal.tokens, 1),
             feature,
-            lengths + 1,
             ops.where(here, proposal.tokens, tokens),
         ]
         if proposal.probs is not None:

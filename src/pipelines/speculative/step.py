@@ -21,6 +21,8 @@ from unispec.sampling.inputs import (
 )
 from unispec.sampling.logprobs import Logprobs
 
+from .deferred import DEFERRED_INPUTS, DeferredInputs, FeatureType, deferred_types
+
 __all__ = [
     "INPUT_ORDER",
     "VOID_TOKEN",
@@ -48,7 +50,8 @@ class StepInputs:
     known_next_tokens: TensorValue
     """int64 `[B]`: the token after a prefill chunk; -1 where the step decides it."""
     num_speculative_tokens: TensorValue
-    """int64 scalar on the CPU: how many tokens to propose."""
+    """int64 scalar on the CPU: how many tokens to propose; 0: the draft does not run, where the
+    graph has `deferred`."""
     sampling: SamplingInputs
     """The sampling parameters of each row."""
     caches: Sequence[PagedCacheValues]
@@ -57,6 +60,9 @@ class StepInputs:
     """float32 `[B, K, V]`: what `draft_tokens` were sampled from, for sampled drafts."""
     in_thinking_phase: TensorValue | None
     """bool `[B]`: rows inside a thinking block, for relaxed acceptance."""
+    deferred: DeferredInputs | None = None
+    """What the draft has not read yet; None: the target is alone, or its draft runs in each
+    step."""
     extra: Mapping[str, Sequence[Value[Any]]] = field(default_factory=dict)
     """The inputs that only some architectures have, see `StepSignature`."""
     copies: Sequence[Sequence[PagedCacheValues]] = ()
@@ -116,6 +122,8 @@ class StepSignature:
     """Whether the graph takes the distributions that drafts were sampled from."""
     thinking_phase: bool = False
     """Whether the graph takes which rows are inside a thinking block."""
+    features: FeatureType | None = None
+    """What the draft reads of a position, in a graph whose draft need not run in each step."""
     order: Sequence[str] = INPUT_ORDER
     """Names of the inputs in the graph's order."""
     extra: Mapping[str, Sequence[TensorType | BufferType]] = field(default_factory=dict)
@@ -155,6 +163,7 @@ class StepSignature:
             sampling=SamplingInputs(**{name: one(name) for name in SAMPLING_PARAMETERS}),
             draft_probs=one("draft_probs_full") if self.sampled_drafts else None,
             in_thinking_phase=one("in_thinking_phase") if self.thinking_phase else None,
+            deferred=DeferredInputs.of(taken) if self.features else None,
             extra={name: taken[name] for name in self.extra},
             copies=copies,
         )
@@ -163,6 +172,7 @@ class StepSignature:
         optional = {
             "draft_probs_full": self.sampled_drafts,
             "in_thinking_phase": self.thinking_phase,
+            **dict.fromkeys(DEFERRED_INPUTS, self.features is not None),
         }
         return [*self.order, *(name for name, is_taken in optional.items() if is_taken)]
 
@@ -187,5 +197,6 @@ class StepSignature:
             **{name: [t] for name, t in sampling_types(device, self.vocab_size).items()},
             "draft_probs_full": [TensorType(DType.float32, probs, device=device)],
             "in_thinking_phase": [TensorType(DType.bool, ["batch"], device=device)],
+            **(deferred_types(self.features, device) if self.features else {}),
             **self.extra,
         }

@@ -13,9 +13,10 @@ from max.nn.kv_cache import PagedCacheValues
 from unispec.sampling.acceptance import AcceptanceRule, Accepted, Verification
 from unispec.sampling.logprobs import Logprobs, find_logprobs
 
+from .deferred import Unread
 from .step import StepInputs
 
-__all__ = ["Target", "Verified", "verify"]
+__all__ = ["Target", "Verified", "unread", "verify"]
 
 
 class Target(Protocol):
@@ -101,6 +102,21 @@ def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
         accepted=accepted,
         logprobs=find_logprobs(logits, accepted.tokens, step.sampling.num_logprobs),
     )
+
+
+def unread(step: StepInputs, verified: Verified) -> Unread:
+    """What the draft reads in this step."""
+    merged = Unread(
+        tokens=verified.shifted_tokens,
+        row_offsets=verified.row_offsets,
+        last_verified=verified.last_verified,
+        cache=step.caches[1],
+        features=lambda: verified.features,
+    )
+    if step.deferred is None:
+        return merged
+    batch = step.draft_tokens.shape[0]
+    return merged.with_deferred(step.deferred, step.num_speculative_tokens, batch)
 
 
 def _merge(step: StepInputs, drafts: TensorValue) -> tuple[TensorValue, TensorValue]:

@@ -15,6 +15,7 @@ from max.pipelines.speculative import SpeculativeConfig
 
 from unispec.errors import InputError
 from unispec.methods import Method, check_num_speculative_tokens
+from unispec.pipelines.speculative.deferred import FeatureType
 from unispec.pipelines.speculative.step import StepInputs
 from unispec.sampling.acceptance import AcceptanceRule, Matching, Rejection, Relaxed, Synthetic
 
@@ -61,6 +62,12 @@ class UnifiedConfig(ArchConfigWithKVCache):
     def tapped_layers(self) -> Sequence[int]:
         """Target layers whose outputs the draft reads; none: it reads what the head reads."""
         return ()
+
+    @property
+    def features(self) -> FeatureType | None:
+        """What the draft reads of a position; None: the draft runs in each step."""
+        width = self.target.hidden_size * max(len(self.tapped_layers), 1)
+        return FeatureType(width, self.target.dtype)
 
     def check_num_speculative_tokens(self) -> None:
         """Refuses a K that the method's graph is not built for.

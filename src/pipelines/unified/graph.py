@@ -76,6 +76,7 @@ class UnifiedStep(Module):
             kv_params=kv_params or config.get_kv_params(),
             sampled_drafts=speculative.draft_proposal == "sampled",
             thinking_phase=speculative.use_relaxed_acceptance_for_thinking,
+            features=config.features,
             order=config.input_order(order),
             extra=config.extra_types(),
         )

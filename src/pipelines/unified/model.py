@@ -14,6 +14,7 @@ from max.pipelines.lib import KVCacheConfig, PipelineConfig
 from unispec.checkpoints.quantise import encode_state
 from unispec.checkpoints.tied_head import HEAD
 from unispec.pipelines.runtime.model import StepModel
+from unispec.pipelines.speculative.deferred import FeatureType
 
 from .checkpoint import Checkpoint, read_checkpoint
 from .graph import UnifiedStep, build_graph
@@ -65,6 +66,12 @@ class UnifiedModel(StepModel):
     def draft_reads_next_token(cls) -> bool:
         """Whether the draft's cache entry of a position depends on the token after it."""
         return cls.method is not None and cls.method.reads_next_token
+
+    @property
+    def features(self) -> FeatureType | None:
+        """What the draft reads of a position; None: no draft, or it runs in each step."""
+        config: Any = self.arch_config
+        return None if self.method is None else config.features
 
     def load_model(self, session: InferenceSession) -> Any:
         """Reads the checkpoints, builds the graph and compiles it with the session.

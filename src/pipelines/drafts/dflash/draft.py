@@ -60,9 +60,9 @@ class DflashDraft(TargetVocabularyDraft):
         """Writes the context's keys and values in every layer.
 
         Args:
-            features: `[M, n * H]`, outputs of the tapped target layers.
+            features: `[U, n * H]`, outputs of the tapped target layers.
         """
-        context = self.hidden_norm(self.fc(features))  # [M, H]
+        context = self.hidden_norm(self.fc(features))  # [U, H]
         attentions = [layer.self_attn for layer in self._layers()]
         projections = [p for attention in attentions for p in (attention.k_proj, attention.v_proj)]
         projected = iter(fused_linear(context, projections))

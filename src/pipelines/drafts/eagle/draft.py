@@ -37,6 +37,7 @@ class EagleDraft(TargetVocabularyDraft):
         super().__init__(config, target)
         stack = config.draft
         size, device = stack.hidden_size, stack.devices[0]
+        self.hidden_size = size
         self.rope = llama_rope(stack)
         self.fc = Linear(2 * size, size, stack.dtype, device, has_bias=config.fc_bias)
         self.layers = LayerList(

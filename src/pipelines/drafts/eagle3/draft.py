@@ -77,6 +77,7 @@ class Eagle3Draft(TargetVocabularyDraft):
         if config.own_head:
             self.lm_head = Linear(size, stack.vocab_size, dtype, device)
             self.logits_scaling = 1.0
+        self.hidden_size = size
         self.rope = llama_rope(stack)
         self.num_taps = taps
         self.norm_output = config.norm_output
@@ -93,7 +94,7 @@ class Eagle3Draft(TargetVocabularyDraft):
         self.norm = RMSNorm(size, dtype, stack.norm_eps)
 
     def from_target(self, features: TensorValue) -> TensorValue:
-        """`[M, H]` of the tapped layers' outputs `[M, n * Ht]`, Ht the target's hidden size."""
+        """`[U, H]` of the tapped layers' outputs `[U, n * Ht]`, Ht the target's hidden size."""
         if self.input_norm is not None:
             features = self.input_norm(features)
         if len(self.fc_norm):

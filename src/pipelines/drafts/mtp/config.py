@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from unispec.errors import InputError
 from unispec.methods import Method
+from unispec.pipelines.speculative.deferred import FeatureType
 from unispec.pipelines.speculative.step import StepInputs
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.unified.config import UnifiedConfig
@@ -47,6 +48,15 @@ class UnifiedMtpConfig(UnifiedConfig):
     def draft_kv_params(self) -> KVCacheParams:
         """Parameters of the draft's cache, of one layer."""
         return self.target.one_layer().kv_params
+
+    @property
+    def features(self) -> FeatureType | None:
+        """As in `UnifiedConfig`; None on GPUs.
+
+        Their latent attention reads how wide a step is from what the host says of the merged
+        tokens, and replicas know where those start, but not where deferred ones do.
+        """
+        return None if self.target.on_gpus else super().features
 
     def input_order(self, order: Sequence[str]) -> Sequence[str]:
         """Late masks stand in place of `token_bitmask`."""

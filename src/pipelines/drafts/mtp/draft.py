@@ -42,6 +42,7 @@ class MtpDraft(Module):
         super().__init__()
         stack = config.target
         hidden, dtype, eps = stack.hidden_size, stack.dtype, stack.rms_norm_eps
+        self.hidden_size = hidden
         self.embed_tokens = target.embed_tokens
         self.lm_head = target.lm_head
         self.devices = stack.devices
@@ -55,7 +56,8 @@ class MtpDraft(Module):
         self.norm = RMSNorm(hidden, dtype, eps)
 
     def at(self, step: StepInputs) -> SequentialDraft:
-        """The draft on the devices of one step."""
+        """The draft on the devices of one step, its rotary table made outside of loops."""
+        assert self.rope.freqs_cis is not None
         return _DraftOfStep(self, mesh_of(step, 1))
 
     def __call__(
@@ -98,6 +100,7 @@ class _DraftOfStep:
     def __init__(self, draft: MtpDraft, mesh: Mesh) -> None:
         self._draft = draft
         self._mesh = mesh
+        self.hidden_size = draft.hidden_size
 
     def from_target(self, features: TensorValue) -> TensorValue:
         """The same features: those of the final norm are what the layer reads."""

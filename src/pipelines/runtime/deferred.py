@@ -1,0 +1,144 @@
+"""Which positions a draft has not read yet, and where the log has the target's features of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer, Device
+from max.pipelines.context import TextContext
+from max.pipelines.request import RequestID
+
+from .rows import Row
+
+__all__ = ["LOG_ROWS_PER_REQUEST", "Deferred"]
+
+LOG_ROWS_PER_REQUEST: Final = 32
+"""The log has room for so many positions of each row of the largest batch."""
+
+
+class Deferred:
+    """What the draft has to read when it runs again.
+
+    A step that proposes nothing writes its features behind the last row of the log that a request
+    still needs, so the log is empty again when a step has proposed for all of them.
+
+    Args:
+        log: `[L, F]`, see `DeferredInputs`.
+        page_size: tokens of a cache page.
+        rows: what is kept of each request; a row that is dropped has nothing deferred.
+
+    Attributes:
+        abandoned: the draft will not run again: nothing is logged, and nothing remembered.
+    """
+
+    def __init__(self, log: Buffer, page_size: int, rows: Mapping[RequestID, Row]) -> None:
+        self.log = log
+        self.abandoned = False
+        self._page_size = page_size
+        self._rows = rows
+
+    def must_run(self, contexts: Sequence[TextContext]) -> bool:
+        """Whether the next step has to run the draft.
+
+        That is where a row is in prefill, where the log has no room for the step, and where a row
+        may fill a cache page: others may share that page from then on, the draft's part of it too.
+
+        Args:
+            contexts: the step's, whose rows have the drafts that it verifies.
+        """
+        if self.abandoned:
+            return False
+        rows = [self._rows.get(context.request_id) for context in contexts]
+        width = max((len(row.drafts) for row in rows if row is not None), default=0)
+        if self._first_free() + len(rows) * (1 + width) > self.log.shape[0]:
+            return True
+        return any(
+            row is None or _in_prefill(context, row) or self._may_fill_page(context, row)
+            for context, row in zip(contexts, rows, strict=True)
+        )
+
+    def fields(
+        self, contexts: Sequence[TextContext], count: int, device: Device
+    ) -> dict[str, Buffer]:
+        """The inputs of `DEFERRED_INPUTS` by name, of a step that proposes so many tokens."""
+        places: list[int] = []
+        tokens: list[npt.NDArray[np.int64]] = []
+        offsets = [0]
+        for context in contexts if count else ():
+            row = self._rows[context.request_id]
+            end = context.tokens.processed_length + 1
+            places += row.deferred
+            tokens.append(context.tokens.all[end - len(row.deferred) : end])
+            offsets.append(len(places))
+        if not places:
+            start = -1 if count or self.abandoned else self._first_free()
+            return nothing_deferred(self.log, len(contexts), device, start)
+        return {
+            "feature_log": self.log,
+            "log_start": Buffer.from_numpy(np.array(-1, np.int64)),
+            "deferred_rows": Buffer.from_numpy(np.array(places, np.int64)).to(device),
+            "deferred_offsets": Buffer.from_numpy(np.array(offsets, np.uint32)).to(device),
+            "deferred_tokens": Buffer.from_numpy(np.concatenate(tokens)).to(device),
+            "max_deferred": Buffer.from_numpy(
+                np.diff(offsets).max(keepdims=True).astype(np.uint32)
+            ),
+        }
+
+    def settle(
+        self, contexts: Sequence[TextContext], num_accepted: Sequence[int], *, proposed: bool
+    ) -> None:
+        """Takes note of what a step has logged, or that its draft has read all there was.
+
+        To be called before contexts and rows move on.
+
+        Args:
+            contexts: the step's.
+            num_accepted: of each row.
+            proposed: whether the step proposed tokens.
+        """
+        rows = [self._rows[context.request_id] for context in contexts]
+        if proposed or self.abandoned:
+            for row in rows:
+                row.deferred = []
+            return
+        start, width = self._first_free(), max(len(row.drafts) for row in rows)
+        for index, (row, accepted) in enumerate(zip(rows, num_accepted, strict=True)):
+            first = start + index * (1 + width)
+            row.deferred += range(first, first + 1 + accepted)
+
+    def _first_free(self) -> int:
+        """The log's row behind the last one in use."""
+        return 1 + max(
+            (row.deferred[-1] for row in self._rows.values() if row.deferred), default=-1
+        )
+
+    def _may_fill_page(self, context: TextContext, row: Row) -> bool:
+        in_page = context.tokens.processed_length % self._page_size
+        return in_page + 1 + len(row.drafts) >= self._page_size
+
+
+def nothing_deferred(log: Buffer, count: int, device: Device, start: int = -1) -> dict[str, Buffer]:
+    """The inputs of `DEFERRED_INPUTS` by name where the draft has read all.
+
+    Args:
+        log: `[L, F]`.
+        count: rows of the step.
+        start: the log's row where the step writes its features, if it proposes nothing.
+    """
+    return {
+        "feature_log": log,
+        "log_start": Buffer.from_numpy(np.array(start, np.int64)),
+        "deferred_rows": Buffer.from_numpy(np.zeros(0, np.int64)).to(device),
+        "deferred_offsets": Buffer.from_numpy(np.zeros(count + 1, np.uint32)).to(device),
+        "deferred_tokens": Buffer.from_numpy(np.zeros(0, np.int64)).to(device),
+        "max_deferred": Buffer.from_numpy(np.zeros(1, np.uint32)),
+    }
+
+
+def _in_prefill(context: TextContext, row: Row) -> bool:
+    """Whether the step reads more than one token: of a prompt, or anew of a preempted answer."""
+    tokens = context.tokens
+    return not row.generated or tokens.actively_chunked or tokens.active_length > 1

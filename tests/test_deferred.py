@@ -1,0 +1,201 @@
+"""What the host keeps of positions that a draft has not read: no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
+
+from unispec.pipelines.runtime.batch import BatchBuilder
+from unispec.pipelines.runtime.deferred import Deferred
+
+LOG_ROWS = 24
+PAGE = 128
+
+
+class Batch:
+    """A builder with a log, and rows that decode."""
+
+    def __init__(self) -> None:
+        self.builder = BatchBuilder(
+            max_batch_size=4,
+            max_batch_input_tokens=32,
+            vocab_size=1000,
+            num_speculative_tokens=4,
+            device=CPU(),
+            feature_log=Buffer.zeros([LOG_ROWS, 8], DType.float32, CPU()),
+            page_size=PAGE,
+        )
+        assert self.builder.deferred is not None
+        self.deferred: Deferred = self.builder.deferred
+
+    def decoding(self, length: int) -> TextContext:
+        """A request of so many tokens, 100, 101, ..., the last of which is to be read."""
+        tokens = TokenBuffer(np.arange(100, 100 + length - 1, dtype=np.int64))
+        context = TextContext(
+            max_length=2048, tokens=tokens, sampling_params=SamplingParams(temperature=0)
+        )
+        self.builder.row(context).generated = 1
+        context.advance_token_buffer(100 + length - 1)
+        return context
+
+    def step(
+        self,
+        contexts: Sequence[TextContext],
+        drafts: Sequence[int],
+        accepted: Sequence[int],
+        k: int,
+    ) -> dict[str, list[int]]:
+        """One step that verifies and accepts so many drafts a row; its inputs."""
+        self.builder.num_speculative_tokens = k
+        for context, count in zip(contexts, drafts, strict=True):
+            self.builder.row(context).drafts = [7] * count
+        fields = self.builder.fields(contexts)
+        proposed = int(fields["num_speculative_tokens"].to_numpy())
+        self.deferred.settle(contexts, accepted, proposed=proposed > 0)
+        for context, count in zip(contexts, accepted, strict=True):
+            for _ in range(count + 1):
+                context.advance_token_buffer(100 + len(context.tokens))
+            self.builder.row(context).drafts = []
+        return {
+            name: np.atleast_1d(fields[name].to_numpy()).tolist()
+            for name in (
+                "num_speculative_tokens",
+                "log_start",
+                "deferred_rows",
+                "deferred_offsets",
+                "deferred_tokens",
+                "max_deferred",
+            )
+        }
+
+
+def inputs(
+    k: int,
+    start: int,
+    rows: Sequence[int],
+    offsets: Sequence[int],
+    tokens: Sequence[int],
+    most: int,
+) -> dict[str, list[int]]:
+    return {
+        "num_speculative_tokens": [k],
+        "log_start": [start],
+        "deferred_rows": list(rows),
+        "deferred_offsets": list(offsets),
+        "deferred_tokens": list(tokens),
+        "max_deferred": [most],
+    }
+
+
+def test_accepted_positions_are_read_later_with_the_tokens_after_them() -> None:
+    """Two rows that verify 2 drafts; the first accepts both, the second none."""
+    batch = Batch()
+    first, second = batch.decoding(10), batch.decoding(20)
+    none = (0, 0, 0)
+    assert batch.step([first, second], [2, 2], [2, 0], 0) == inputs(0, 0, [], none, [], 0)
+    # Log: 0 to 2 the first row's, 3 the second's, 4 and 5 rejected.
+    assert batch.step([first, second], [0, 0], [0, 0], 0) == inputs(0, 4, [], none, [], 0)
+    # The first row read positions 9 to 12, the second 19 and 20; token i is 100 + i.
+    assert batch.step([first, second], [0, 0], [0, 0], 3) == inputs(
+        3, -1, [0, 1, 2, 4, 3, 5], [0, 4, 6], [110, 111, 112, 113, 120, 121], 4
+    )
+    assert batch.step([first, second], [0, 0], [0, 0], 3) == inputs(3, -1, [], none, [], 0)
+
+
+def test_a_row_that_is_not_in_the_step_keeps_what_is_deferred() -> None:
+    batch = Batch()
+    first, second = batch.decoding(10), batch.decoding(20)
+    batch.step([first, second], [0, 0], [0, 0], 0)
+    assert batch.step([first], [0], [0], 1) == inputs(1, -1, [0], [0, 1], [110], 1)
+    # Row 1 of the log is still in use.
+    assert batch.step([first], [0], [0], 0) == inputs(0, 2, [], [0, 0], [], 0)
+    assert batch.step([second, first], [0, 0], [0, 0], 1) == inputs(
+        1, -1, [1, 2], [0, 1, 2], [120, 112], 1
+    )
+    assert batch.step([first], [0], [0], 0)["log_start"] == [0]
+
+
+def test_a_released_request_leaves_its_rows_of_the_log() -> None:
+    batch = Batch()
+    first, second = batch.decoding(10), batch.decoding(20)
+    batch.step([first, second], [0, 0], [0, 0], 0)
+    batch.builder.rows.pop(second.request_id)
+    assert batch.step([first], [0], [0], 0)["log_start"] == [1]
+
+
+def test_a_step_without_room_in_the_log_runs_the_draft() -> None:
+    """A step of 2 rows with 3 drafts each needs 8; those of its last rejected drafts are free."""
+    batch = Batch()
+    contexts = [batch.decoding(10), batch.decoding(20)]
+    starts = [batch.step(contexts, [3, 3], [0, 0], 0)["log_start"] for _ in range(3)]
+    assert starts == [[0], [5], [10]]
+    for context in contexts:
+        batch.builder.row(context).drafts = [7, 7, 7]
+    assert not batch.deferred.must_run(contexts)
+    batch.step(contexts, [3, 3], [0, 0], 0)  # rows 15 to 22
+    found = batch.step(contexts, [3, 3], [0, 0], 0)
+    assert (found["num_speculative_tokens"], found["log_start"]) == ([1], [-1])
+    assert found["deferred_rows"] == [0, 5, 10, 15, 4, 9, 14, 19]
+    assert batch.step(contexts, [3, 3], [0, 0], 0)["log_start"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("length", "drafts", "must"),
+    [
+        (PAGE - 1, 0, False),  # reads position 126
+        (PAGE, 0, True),  # reads position 127, the page's last one
+        (PAGE + 1, 0, False),
+        (PAGE - 4, 3, False),  # up to position 126
+        (PAGE - 3, 3, True),
+        (2 * PAGE, 0, True),
+    ],
+)
+def test_a_step_that_may_fill_a_page_runs_the_draft(length: int, drafts: int, must: bool) -> None:
+    batch = Batch()
+    contexts = [batch.decoding(10), batch.decoding(length)]
+    batch.builder.row(contexts[1]).drafts = [7] * drafts
+    assert batch.deferred.must_run(contexts) == must
+
+
+def test_a_row_in_prefill_runs_the_draft() -> None:
+    batch = Batch()
+    decoding = batch.decoding(10)
+    new = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
+    assert not batch.deferred.must_run([decoding])
+    assert batch.deferred.must_run([decoding, new])
+    batch.builder.row(new)
+    assert batch.deferred.must_run([decoding, new])
+    # One that was preempted has generated tokens, and reads them anew.
+    batch.builder.row(new).generated = 2
+    assert batch.deferred.must_run([decoding, new])
+
+
+def test_nothing_is_kept_for_a_draft_that_is_given_up() -> None:
+    batch = Batch()
+    batch.deferred.abandoned = True
+    context = batch.decoding(PAGE)
+    new = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
+    assert not batch.deferred.must_run([context, new])
+    for _ in range(2):
+        assert batch.step([context], [0], [0], 0) == inputs(0, -1, [], [0, 0], [], 0)
+    assert batch.builder.row(context).deferred == []
+
+
+def test_a_draft_without_a_log_runs_in_each_step() -> None:
+    batch = BatchBuilder(
+        max_batch_size=4,
+        max_batch_input_tokens=32,
+        vocab_size=1000,
+        num_speculative_tokens=4,
+        device=CPU(),
+    )
+    batch.num_speculative_tokens = 0
+    context = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
+    fields = batch.fields([context])
+    assert int(fields["num_speculative_tokens"].to_numpy()) == 1
+    assert "feature_log" not in fields
