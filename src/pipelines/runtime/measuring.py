@@ -26,8 +26,11 @@ _SHORT: Final = 64
 _LONG: Final = 1984
 # Widths that are measured; those between are on the line between.
 _WIDTHS: Final = (0, 1, 2, 3, 5, 8, 12, 16, 24, 31)
-# Of so many steps the fastest one counts: what disturbs a step only makes it slower.
-_REPETITIONS: Final = 3
+# The fastest of several steps counts: what disturbs one only makes it slower. There are at least
+# so many, and more in so many seconds, up to the last number.
+_LEAST_STEPS, _SECONDS, _MOST_STEPS = 3, 0.05, 10
+# A table is another machine's, or of another moment's, if a draft's price is so far from it.
+_TOLERANCE: Final = 0.1
 
 
 def measure_step_costs(
@@ -43,8 +46,7 @@ def measure_step_costs(
         max_length: longest sequence, in tokens.
         vocab_size: V.
     """
-    params = pipeline.model.kv_params
-    short = min(_SHORT, max_length - 1)
+    params, short = pipeline.model.kv_params, _short(max_length)
     sizes = [
         rows
         for rows in _doubling(pipeline.max_batch_size)
@@ -59,8 +61,35 @@ def measure_step_costs(
         for length in sorted({short, long}):
             prompts = draw.integers(0, vocab_size, (rows, length))
             with _running(pipeline, prompts, max_length, vocab_size) as contexts:
-                measured[rows, length] = _measure(pipeline, contexts, draw, vocab_size)
+                measured[rows, length] = _measure(_Stopwatch(pipeline, contexts, draw))
     return StepCosts(measured)
+
+
+def still_hold(
+    costs: StepCosts, pipeline: SpeculativePipeline, *, max_length: int, vocab_size: int
+) -> bool:
+    """Whether a step with a draft takes as many times as long as one without as it did.
+
+    Args:
+        costs: of such steps, measured some time ago.
+        pipeline: no request of it may be running.
+        max_length: longest sequence, in tokens.
+        vocab_size: V.
+    """
+    draw, short = np.random.default_rng(0), _short(max_length)
+    prompts = draw.integers(0, vocab_size, (1, short))
+    with _running(pipeline, prompts, max_length, vocab_size) as contexts:
+        seconds = _Stopwatch(pipeline, contexts, draw)
+        proposals = min(1, pipeline.model.most_proposed)
+        seconds(1, proposals)  # what is run for the first time takes longer
+        now = seconds(1, proposals) / seconds(0, 0)
+    cost = costs.at(1, short)
+    then = (cost.verify[1] + cost.propose[proposals]) / cost.verify[0]
+    return bool(abs(now - then) <= _TOLERANCE * then)
+
+
+def _short(max_length: int) -> int:
+    return min(_SHORT, max_length - 1)
 
 
 def _doubling(most: int) -> list[int]:
@@ -107,26 +136,38 @@ def _running(
             pipeline.model.batch.rows.pop(context.request_id, None)
 
 
-def _measure(
-    pipeline: SpeculativePipeline,
-    contexts: Sequence[TextContext],
-    draw: np.random.Generator,
-    vocab_size: int,
-) -> StepCost:
-    """The cost of steps with these requests."""
-    batch, model = pipeline.model.batch, pipeline.model
-    widest, most = model.kv_params.num_draft_tokens, model.most_proposed
+class _Stopwatch:
+    """Times steps with some requests."""
 
-    def seconds(width: int, proposals: int) -> float:
+    def __init__(
+        self,
+        pipeline: SpeculativePipeline,
+        contexts: Sequence[TextContext],
+        draw: np.random.Generator,
+    ) -> None:
+        self.pipeline = pipeline
+        self._contexts = contexts
+        self._draw = draw
+
+    def __call__(self, width: int, proposals: int) -> float:
+        """Seconds of a step that verifies and proposes so many tokens a row."""
+        batch = self.pipeline.model.batch
         batch.num_speculative_tokens = proposals
-        for context in contexts:
-            batch.row(context).drafts = draw.integers(0, vocab_size, width).tolist()
-        times = []
-        for _ in range(_REPETITIONS):
+        for context in self._contexts:
+            tokens = self._draw.choice(context.tokens.all, width)
+            batch.row(context).drafts = tokens.tolist()
+        times: list[float] = []
+        while len(times) < _LEAST_STEPS or (len(times) < _MOST_STEPS and sum(times) < _SECONDS):
             start = perf_counter()
-            pipeline.compute([contexts], width)
+            self.pipeline.compute([self._contexts], width)
             times.append(perf_counter() - start)
         return min(times)
+
+
+def _measure(seconds: _Stopwatch) -> StepCost:
+    """The cost of steps with these requests."""
+    model = seconds.pipeline.model
+    widest, most = model.kv_params.num_draft_tokens, model.most_proposed
 
     seconds(0, most)  # what is run for the first time takes longer
     widths, verify = [0], [seconds(0, 0)]

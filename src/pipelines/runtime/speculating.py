@@ -19,7 +19,7 @@ from unispec.methods import AUTO
 from unispec.pipelines.lookup.options import LookupOptions
 from unispec.pipelines.policy.costs import StepCosts
 
-from .measuring import measure_step_costs
+from .measuring import measure_step_costs, still_hold
 from .pipeline import SpeculativePipeline
 from .speculation import Speculation
 
@@ -71,11 +71,10 @@ def speculate(
     if options.count == AUTO:
         path = _path(pipeline, num_pages, max_length)
         costs = StepCosts.read(path)
-        if costs is None:
+        sizes = {"max_length": max_length, "vocab_size": vocab_size}
+        if costs is None or not still_hold(costs, pipeline, **sizes):
             on_measure()
-            costs = measure_step_costs(
-                pipeline, num_pages=num_pages, max_length=max_length, vocab_size=vocab_size
-            )
+            costs = measure_step_costs(pipeline, num_pages=num_pages, **sizes)
             # A cache that cannot be written costs time at the next start, nothing else.
             with suppress(OSError):
                 costs.save(path)
