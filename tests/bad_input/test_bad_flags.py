@@ -81,7 +81,7 @@ FLAG_CASES: Mapping[str, tuple[Damage, list[str], list[str]]] = {
         ["--weight-path", "{target}/cut.gguf", "--weight-path", "{target}/model.safetensors"],
         ["2 weight files", "GGUF", "alone"],
     ),
-    "K = 0": (SOUND, ["--num-speculative-tokens", "0"], ["-tokens'", "0", "x>=1"]),
+    "K = 0": (SOUND, ["--num-speculative-tokens", "0"], ["-tokens'", "'0'", "positive integer"]),
     "K = 9": (SOUND, ["--num-speculative-tokens", "9"], ["tokens is 9", "1 to 8", "eagle"]),
     "unknown method": (
         SOUND,

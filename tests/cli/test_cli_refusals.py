@@ -35,7 +35,26 @@ from unispec.errors import InputError
             ["--json-schema", "--regex", "exclude"],
         ),
         ("--model m --prompt a --weight-path nowhere", ["--weight-path", "nowhere"]),
-        ("--model m --prompt a --num-speculative-tokens 0", ["-tokens", "0", "x>=1"]),
+        ("--model m --prompt a --num-speculative-tokens 0", ["-tokens", "'0'", "positive"]),
+        ("--model m --prompt a --num-speculative-tokens fast", ["'fast'", "'auto'"]),
+        ("--model m --prompt a --num-speculative-tokens auto", ["auto", "no speculative method"]),
+        (
+            "--model m --prompt a --speculative-method ngram --num-speculative-tokens 32",
+            ["32", "1 to 31 with ngram"],
+        ),
+        (
+            "--model m --prompt a --speculative-method ngram --draft-model-path d",
+            ["--draft-model-path d", "ngram has no draft"],
+        ),
+        (
+            "--model m --prompt a --num-speculative-tokens-per-batch-size [[2,3,1]]",
+            ["[2, 3, 1] does not begin at 1"],
+        ),
+        (
+            "--model m --prompt a --num-speculative-tokens-per-batch-size 1-4:3",
+            ["'1-4:3' is no JSON", "[[1, 4, 3], [5, 8, 1]]"],
+        ),
+        ("--model m --prompt a --prompt-lookup-min 0", ["-lookup-min", "0", "x>=1"]),
         (
             "--model m --prompt a --draft-model-path d --speculative-method eagle"
             " --num-speculative-tokens 9",

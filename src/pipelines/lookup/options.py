@@ -8,7 +8,10 @@ from typing import Final
 __all__ = ["DEFAULT_LOOKUP_MAX", "DEFAULT_LOOKUP_MIN", "LookupOptions"]
 
 DEFAULT_LOOKUP_MIN: Final = 2
+"""Tokens that have to agree, if nothing is asked for."""
+
 DEFAULT_LOOKUP_MAX: Final = 16
+"""Tokens that are compared, if nothing is asked for."""
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,11 @@ class Rate:
     """A share of successes, in which what is long ago weighs less."""
 
     decay: float
+    """What a trial weighs after the next one, in proportion to that; below 1."""
     hits: float = 0.0
+    """Successes, by their weight."""
     trials: float = 0.0
+    """All trials, likewise."""
 
     def observe(self, hit: bool) -> None:
         """Counts one trial."""

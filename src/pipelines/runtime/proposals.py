@@ -16,6 +16,7 @@ Source = Literal["draft", "ngram"]
 """Who proposed: the draft, or a match of the text's end with what stands before."""
 
 SOURCES: Final[tuple[Source, ...]] = get_args(Source)
+"""Every `Source`."""
 
 
 @dataclass

@@ -44,7 +44,7 @@ class Speculation:
         most_verified: W, drafts of a row that a step can verify.
         most_proposed: K, tokens of a row that the draft can propose; 0 without a draft.
         pinned: K for a number of rows; None: what pays, by `costs`.
-        lookup: None: only the draft proposes.
+        lookup: what is looked up; None: nothing.
         costs: of steps on this machine; needed where nothing is pinned.
 
     Attributes:
