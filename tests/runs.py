@@ -103,16 +103,21 @@ class Deferring(NamedTuple):
 
 
 @contextmanager
-def scheduled(engine: Engine, counts: Sequence[int]) -> Iterator[list[Deferring]]:
+def scheduled(
+    engine: Engine,
+    counts: Sequence[int],
+    before: Callable[[Sequence[TextContext]], None] = lambda contexts: None,
+) -> Iterator[list[Deferring]]:
     """Lets each step propose as many tokens as the next of ``counts``, in a circle; 0 is allowed.
 
-    Yields what each step began with.
+    Yields what each step began with. ``before`` is called first and may give rows other drafts.
     """
     engine.load()
     pipeline, steps, following = engine.pipeline, [], cycle(counts)
     execute, batch = pipeline.execute, pipeline.model.batch
 
     def run(inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, TextGenerationOutput]:
+        before(inputs.flat_batch)
         batch.num_speculative_tokens = next(following)
         rows = [batch.row(context) for context in inputs.flat_batch]
         steps.append(
