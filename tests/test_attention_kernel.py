@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,35 @@ from max.nn.kv_cache import KVCacheInputsPerDevice
 from unispec.kernels.library import kernels_for
 from unispec.kernels.operations import Attending, attention
 
-HEADS, KEY_HEADS, WIDTH = 6, 2, 32
+
+class Shape(NamedTuple):
+    """Of the heads."""
+
+    heads: int = 6
+    key_heads: int = 2
+    width: int = 32
+
+    @property
+    def columns(self) -> int:
+        """Queries, keys and values of a row."""
+        return (self.heads + 2 * self.key_heads) * self.width
+
+    @property
+    def page(self) -> tuple[int, ...]:
+        """Of the cache."""
+        return (2, LAYERS, PAGE_SIZE, self.key_heads, self.width)
+
+    @property
+    def angles(self) -> npt.NDArray[np.float64]:
+        """Of each position and pair."""
+        speeds = THETA ** (-np.arange(0, self.width, 2) / self.width)
+        return np.arange(POSITIONS)[:, None] * speeds
+
+
+SHAPE = Shape()
+HEADS, KEY_HEADS, WIDTH = SHAPE
+# 1, 3, 4 and 8 query heads for a key head; sums take 16 or 64 columns of a head at a time.
+SHAPES = (Shape(3, 3, 48), Shape(9, 3, 64), Shape(8, 2, 64), Shape(8, 1, 128))
 PAGES, LAYERS, LAYER, PAGE_SIZE = 24, 2, 1, 128
 SCALE, THETA, POSITIONS = 0.3, 10_000.0, 1024
 pytestmark = pytest.mark.compiles("attention_kernel")
@@ -26,91 +56,138 @@ CPU_REF = DeviceRef.CPU()
 TOLERANCE = 2e-6
 
 Floats = npt.NDArray[np.float32]
-ANGLES = np.arange(POSITIONS)[:, None] * THETA ** (-np.arange(0, WIDTH, 2) / WIDTH)
-FREQS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1).reshape(POSITIONS, WIDTH)
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[bool, Model]:
     """By whether the two numbers that rotate together are neighbours."""
-    return {interleaved: compile_attention(interleaved) for interleaved in (False, True)}
+    return {
+        interleaved: compile_attention([SHAPE], interleaved=interleaved)
+        for interleaved in (False, True)
+    }
 
 
-def compile_attention(interleaved: bool) -> Model:
-    width = (HEADS + 2 * KEY_HEADS) * WIDTH
+@pytest.fixture(scope="module")
+def grouped() -> Model:
+    """Attention of each of `SHAPES`."""
+    return compile_attention(SHAPES, interleaved=False)
+
+
+def compile_attention(shapes: Sequence[Shape], *, interleaved: bool) -> Model:
+    """Takes a cache for each shape, what all of them read, and for each its rows and angles."""
     types = [
-        BufferType(DType.float32, ["pages", 2, LAYERS, PAGE_SIZE, KEY_HEADS, WIDTH], CPU_REF),
-        TensorType(DType.float32, ["t", width], CPU_REF),
+        *[BufferType(DType.float32, ["pages", *shape.page], CPU_REF) for shape in shapes],
         TensorType(DType.uint32, ["offsets"], CPU_REF),
-        TensorType(DType.float32, [POSITIONS, WIDTH], CPU_REF),
         TensorType(DType.int64, [1], CPU_REF),
         TensorType(DType.uint32, ["b"], CPU_REF),
         TensorType(DType.uint32, ["b", "row_pages"], CPU_REF),
         TensorType(DType.uint32, [], CPU_REF),
     ]
-    with kernels_for(CPU_REF), Graph(f"attention_{interleaved}", input_types=types) as graph:
-        blocks, *others = graph.inputs
-        qkv, offsets, freqs, stride, lengths, table, layer = [value.tensor for value in others]
-        cache = KVCacheInputsPerDevice(
-            kv_blocks=blocks.buffer,
-            cache_lengths=lengths,
-            lookup_table=table,
-            max_prompt_length=lengths,
-            max_cache_length=lengths,
-            page_stride=stride,
-        )
-        shape = (HEADS, KEY_HEADS, WIDTH, SCALE, interleaved)
-        found = attention(qkv, Attending(offsets, freqs, cache, layer, *shape))
-        graph.output(found)
+    for shape in shapes:
+        types.append(TensorType(DType.float32, ["t", shape.columns], CPU_REF))
+        types.append(TensorType(DType.float32, [POSITIONS, shape.width], CPU_REF))
+    name = f"attention_{interleaved}_{len(shapes)}"
+    with kernels_for(CPU_REF), Graph(name, input_types=types) as graph:
+        caches = [value.buffer for value in graph.inputs[: len(shapes)]]
+        offsets, stride, lengths, table, layer, *others = [
+            value.tensor for value in graph.inputs[len(shapes) :]
+        ]
+        found = []
+        for shape, blocks in zip(shapes, caches, strict=True):
+            cache = KVCacheInputsPerDevice(
+                kv_blocks=blocks,
+                cache_lengths=lengths,
+                lookup_table=table,
+                max_prompt_length=lengths,
+                max_cache_length=lengths,
+                page_stride=stride,
+            )
+            qkv, freqs = others.pop(0), others.pop(0)
+            attending = Attending(offsets, freqs, cache, layer, *shape, SCALE, interleaved)
+            found.append(attention(qkv, attending))
+        graph.output(*found)
     return InferenceSession(devices=[CPU()]).load(graph)
+
+
+def run_all(
+    model: Model, batches: Sequence[Batch], *, stride: int = -1
+) -> list[tuple[Floats, Floats]]:
+    """What is put out for each, and the cache after it; they differ in their shape only."""
+    caches = [Buffer.from_numpy(batch.cache.copy()) for batch in batches]
+    one = batches[0]
+    arrays: list[npt.NDArray[np.generic]] = [
+        one.offsets.astype(np.uint32),
+        np.array([stride], np.int64),
+        np.array(one.lengths, np.uint32),
+        one.table.astype(np.uint32),
+        np.array(LAYER, np.uint32),
+    ]
+    for batch in batches:
+        angles = batch.shape.angles
+        turns = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+        arrays += [batch.qkv, turns.reshape(POSITIONS, -1).astype(np.float32)]
+    outputs = model.execute(*caches, *map(Buffer.from_numpy, arrays))
+    return [
+        (np.array(found.to_numpy()), np.array(cache.to_numpy()))
+        for found, cache in zip(outputs, caches, strict=True)
+    ]
 
 
 class Batch:
     """Rows of some length, each with some new tokens, in random pages."""
 
-    def __init__(self, lengths: Sequence[int], counts: Sequence[int], *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        *,
+        shape: Shape = SHAPE,
+        seed: int = 0,
+    ) -> None:
         random = np.random.default_rng(seed)
+        self.shape = shape
         self.lengths, self.counts = list(lengths), list(counts)
         pages = max(
             -(-(before + new) // PAGE_SIZE) for before, new in zip(lengths, counts, strict=True)
         )
         self.table = random.permutation(PAGES)[: len(lengths) * pages].reshape(len(lengths), pages)
-        shape = (PAGES, 2, LAYERS, PAGE_SIZE, KEY_HEADS, WIDTH)
-        self.cache = random.standard_normal(shape, dtype=np.float32)
+        self.cache = random.standard_normal((PAGES, *shape.page), dtype=np.float32)
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
-        width = (HEADS + 2 * KEY_HEADS) * WIDTH
-        self.qkv = random.standard_normal((sum(counts), width), dtype=np.float32)
+        self.qkv = random.standard_normal((sum(counts), shape.columns), dtype=np.float32)
 
     def run(self, model: Model, *, stride: int = -1) -> tuple[Floats, Floats]:
         """What is put out, and the cache after it."""
-        cache = Buffer.from_numpy(self.cache.copy())
-        arrays = [
-            self.qkv,
-            self.offsets.astype(np.uint32),
-            FREQS.astype(np.float32),
-            np.array([stride], np.int64),
-            np.array(self.lengths, np.uint32),
-            self.table.astype(np.uint32),
-            np.array(LAYER, np.uint32),
-        ]
-        (found,) = model.execute(cache, *map(Buffer.from_numpy, arrays))
-        return np.array(found.to_numpy()), np.array(cache.to_numpy())
+        (found,) = run_all(model, [self], stride=stride)
+        return found
+
+    def rows(self, start: int, count: int, cache: Floats) -> Batch:
+        """Some rows of its first sequence, after those before have been written to that cache."""
+        part = copy(self)
+        part.lengths, part.counts = [self.lengths[0] + start], [count]
+        part.offsets, part.table, part.cache = np.array([0, count]), self.table[:1], cache
+        part.qkv = self.qkv[start : start + count]
+        return part
 
     def expected(self, interleaved: bool) -> tuple[npt.NDArray[np.float64], Floats]:
         cache = self.cache.copy()
-        found = np.zeros((sum(self.counts), HEADS, WIDTH))
+        num_heads, key_heads, width = self.shape
+        found = np.zeros((sum(self.counts), num_heads, width))
         for row, (before, count) in enumerate(zip(self.lengths, self.counts, strict=True)):
-            heads = self.qkv[self.offsets[row] : self.offsets[row + 1]].reshape(count, -1, WIDTH)
+            heads = self.qkv[self.offsets[row] : self.offsets[row + 1]].reshape(count, -1, width)
             places = before + np.arange(count)
-            turned = rotated(heads[:, : HEADS + KEY_HEADS].astype(np.float64), places, interleaved)
+            turned = rotated(
+                heads[:, : num_heads + key_heads].astype(np.float64),
+                self.shape.angles[places],
+                interleaved,
+            )
             pages, slots = self.table[row, places // PAGE_SIZE], places % PAGE_SIZE
-            cache[pages, 0, LAYER, slots] = turned[:, HEADS:]
-            cache[pages, 1, LAYER, slots] = heads[:, HEADS + KEY_HEADS :]
+            cache[pages, 0, LAYER, slots] = turned[:, num_heads:]
+            cache[pages, 1, LAYER, slots] = heads[:, num_heads + key_heads :]
             both = cache[self.table[row], :, LAYER].swapaxes(0, 1)
-            keys, values = both.reshape(2, -1, KEY_HEADS, WIDTH).astype(np.float64)
+            keys, values = both.reshape(2, -1, key_heads, width).astype(np.float64)
             for new, place in enumerate(places):
-                for head in range(HEADS):
-                    key_head = head // (HEADS // KEY_HEADS)
+                for head in range(num_heads):
+                    key_head = head // (num_heads // key_heads)
                     scores = SCALE * keys[: place + 1, key_head] @ turned[new, head]
                     weights = np.exp(scores - scores.max())
                     mean = weights / weights.sum() @ values[: place + 1, key_head]
@@ -119,10 +196,10 @@ class Batch:
 
 
 def rotated(
-    heads: npt.NDArray[np.float64], places: npt.NDArray[np.int64], interleaved: bool
+    heads: npt.NDArray[np.float64], angles: npt.NDArray[np.float64], interleaved: bool
 ) -> npt.NDArray[np.float64]:
-    """Heads `[T, heads, D]`, each pair turned by the angles of its place."""
-    cos, sin = np.cos(ANGLES[places])[:, None], np.sin(ANGLES[places])[:, None]
+    """Heads `[T, heads, D]`, each pair turned by its angle."""
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
     pairs = (
         heads.reshape(*heads.shape[:2], -1, 2).swapaxes(-1, -2)
         if interleaved
@@ -162,20 +239,59 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_is_computed_beside_it(
 ) -> None:
     whole = Batch([150, 7], [40, 1])
     expected, stored = whole.run(models[False])
-    part = Batch([150], [40])
-    part.table, part.cache = whole.table[:1], whole.cache.copy()
-    rows = []
+    rows, cache = [], whole.cache
+    for start in range(0, 40, step):
+        found, cache = whole.rows(start, min(step, 40 - start), cache).run(models[False])
+        rows.append(found)
+    assert_same_bits(np.concatenate(rows), expected[:40])
+    page = whole.table[0, 1]
+    np.testing.assert_array_equal(cache[page], stored[page])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 33])
+def test_heads_that_share_keys_attend_to_what_is_before_them(grouped: Model, count: int) -> None:
+    """The rows straddle a chunk, a page, or both; a sequence of its own has none before it."""
+    lengths, counts = [63, 126, 320, 0], [count, count, 1, 2]
+    batches = [Batch(lengths, counts, shape=shape) for shape in SHAPES]
+    for batch, (found, cache) in zip(batches, run_all(grouped, batches), strict=True):
+        expected, stored = batch.expected(False)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=4 * TOLERANCE)
+        np.testing.assert_allclose(cache, stored, rtol=0, atol=4 * TOLERANCE)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 9])
+def test_rows_that_share_keys_are_the_same_to_the_last_bit(grouped: Model, step: int) -> None:
+    """A prompt in one piece, or some rows at a time, across the ends of a chunk and of a page."""
+    wholes = [Batch([110], [40], shape=shape) for shape in SHAPES]
+    expected = [found for found, _ in run_all(grouped, wholes)]
+    caches = [whole.cache for whole in wholes]
     for start in range(0, 40, step):
         count = min(step, 40 - start)
-        part.lengths, part.counts, part.offsets = [150 + start], [count], np.array([0, count])
-        part.qkv = whole.qkv[start : start + count]
-        found, part.cache = part.run(models[False])
-        rows.append(found)
-    np.testing.assert_array_equal(
-        np.concatenate(rows).view(np.uint32), expected[:40].view(np.uint32)
-    )
-    page = whole.table[0, 1]
-    np.testing.assert_array_equal(part.cache[page], stored[page])
+        parts = [
+            whole.rows(start, count, cache) for whole, cache in zip(wholes, caches, strict=True)
+        ]
+        both = run_all(grouped, parts)
+        caches = [cache for _, cache in both]
+        for (found, _), whole in zip(both, expected, strict=True):
+            assert_same_bits(found, whole[start : start + count])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_sequence_is_the_same_to_the_last_bit_whether_threads_share_its_chunks(
+    grouped: Model, count: int
+) -> None:
+    """Threads share those of one sequence; of many, each takes a whole one."""
+    many = PAGES // 2
+    batches = [Batch([200] * many, [count] * many, shape=shape) for shape in SHAPES]
+    alone = [batch.rows(0, count, batch.cache) for batch in batches]
+    for (found, _), (expected, _) in zip(
+        run_all(grouped, alone), run_all(grouped, batches), strict=True
+    ):
+        assert_same_bits(found, expected[:count])
+
+
+def assert_same_bits(found: Floats, expected: Floats) -> None:
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("size", [-20.0, 20.0])
@@ -198,7 +314,7 @@ def test_a_row_does_not_feel_values_that_it_does_not_see(models: dict[bool, Mode
     expected, _ = batch.run(models[False])
     batch.qkv[3:] = np.inf
     found, _ = batch.run(models[False])
-    np.testing.assert_array_equal(found[:3].view(np.uint32), expected[:3].view(np.uint32))
+    assert_same_bits(found[:3], expected[:3])
 
 
 def test_pages_may_be_apart(models: dict[bool, Model]) -> None:

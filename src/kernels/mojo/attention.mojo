@@ -5,16 +5,21 @@ begin at multiples of CHUNK, and the chunks are joined from the first to the las
 """
 from std.collections import Array
 from std.math import align_up, ceildiv, exp
+from std.sys import CompilationTarget
+from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .formats import F, LANES
 from .phases import Floats, Integers, Phases
+from .product import rows
 
 comptime CHUNK = 64
 """Positions that are attended to at once; a page has a multiple of them."""
 comptime _HIDDEN = Float32.MIN_FINITE
 """Below every score: what the largest one is where a row has seen nothing."""
 comptime _BLOCK = 32
-"""Query rows of an item, heads counted, where there are many."""
+"""Most query rows that are attended to at once, heads counted."""
+comptime _SUMS = 24 if CompilationTarget.has_avx512f() else 6
+"""Vectors of sums that registers have room for; what is summed side by side changes no sum."""
 
 
 @always_inline
@@ -41,174 +46,208 @@ def _rotate[
 
 
 @always_inline
-def _transpose(
-    source: ImmPointer[Float32, _], stride: Int, count: Int, into: MutPointer[Float32, _], width: Int
-):
-    """Writes 16 columns of up to 16 rows as rows that are `width` apart."""
-    var v = Array[F, LANES](fill=0)
-    comptime for r in range(LANES):
-        if r < count:
-            v[r] = source.unsafe_load[width=LANES](r * stride)
-    comptime for step in range(4):
-        var next = Array[F, LANES](fill=0)
-        comptime for r in range(LANES // 2):
-            var both = v[r].interleave(v[r + LANES // 2])
-            next[2 * r] = both.slice[LANES]()
-            next[2 * r + 1] = both.slice[LANES, offset=LANES]()
-        v = next^
-    comptime for c in range(LANES):
-        into.unsafe_store(c * width, v[c])
+def _fetch[D: Int](p: ImmPointer[Float32, _]):
+    """Begins to read D numbers that are wanted soon, which a processor does not foresee: other heads lie between.
+
+    Into its second cache, as the first one waits for few numbers at a time.
+    """
+    comptime for c in range(0, D, LANES):
+        prefetch[PrefetchOptions().for_read().medium_locality().to_data_cache()](p.unsafe_offset(c))
 
 
 @always_inline
 def _scores[
-    D: Int, TR: Int
-](q: ImmPointer[Float32, _], keys: ImmPointer[Float32, _], scores: MutPointer[Float32, _], num_keys: Int):
-    """Scores `[TR, CHUNK]` of TR query rows; `keys` is `[D, CHUNK]`."""
-    for n in range(0, num_keys, LANES):
-        var even = Array[F, TR](fill=0)
-        var odd = Array[F, TR](fill=0)
-        for d in range(0, D, 2):
-            var a = keys.unsafe_load[width=LANES](d * CHUNK + n)
-            var b = keys.unsafe_load[width=LANES]((d + 1) * CHUNK + n)
-            comptime for r in range(TR):
-                even[r] = a.fma(F(q.unsafe_load(r * D + d)), even[r])
-                odd[r] = b.fma(F(q.unsafe_load(r * D + d + 1)), odd[r])
+    D: Int, STRIDE: Int, TR: Int
+](q: ImmPointer[Float32, _], keys: ImmPointer[Float32, _], scores: MutPointer[Float32, _]):
+    """Scores of TR query rows and 16 keys."""
+    comptime KEYS = LANES // TR
+    comptime for n in range(0, LANES, KEYS):
+        var found = rows["f32", TR, 1](
+            q.unsafe_bitcast[UInt8](), keys.unsafe_offset(n * STRIDE).unsafe_bitcast[UInt8](), 4 * STRIDE, D
+        )
         comptime for r in range(TR):
-            scores.unsafe_store(r * CHUNK + n, even[r] + odd[r])
+            scores.unsafe_store(r * CHUNK + n, found.slice[KEYS, offset = r * KEYS]())
+
+
+def _width[D: Int](vectors: Int) -> Int:
+    """Columns of a row that are summed at once, in so many vectors at most."""
+    comptime for count in [4, 2]:
+        if count <= vectors and D % (count * LANES) == 0:
+            return count * LANES
+    return LANES
 
 
 @always_inline
 def _weigh[
-    D: Int, TR: Int
+    D: Int, STRIDE: Int, TR: Int
 ](
     p: ImmPointer[Float32, _],
     limits: ImmPointer[Int32, _],
     first: Int,
     values: ImmPointer[Float32, _],
-    stride: Int,
+    ahead: ImmPointer[Float32, _],
     sums: MutPointer[Float32, _],
     num_keys: Int,
 ):
-    """Sums `[TR, D]` of values by weights `[TR, CHUNK]`, each of what its row sees."""
-    comptime W = 2 * LANES if D % (2 * LANES) == 0 else LANES
+    """Sums `[TR, D]` of values by weights `[TR, CHUNK]`, each of what its row sees; `ahead` is wanted next."""
+    comptime W = _width[D](_SUMS // TR)
+    comptime V = SIMD[DType.float32, W]
     var all_see = num_keys
     comptime for r in range(TR):
         all_see = min(all_see, max(0, Int(limits.unsafe_load(r)) - first))
     comptime for c in range(0, D, W):
-        var acc = Array[SIMD[DType.float32, W], TR](fill=0)
+        var acc = Array[V, TR](fill=0)
         for n in range(all_see):
-            var v = values.unsafe_load[width=W](n * stride + c)
+            var v = values.unsafe_load[width=W](n * STRIDE + c)
+            _fetch[W](ahead.unsafe_offset(n * STRIDE + c))
             comptime for r in range(TR):
-                acc[r] = v.fma(SIMD[DType.float32, W](p.unsafe_load(r * CHUNK + n)), acc[r])
+                acc[r] = v.fma(V(p.unsafe_load(r * CHUNK + n)), acc[r])
         comptime for r in range(TR):
             for n in range(all_see, min(num_keys, Int(limits.unsafe_load(r)) - first)):
-                var v = values.unsafe_load[width=W](n * stride + c)
-                acc[r] = v.fma(SIMD[DType.float32, W](p.unsafe_load(r * CHUNK + n)), acc[r])
+                var v = values.unsafe_load[width=W](n * STRIDE + c)
+                acc[r] = v.fma(V(p.unsafe_load(r * CHUNK + n)), acc[r])
             sums.unsafe_store(r * D + c, acc[r])
 
 
 @always_inline
 def _attend_chunk[
-    D: Int
+    D: Int, STRIDE: Int
 ](
     q: ImmPointer[Float32, _],
     limits: ImmPointer[Int32, _],
     num_rows: Int,
-    key_page: ImmPointer[Float32, _],
-    value_page: ImmPointer[Float32, _],
-    stride: Int,
+    keys: ImmPointer[Float32, _],
+    values: ImmPointer[Float32, _],
+    ahead: ImmPointer[Float32, _],
     first: Int,
     num_keys: Int,
-    work: MutPointer[Float32, _],
     scores: MutPointer[Float32, _],
     sums: MutPointer[Float32, _],
+    tops: MutPointer[Float32, _],
+    totals: MutPointer[Float32, _],
 ):
     """Attention of query rows `[R, D]` to positions `first` to `first + num_keys`.
 
-    Row r sees positions below `limits[r]`. `sums` is `[R, D]`, the weighted sums, then `[R, 2]`, the largest
-    score and the sum of weights. There is room for `[D, CHUNK]` in `work` and `[R, CHUNK]` in `scores`.
+    Row r sees positions below `limits[r]`. `sums` are the weighted sums `[R, D]`, `tops` the largest scores, `totals`
+    the sums of weights. There is room for `[R, CHUNK]` in `scores`. The keys `ahead` are those that come next.
     """
     for n in range(0, num_keys, LANES):
-        comptime for c in range(0, D, LANES):
-            _transpose(
-                key_page.unsafe_offset(n * stride + c), stride, num_keys - n, work.unsafe_offset(c * CHUNK + n), CHUNK
-            )
-    var r = 0
-    while r + 6 <= num_rows:
-        _scores[D, 6](q.unsafe_offset(r * D), work, scores.unsafe_offset(r * CHUNK), num_keys)
-        r += 6
-    while r + 3 <= num_rows:
-        _scores[D, 3](q.unsafe_offset(r * D), work, scores.unsafe_offset(r * CHUNK), num_keys)
-        r += 3
-    while r < num_rows:
-        _scores[D, 1](q.unsafe_offset(r * D), work, scores.unsafe_offset(r * CHUNK), num_keys)
-        r += 1
+        comptime for i in range(LANES):
+            _fetch[D](values.unsafe_offset((n + i) * STRIDE))
+        var r = 0
+        comptime for TR in [4, 2, 1]:
+            while r + TR <= num_rows:
+                _scores[D, STRIDE, TR](
+                    q.unsafe_offset(r * D), keys.unsafe_offset(n * STRIDE), scores.unsafe_offset(r * CHUNK + n)
+                )
+                r += TR
     var lanes = F(0)
     comptime for c in range(LANES):
         lanes[c] = Float32(c)
     for row in range(num_rows):
-        var seen = min(num_keys, Int(limits.unsafe_load(row)) - first)
+        var seen = F(Float32(min(num_keys, Int(limits.unsafe_load(row)) - first)))
         var line = scores.unsafe_offset(row * CHUNK)
         var largest = F(_HIDDEN)
-        for n in range(0, seen, LANES):
-            var is_seen = (lanes + Float32(n)).lt(F(Float32(seen)))
-            largest = max(largest, is_seen.select(line.unsafe_load[width=LANES](n), F(_HIDDEN)))
+        comptime for n in range(0, CHUNK, LANES):
+            var v = line.unsafe_load[width=LANES](n)
+            largest = max(largest, (lanes + Float32(n)).lt(seen).select(v, F(_HIDDEN)))
         var top = largest.reduce_max()
         var total = F(0)
-        for n in range(0, seen, LANES):
-            var is_seen = (lanes + Float32(n)).lt(F(Float32(seen)))
-            var p = is_seen.select(exp(line.unsafe_load[width=LANES](n) - top), F(0))
+        comptime for n in range(0, CHUNK, LANES):
+            var p = exp(line.unsafe_load[width=LANES](n) - top)
+            p = (lanes + Float32(n)).lt(seen).select(p, F(0))
             line.unsafe_store(n, p)
             total += p
-        sums.unsafe_store(num_rows * D + 2 * row, top)
-        sums.unsafe_store(num_rows * D + 2 * row + 1, total.reduce_add())
-    r = 0
-    while r + 6 <= num_rows:
-        _weigh[D, 6](
-            scores.unsafe_offset(r * CHUNK), limits.unsafe_offset(r), first, value_page, stride, sums.unsafe_offset(r * D), num_keys
-        )
-        r += 6
-    while r + 3 <= num_rows:
-        _weigh[D, 3](
-            scores.unsafe_offset(r * CHUNK), limits.unsafe_offset(r), first, value_page, stride, sums.unsafe_offset(r * D), num_keys
-        )
-        r += 3
-    while r < num_rows:
-        _weigh[D, 1](
-            scores.unsafe_offset(r * CHUNK), limits.unsafe_offset(r), first, value_page, stride, sums.unsafe_offset(r * D), num_keys
-        )
-        r += 1
+        tops.unsafe_store(row, top)
+        totals.unsafe_store(row, total.reduce_add())
+    var r = 0
+    comptime for TR in [6, 4, 3, 2, 1]:
+        while r + TR <= num_rows:
+            _weigh[D, STRIDE, TR](
+                scores.unsafe_offset(r * CHUNK),
+                limits.unsafe_offset(r),
+                first,
+                values,
+                ahead,
+                sums.unsafe_offset(r * D),
+                num_keys,
+            )
+            r += TR
 
 
 @always_inline
 def _join[
     D: Int
-](sum: ImmPointer[Float32, _], top: Float32, total: Float32, state: MutPointer[Float32, _]):
-    """Joins a chunk to those before it; `state` is `[D + 2]`: weighted sum, largest score, sum of weights."""
-    if top == _HIDDEN:
-        return
-    var before = state.unsafe_load(D)
-    var both = max(before, top)
-    var old = exp(before - both) if before > _HIDDEN else Float32(0)
-    var new = exp(top - both)
-    comptime for c in range(0, D, LANES):
-        var s = state.unsafe_load[width=LANES](c) * old
-        state.unsafe_store(c, sum.unsafe_load[width=LANES](c).fma(F(new), s))
-    state.unsafe_store(D, both)
-    state.unsafe_store(D + 1, total.fma(new, state.unsafe_load(D + 1) * old))
+](
+    num_rows: Int,
+    sums: ImmPointer[Float32, _],
+    tops: ImmPointer[Float32, _],
+    totals: ImmPointer[Float32, _],
+    into: MutPointer[Float32, _],
+    into_tops: MutPointer[Float32, _],
+    into_totals: MutPointer[Float32, _],
+):
+    """Joins a chunk to those before it, each as `_attend_chunk` leaves it."""
+    for first in range(0, num_rows, LANES):
+        var before = into_tops.unsafe_load[width=LANES](first)
+        var top = tops.unsafe_load[width=LANES](first)
+        var both = max(before, top)
+        # Where nothing is seen the sums are 0, and so is what their factor makes of them.
+        var old = exp(before - both)
+        var new = exp(top - both)
+        into_tops.unsafe_store(first, both)
+        var total = into_totals.unsafe_load[width=LANES](first) * old
+        into_totals.unsafe_store(first, totals.unsafe_load[width=LANES](first).fma(new, total))
+        for r in range(first, min(first + LANES, num_rows)):
+            var row = into.unsafe_offset(r * D)
+            comptime for c in range(0, D, LANES):
+                var s = row.unsafe_load[width=LANES](c) * old[r - first]
+                row.unsafe_store(c, sums.unsafe_load[width=LANES](r * D + c).fma(F(new[r - first]), s))
+
+
+struct _Item(ImplicitlyCopyable):
+    """Rows of a sequence with some key heads."""
+
+    var b: Int
+    """The sequence."""
+    var head: Int
+    """The first key head."""
+    var start: Int
+    """The first row."""
+    var count: Int
+    """Rows."""
+    var position: Int
+    """Of the first row in its sequence."""
+
+    def __init__(out self, b: Int, head: Int, start: Int, count: Int, position: Int):
+        self.b = b
+        self.head = head
+        self.start = start
+        self.count = count
+        self.position = position
+
+    @always_inline
+    def length(self) -> Int:
+        """Positions that its rows see."""
+        return self.position + self.count
+
+    @always_inline
+    def num_chunks(self) -> Int:
+        """Chunks that its rows see."""
+        return ceildiv(self.length(), CHUNK)
 
 
 struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](ImplicitlyCopyable):
     """Attention of ragged rows, as three phases of an operation.
 
-    An item is some rows of a sequence with all query heads of a key head. With few items, the chunks of
-    each are computed side by side and joined afterwards.
+    An item is a sequence's rows with all heads, so that keys and values are read in the order in which they lie, or
+    where a sequence has too many rows for that, some of them with the query heads of one key head. With few items,
+    the chunks of each are computed side by side and joined afterwards.
     """
 
     comptime G = Self.heads // Self.key_heads
     comptime ROWS = max(1, _BLOCK // Self.G)
-    comptime R = Self.ROWS * Self.G
+    comptime STRIDE = Self.key_heads * Self.D
     comptime WIDTH = (Self.heads + 2 * Self.key_heads) * Self.D
 
     var qkv: Floats
@@ -234,6 +273,10 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
     """Of the scores."""
     var T: Int
     var B: Int
+    var rows: Int
+    """Most rows of an item."""
+    var together: Int
+    """Key heads of an item."""
     var num_items: Int
     """Of all sequences."""
     var chunks: Int
@@ -262,28 +305,31 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         tasks: Int,
     ):
         """The scratch memory of `scratch_size` is to be set."""
-        comptime stride = Self.key_heads * Self.D
         self.qkv = qkv
         self.result = result
         self.rope = rope
         self.offsets = offsets
         self.before = before
         self.table = table
-        self.keys = cache.unsafe_offset(layer * page_size * stride)
+        self.keys = cache.unsafe_offset(layer * page_size * Self.STRIDE)
         self.page_size = page_size
-        self.to_values = num_layers * page_size * stride
+        self.to_values = num_layers * page_size * Self.STRIDE
         self.to_page = page_stride if page_stride >= 0 else 2 * self.to_values
         self.row_pages = row_pages
         self.factor = factor
         self.T = T
         self.B = B
         var row_blocks = 0
+        var most = 1
         var longest = 0
         for b in range(B):
             var count = Int(offsets.unsafe_load(b + 1) - offsets.unsafe_load(b))
             row_blocks += ceildiv(count, Self.ROWS)
+            most = max(most, count)
             longest = max(longest, Int(before.unsafe_load(b)) + count)
-        self.num_items = row_blocks * Self.key_heads
+        self.rows = min(most, Self.ROWS)
+        self.together = Self.key_heads if most <= Self.ROWS else 1
+        self.num_items = row_blocks * Self.key_heads // self.together
         self.chunks = ceildiv(longest, CHUNK)
         self.split = self.num_items < 4 * tasks
         self.tasks = tasks
@@ -294,54 +340,80 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         """Pieces of the second phase."""
         return self.num_items * self.chunks if self.split else self.num_items
 
-    comptime PART = align_up(Self.R * (Self.D + 2) + 1, LANES)
-    """Numbers that a chunk leaves: sums, largest score and sum of weights of each row; how many rows."""
-    comptime ROOM = (Self.D + Self.R) * CHUNK + align_up(Self.R * (Self.D + 3), LANES)
-    """Numbers that a thread needs: keys by columns, scores, states, limits."""
-    comptime STATES = (Self.D + Self.R) * CHUNK
+    @always_inline
+    def _sums_size(self) -> Int:
+        """Numbers of the sums of an item's rows for one key head."""
+        return self.rows * Self.G * Self.D
+
+    @always_inline
+    def _tops_size(self) -> Int:
+        """Numbers of their largest scores, and of their sums of weights, which lie behind them."""
+        return align_up(self.rows * Self.G, LANES)
+
+    @always_inline
+    def _part_size(self) -> Int:
+        """Numbers that a chunk leaves for one key head."""
+        return self._sums_size() + 2 * self._tops_size()
+
+    @always_inline
+    def _room_size(self) -> Int:
+        """Numbers that a thread needs: states, limits, scores."""
+        return self.together * self._part_size() + (1 + CHUNK) * self._tops_size()
+
+    @always_inline
+    def _num_parts(self) -> Int:
+        """Parts of all pieces, or of all threads where they are joined at once."""
+        return (self.parts() if self.split else self.tasks) * self.together
 
     def scratch_size(self) -> Int:
         """Numbers of scratch memory."""
-        var parts = self.parts() if self.split else self.tasks
-        return self.T * Self.heads * Self.D + parts * Self.PART + self.tasks * Self.ROOM
+        var queries = self.T * Self.heads * Self.D
+        return queries + self._num_parts() * self._part_size() + self.tasks * self._room_size()
 
     @always_inline
     def _part(self, index: Int) -> Floats:
-        """What a chunk leaves: of each piece, or of each thread where they are joined at once."""
-        return self.scratch.unsafe_offset(self.T * Self.heads * Self.D + index * Self.PART)
+        """What a chunk leaves for one key head."""
+        return self.scratch.unsafe_offset(self.T * Self.heads * Self.D + index * self._part_size())
 
     @always_inline
-    def _room(self, task: Int) -> Floats:
-        """A thread's."""
-        var parts = self.parts() if self.split else self.tasks
-        return self._part(parts).unsafe_offset(task * Self.ROOM)
+    def _state(self, task: Int, i: Int) -> Floats:
+        """What the chunks of a thread's item leave together, for key head i of the item."""
+        var room = self._part(self._num_parts()).unsafe_offset(task * self._room_size())
+        return room.unsafe_offset(i * self._part_size())
 
     @always_inline
-    def _states(self, task: Int) -> Floats:
-        """Of the rows of a thread's item."""
-        return self._room(task).unsafe_offset(Self.STATES)
+    def _limits(self, task: Int) -> Integers:
+        """What each query row of a thread's item sees."""
+        return self._state(task, self.together).unsafe_bitcast[Int32]()
 
     @always_inline
-    def _item(self, item: Int) -> Tuple[Int, Int, Int, Int]:
-        """Sequence, key head and rows from start to stop of an item."""
-        var rest = item // Self.key_heads
+    def _item(self, index: Int) -> _Item:
+        """An item by its number."""
+        var groups = Self.key_heads // self.together
+        var rest = index // groups
         var b = 0
         while True:
             var begin = Int(self.offsets.unsafe_load(b))
             var end = Int(self.offsets.unsafe_load(b + 1))
-            var count = ceildiv(end - begin, Self.ROWS)
-            if rest < count:
+            var blocks = ceildiv(end - begin, Self.ROWS)
+            if rest < blocks:
                 var start = begin + rest * Self.ROWS
-                return b, item % Self.key_heads, start, min(start + Self.ROWS, end)
-            rest -= count
+                var count = min(Self.ROWS, end - start)
+                return _Item(b, index % groups * self.together, start, count, self._position(b, start))
+            rest -= blocks
             b += 1
+
+    @always_inline
+    def _position(self, b: Int, t: Int) -> Int:
+        """Where a row stands in its sequence."""
+        return Int(self.before.unsafe_load(b)) + t - Int(self.offsets.unsafe_load(b))
 
     @always_inline
     def _page(self, b: Int, position: Int) -> Floats:
         """Keys of a position."""
         var page = Int(self.table.unsafe_load(b * self.row_pages + position // self.page_size))
         var slot = position % self.page_size
-        return self.keys.unsafe_offset(page * self.to_page + slot * Self.key_heads * Self.D)
+        return self.keys.unsafe_offset(page * self.to_page + slot * Self.STRIDE)
 
     @always_inline
     def store(self, t: Int):
@@ -349,7 +421,7 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         var b = 0
         while b + 1 < self.B and Int(self.offsets.unsafe_load(b + 1)) <= t:
             b += 1
-        var position = Int(self.before.unsafe_load(b)) + t - Int(self.offsets.unsafe_load(b))
+        var position = self._position(b, t)
         var x = self.qkv.unsafe_offset(t * Self.WIDTH)
         var f = self.rope.unsafe_offset(position * Self.D)
         comptime for h in range(Self.heads):
@@ -362,85 +434,82 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
             var from_head = x.unsafe_offset((Self.heads + h) * Self.D)
             _rotate[Self.D, Self.interleaved](from_head, f, 1, key.unsafe_offset(h * Self.D))
         var value = key.unsafe_offset(self.to_values)
-        comptime for c in range(0, Self.key_heads * Self.D, LANES):
+        comptime for c in range(0, Self.STRIDE, LANES):
             value.unsafe_store(c, x.unsafe_load[width=LANES]((Self.heads + Self.key_heads) * Self.D + c))
 
     @always_inline
-    def attend(self, item: Int, chunk: Int, index: Int, task: Int) -> Int:
-        """Attends to one chunk; the number of query rows, 0 if none of them sees it."""
-        var found = self._item(item)
-        var b = found[0]
-        var h = found[1]
-        var start = found[2]
-        var stop = found[3]
-        var position = Int(self.before.unsafe_load(b)) + start - Int(self.offsets.unsafe_load(b))
+    def attend(self, item: _Item, chunk: Int, index: Int, task: Int):
+        """Attends to one chunk, which leaves its parts from `index` on."""
+        var count = item.count * Self.G
+        var limits = self._limits(task)
+        for r in range(count):
+            limits.unsafe_store(r, Int32(item.position + r // Self.G + 1))
         var first = chunk * CHUNK
-        var num_keys = min(CHUNK, position + stop - start - first)
-        if num_keys <= 0:
-            return 0
-        var count = (stop - start) * Self.G
-        var work = self._room(task)
-        var scores = work.unsafe_offset(Self.D * CHUNK)
-        var limits = self._states(task).unsafe_offset(Self.R * (Self.D + 2)).unsafe_bitcast[Int32]()
-        for r in range(count):
-            limits.unsafe_store(r, Int32(position + r // Self.G + 1))
-        var keys = self._page(b, first).unsafe_offset(h * Self.D)
-        _attend_chunk[Self.D](
-            self.scratch.unsafe_offset((h * self.T + start) * Self.G * Self.D),
-            limits,
-            count,
-            keys,
-            keys.unsafe_offset(self.to_values),
-            Self.key_heads * Self.D,
-            first,
-            num_keys,
-            work,
-            scores,
-            self._part(index),
-        )
-        return count
-
-    @always_inline
-    def join(self, index: Int, count: Int, task: Int):
-        """Joins what `attend` left to the chunks before."""
-        var sums = self._part(index)
-        var state = self._states(task)
-        for r in range(count):
-            _join[Self.D](
-                sums.unsafe_offset(r * Self.D),
-                sums.unsafe_load(count * Self.D + 2 * r),
-                sums.unsafe_load(count * Self.D + 2 * r + 1),
-                state.unsafe_offset(r * (Self.D + 2)),
+        var keys = self._page(item.b, first).unsafe_offset(item.head * Self.D)
+        # What this thread reads next, where all are as fast.
+        var later = first + (self.tasks if self.split else 1) * CHUNK
+        var after = keys
+        if later < item.length():
+            after = self._page(item.b, later).unsafe_offset(item.head * Self.D)
+        for i in range(self.together):
+            var key = keys.unsafe_offset(i * Self.D)
+            var sums = self._part(index + i)
+            var tops = sums.unsafe_offset(self._sums_size())
+            _attend_chunk[Self.D, Self.STRIDE](
+                self.scratch.unsafe_offset(((item.head + i) * self.T + item.start) * Self.G * Self.D),
+                limits,
+                count,
+                key,
+                key.unsafe_offset(self.to_values),
+                key.unsafe_offset(Self.D) if i + 1 < self.together else after,
+                first,
+                min(CHUNK, item.length() - first),
+                limits.unsafe_offset(self._tops_size()).unsafe_bitcast[Float32](),
+                sums,
+                tops,
+                tops.unsafe_offset(self._tops_size()),
             )
 
     @always_inline
-    def begin(self, task: Int):
-        """Empties a thread's states."""
-        var state = self._states(task)
-        for i in range(Self.R * (Self.D + 2)):
-            state.unsafe_store(i, 0)
-        for r in range(Self.R):
-            state.unsafe_store(r * (Self.D + 2) + Self.D, _HIDDEN)
+    def begin(self, task: Int, i: Int):
+        """Empties a state."""
+        var state = self._state(task, i)
+        for at in range(0, self._part_size(), LANES):
+            state.unsafe_store(at, F(0))
+        for r in range(0, self._tops_size(), LANES):
+            state.unsafe_store(self._sums_size() + r, F(_HIDDEN))
 
     @always_inline
-    def finish(self, item: Int, task: Int):
-        """Writes the result of an item."""
-        var found = self._item(item)
-        var start = found[2]
-        var state = self._states(task)
-        for r in range((found[3] - start) * Self.G):
-            var sums = state.unsafe_offset(r * (Self.D + 2))
-            var total = sums.unsafe_load(Self.D + 1)
-            var head = (start + r // Self.G) * Self.heads + found[1] * Self.G + r % Self.G
-            var row = self.result.unsafe_offset(head * Self.D)
+    def join(self, item: _Item, part: Int, task: Int, i: Int):
+        """Joins a part to what the chunks before left."""
+        var sums = self._part(part)
+        var tops = sums.unsafe_offset(self._sums_size())
+        var state = self._state(task, i)
+        var state_tops = state.unsafe_offset(self._sums_size())
+        _join[Self.D](
+            item.count * Self.G,
+            sums,
+            tops,
+            tops.unsafe_offset(self._tops_size()),
+            state,
+            state_tops,
+            state_tops.unsafe_offset(self._tops_size()),
+        )
+
+    @always_inline
+    def finish(self, item: _Item, head: Int, state: Floats):
+        """Writes the result of an item for one of its key heads."""
+        var totals = state.unsafe_offset(self._sums_size() + self._tops_size())
+        for r in range(item.count * Self.G):
+            var to = (item.start + r // Self.G) * Self.heads + head * Self.G + r % Self.G
+            var row = self.result.unsafe_offset(to * Self.D)
             comptime for c in range(0, Self.D, LANES):
-                row.unsafe_store(c, sums.unsafe_load[width=LANES](c) / total)
+                row.unsafe_store(c, state.unsafe_load[width=LANES](r * Self.D + c) / totals.unsafe_load(r))
 
     @always_inline
     def run(self, p: Phases, phase: Int, task: Int):
         """Three phases."""
         var me = self
-        comptime LAST = Self.PART - 1
 
         def store(t: Int) {var me, imm}:
             me.store(t)
@@ -449,25 +518,29 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
 
         def attend(piece: Int) {var me, var task, imm}:
             if me.split:
-                var count = me.attend(piece // me.chunks, piece % me.chunks, piece, task)
-                me._part(piece).unsafe_bitcast[Int32]().unsafe_store(LAST, Int32(count))
+                var item = me._item(piece // me.chunks)
+                if piece % me.chunks < item.num_chunks():
+                    me.attend(item, piece % me.chunks, piece * me.together, task)
                 return
-            me.begin(task)
-            for chunk in range(me.chunks):
-                var count = me.attend(piece, chunk, task, task)
-                if count == 0:
-                    break
-                me.join(task, count, task)
-            me.finish(piece, task)
+            var item = me._item(piece)
+            for i in range(me.together):
+                me.begin(task, i)
+            for chunk in range(item.num_chunks()):
+                me.attend(item, chunk, task * me.together, task)
+                for i in range(me.together):
+                    me.join(item, task * me.together + i, task, i)
+            for i in range(me.together):
+                me.finish(item, item.head + i, me._state(task, i))
 
         p.share(phase + 1, self.parts(), attend)
 
-        def finish(item: Int) {var me, var task, imm}:
-            me.begin(task)
-            for chunk in range(me.chunks):
-                var piece = item * me.chunks + chunk
-                me.join(piece, Int(me._part(piece).unsafe_bitcast[Int32]().unsafe_load(LAST)), task)
-            me.finish(item, task)
+        def finish(piece: Int) {var me, var task, imm}:
+            var item = me._item(piece // me.together)
+            var i = piece % me.together
+            me.begin(task, 0)
+            for chunk in range(item.num_chunks()):
+                me.join(item, (piece // me.together * me.chunks + chunk) * me.together + i, task, 0)
+            me.finish(item, item.head + i, me._state(task, 0))
 
         if self.split:
-            p.share(phase + 2, self.num_items, finish)
+            p.share(phase + 2, self.num_items * self.together, finish)

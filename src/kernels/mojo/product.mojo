@@ -2,6 +2,7 @@
 from std.collections import Array
 from std.memory import bitcast
 from std.sys import CompilationTarget, llvm_intrinsic
+from std.utils import IndexList
 
 from .activations import offset, row_bytes, row_scale
 from .formats import (
@@ -86,14 +87,23 @@ def load_row[form: StaticString, width: Int](w: ImmPointer[UInt8, _], at: Int) -
     return w.unsafe_bitcast[Float16]().unsafe_load[width=width](at).cast[DType.float32]()
 
 
+def _halves[H: Int](across: Int) -> IndexList[LANES]:
+    """Lanes of two vectors in groups of 2 * H: the lower half of one and the upper half of the other if `across` is 0,
+    and if it is H the other halves, which stand across from them."""
+    var mask = IndexList[LANES]()
+    for lane in range(LANES):
+        mask[lane] = (lane ^ across) + LANES * (lane // H % 2)
+    return mask
+
+
 @always_inline
 def sums(var v: Array[F, LANES]) -> F:
     """Sums each of 16 vectors: lanes i and i + 8 first, then what is 4, 2 and 1 apart."""
     comptime for level in range(4):
         comptime H = LANES // 2 >> level
         comptime for r in range(H):
-            var both = v[r].interleave(v[r + H])
-            v[r] = both.slice[LANES]() + both.slice[LANES, offset=LANES]()
+            # The first of the two moves no lane, so only the other one waits for its turn to shuffle.
+            v[r] = v[r].shuffle[_halves[H](0)](v[r + H]) + v[r].shuffle[_halves[H](H)](v[r + H])
     return v[0]
 
 
