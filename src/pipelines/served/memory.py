@@ -9,6 +9,8 @@ from max.pipelines.kv_cache import PagedMemoryPlanner
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 
 from unispec.checkpoints.tensors import bytes_held
+from unispec.pipelines.runtime.deferred import LOG_ROWS_PER_REQUEST
+from unispec.pipelines.speculative.deferred import FeatureType
 
 __all__ = ["ServedMemoryPlanner"]
 
@@ -30,9 +32,9 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
     def estimate_activation_memory(
         self, pipeline_config: PipelineConfig, huggingface_config: Any
     ) -> int:
-        """Bytes of the sampling inputs that are as wide as the vocabulary.
+        """Bytes of the sampling inputs that are as wide as the vocabulary, and of the feature log.
 
-        With B rows and V tokens these are token counts and biases `[B, V]` and grammar masks
+        With B rows and V tokens the inputs are token counts and biases `[B, V]` and grammar masks
         `[B, K + 1, V / 32]`, and of sampled drafts the distributions `[B, K, V]`, one going in
         and one coming out.
         """
@@ -43,6 +45,9 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
         row = (_INT32_BYTES + _FLOAT32_BYTES) * vocab
         row += _INT32_BYTES * (width + 1) * -(-vocab // 32)
         row += 2 * _FLOAT32_BYTES * width * vocab if sampled else 0
+        features: FeatureType | None = getattr(self._config, "features", None)
+        if features is not None:
+            row += LOG_ROWS_PER_REQUEST * features.width * features.dtype.size_in_bytes
         rows = (pipeline_config.runtime.max_batch_size or 1) * params.data_parallel_degree
         return int(rows * row)
 
