@@ -25,6 +25,7 @@ class Batch:
             max_batch_size=4,
             max_batch_input_tokens=32,
             vocab_size=1000,
+            most_verified=4,
             num_speculative_tokens=4,
             device=CPU(),
             feature_log=Buffer.zeros([LOG_ROWS, 8], DType.float32, CPU()),
@@ -175,22 +176,12 @@ def test_a_row_in_prefill_runs_the_draft() -> None:
     assert batch.deferred.must_run([decoding, new])
 
 
-def test_nothing_is_kept_for_a_draft_that_is_given_up() -> None:
-    batch = Batch()
-    batch.deferred.abandoned = True
-    context = batch.decoding(PAGE)
-    new = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
-    assert not batch.deferred.must_run([context, new])
-    for _ in range(2):
-        assert batch.step([context], [0], [0], 0) == inputs(0, -1, [], [0, 0], [], 0)
-    assert batch.builder.row(context).deferred == []
-
-
 def test_a_draft_without_a_log_runs_in_each_step() -> None:
     batch = BatchBuilder(
         max_batch_size=4,
         max_batch_input_tokens=32,
         vocab_size=1000,
+        most_verified=4,
         num_speculative_tokens=4,
         device=CPU(),
     )

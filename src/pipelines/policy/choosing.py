@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from .costs import StepCost
 
 __all__ = ["Choice", "RowOutlook", "best_choice"]
-
-Tokens = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -57,22 +52,24 @@ def best_choice(rows: Sequence[RowOutlook], cost: StepCost) -> Choice:
         rows: one at least.
         cost: of a step with so many rows.
     """
-    verify, propose = cost.verify, cost.propose
-    # [K + 1, W + 1]: of k proposals and a width of w, the smaller number is verified.
-    verified = np.minimum.outer(np.arange(len(propose)), np.arange(len(verify)))
-    tokens: Tokens = np.full(verified.shape, float(len(rows)))
-    at_hand: Tokens = np.zeros(len(verify))
-    for row in rows:
-        drafted = np.asarray(row.proposed)[verified]
-        if row.matched is not None:
-            matched = np.maximum(drafted, row.matched)
-            drafted = drafted + row.match_share * (matched - drafted)
-        tokens += drafted
-        at_hand += row.at_hand
-    rates = tokens / (verify + propose[:, None])
-    best = int(np.argmax(rates))
-    return Choice(
-        width=int(np.argmax(at_hand - rates.flat[best] * verify)),
-        proposals=best // len(verify),
-        rates=rates.max(axis=0).tolist(),
-    )
+    # Plain numbers: between two executions of a graph nothing of NumPy is in the caches.
+    widths = range(len(cost.verify))
+    proposed = [sum(each) for each in zip(*(row.proposed for row in rows), strict=True)]
+    at_hand = [sum(each) for each in zip(*(row.at_hand for row in rows), strict=True)]
+    matching = [row for row in rows if row.matched is not None]
+    rates = [0.0] * len(cost.verify)
+    best, proposals = 0.0, 0
+    for count, times in enumerate(cost.both):
+        for width in widths:
+            used = min(count, width)
+            tokens = len(rows) + proposed[used]
+            for row in matching:
+                if row.matched is not None and row.matched[width] > row.proposed[used]:
+                    tokens += row.match_share * (row.matched[width] - row.proposed[used])
+            rate = tokens / times[width]
+            if rate > rates[width]:
+                rates[width] = rate
+                if rate > best:
+                    best, proposals = rate, count
+    width = max(widths, key=lambda width: at_hand[width] - best * cost.both[0][width])
+    return Choice(width=width, proposals=proposals, rates=rates)

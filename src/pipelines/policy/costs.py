@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ class StepCost:
     """Seconds `[W + 1]` of a step that verifies 0, 1, ... W drafts a row and proposes none."""
     propose: Seconds
     """Seconds `[K + 1]` that proposing 0, 1, ... K tokens adds."""
+
+    @cached_property
+    def both(self) -> list[list[float]]:
+        """Seconds of a step that proposes k tokens a row and verifies w: at [k][w]."""
+        return (self.verify + self.propose[:, None]).tolist()  # type: ignore[no-any-return]
 
 
 class StepCosts:

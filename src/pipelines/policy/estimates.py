@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["DraftEstimate", "MatchEstimate", "Rate", "agreement"]
+__all__ = ["DraftEstimate", "MatchEstimate", "Rates", "agreement"]
 
 # Observations that weigh as much as one's own: of all requests, for a row; of a guess, for all.
 _SHARED_WEIGHT: Final = 4.0
@@ -32,116 +31,124 @@ def agreement(proposed: Sequence[int], emitted: Sequence[int]) -> tuple[int, boo
     return known, False
 
 
-@dataclass
-class Rate:
-    """A share of successes, in which what is long ago weighs less."""
+class Rates:
+    """Shares of successes by kind, in which what is long ago weighs less.
 
-    decay: float
-    """What a trial weighs after the next one, in proportion to that; below 1."""
-    hits: float = 0.0
-    """Successes, by their weight."""
-    trials: float = 0.0
-    """All trials, likewise."""
+    Args:
+        guesses: the share of each kind at first; the last one is that of all further kinds.
+        shared: of all requests, which learns what this one learns and stands in for what it lacks;
+            None: this is it.
 
-    def observe(self, hit: bool) -> None:
+    Attributes:
+        hits: successes of each kind, by their weight.
+        trials: all trials, likewise.
+    """
+
+    def __init__(self, guesses: Sequence[float], shared: Rates | None = None) -> None:
+        self.hits = [0.0] * len(guesses)
+        self.trials = [0.0] * len(guesses)
+        self._guesses = list(guesses)
+        self._shared = shared
+        self._decay = _SHARED_DECAY if shared is None else _ROW_DECAY
+
+    def observe(self, kind: int, hit: bool) -> None:
         """Counts one trial."""
-        self.hits = self.hits * self.decay + hit
-        self.trials = self.trials * self.decay + 1.0
+        self._grow(kind + 1)
+        self.hits[kind] = self.hits[kind] * self._decay + hit
+        self.trials[kind] = self.trials[kind] * self._decay + 1.0
+        if self._shared is not None:
+            self._shared.observe(kind, hit)
 
-    def value(self, guess: float, weight: float) -> float:
-        """The share, where a guess counts as `weight` trials."""
-        return (self.hits + guess * weight) / (self.trials + weight)
+    def expected(self, kinds: Sequence[int]) -> list[float]:
+        """Successes expected of trials of these kinds, up to the first failure.
 
+        Returns:
+            Of the first 0, 1, ... trials.
+        """
+        if kinds:
+            self._grow(max(kinds) + 1)
+        shared = self._shared
+        sums, total, product = [0.0], 0.0, 1.0
+        # This runs for each row in each step, so there are no calls in it.
+        for kind in kinds:
+            if shared is None:
+                prior, weight = self._guesses[kind], _GUESS_WEIGHT
+            else:
+                hits = shared.hits[kind] + _GUESS_WEIGHT * self._guesses[kind]
+                prior, weight = hits / (shared.trials[kind] + _GUESS_WEIGHT), _SHARED_WEIGHT
+            product *= (self.hits[kind] + prior * weight) / (self.trials[kind] + weight)
+            total += product
+            sums.append(total)
+        return sums
 
-@dataclass
-class _Rates:
-    """Of all requests, or of one row and, for what it lacks, of all."""
-
-    shared: _Rates | None = None
-    guesses: Sequence[float] = ()
-    rates: list[Rate] = field(default_factory=list)
-
-    def observe(self, index: int, hit: bool) -> None:
-        decay = _SHARED_DECAY if self.shared is None else _ROW_DECAY
-        while len(self.rates) <= index:
-            self.rates.append(Rate(decay))
-        self.rates[index].observe(hit)
-        if self.shared is not None:
-            self.shared.observe(index, hit)
-
-    def value(self, index: int) -> float:
-        if self.shared is None:
-            guess, weight = self.guesses[min(index, len(self.guesses) - 1)], _GUESS_WEIGHT
-        else:
-            guess, weight = self.shared.value(index), _SHARED_WEIGHT
-        return self.rates[index].value(guess, weight) if index < len(self.rates) else guess
+    def _grow(self, kinds: int) -> None:
+        missing = kinds - len(self.hits)
+        if missing > 0:
+            self.hits += [0.0] * missing
+            self.trials += [0.0] * missing
+            self._guesses += self._guesses[-1:] * missing
+        if self._shared is not None:
+            self._shared._grow(kinds)
 
 
 class DraftEstimate:
     """How far a draft's proposals come true.
 
     Args:
-        shared: of all requests, which learns what this one learns; None: this is it.
+        shared: of all requests; None: this is it.
     """
 
     def __init__(self, shared: DraftEstimate | None = None) -> None:
-        self._rates: _Rates = _Rates(None if shared is None else shared._rates, (_DRAFT_GUESS,))
+        self.rates: Rates = Rates((_DRAFT_GUESS,), None if shared is None else shared.rates)
 
     def observe(self, proposed: Sequence[int], emitted: Sequence[int]) -> None:
         """Learns what became of proposals: the tokens that the answer has in their place."""
         hits, failed = agreement(proposed, emitted)
         for position in range(hits):
-            self._rates.observe(position, True)
+            self.rates.observe(position, True)
         if failed:
-            self._rates.observe(hits, False)
+            self.rates.observe(hits, False)
 
     def expected(self, count: int) -> list[float]:
         """Tokens that are expected to come true of the first 0, 1, ... `count` proposals."""
-        sums, product = [0.0], 1.0
-        for position in range(count):
-            product *= self._rates.value(position)
-            sums.append(sums[-1] + product)
-        return sums
+        return self.rates.expected(range(count))
 
     @property
-    def first(self) -> Rate:
-        """Of first proposals."""
-        rates = self._rates.rates
-        return rates[0] if rates else Rate(_SHARED_DECAY)
+    def first(self) -> tuple[float, float]:
+        """Of first proposals, those that came true, and all, by their weight."""
+        return self.rates.hits[0], self.rates.trials[0]
 
 
 class MatchEstimate:
     """How far the continuation of a match comes true, by the tokens that agree before it.
 
     Args:
-        shared: of all requests, which learns what this one learns; None: this is it.
+        shared: of all requests; None: this is it.
     """
 
     def __init__(self, shared: MatchEstimate | None = None) -> None:
         guesses = [guess for _, guess in _CLASSES]
-        self._rates: _Rates = _Rates(None if shared is None else shared._rates, guesses)
+        self.rates: Rates = Rates(guesses, None if shared is None else shared.rates)
 
     def observe(self, length: int, proposed: Sequence[int], emitted: Sequence[int]) -> None:
         """Learns what became of the continuation of a match of `length` tokens."""
         hits, failed = agreement(proposed, emitted)
         for position in range(hits):
-            self._rates.observe(_class(length + position), True)
+            self.rates.observe(_class_of(length + position), True)
         if failed:
-            self._rates.observe(_class(length + hits), False)
+            self.rates.observe(_class_of(length + hits), False)
 
     def expected(self, length: int, count: int) -> list[float]:
         """Tokens that are expected to come true of the first 0, 1, ... `count` proposals."""
-        sums, product = [0.0], 1.0
-        for position in range(count):
-            product *= self._rates.value(_class(length + position))
-            sums.append(sums[-1] + product)
-        return sums
+        return self.rates.expected([_class_of(length + position) for position in range(count)])
 
 
-def _class(length: int) -> int:
+def _class_of(length: int) -> int:
     """Which class a match of so many tokens is in."""
-    found = 0
-    for index, (start, _) in enumerate(_CLASSES):
-        if length >= start:
-            found = index
-    return found
+    return _CLASS_OF[min(length, len(_CLASS_OF) - 1)]
+
+
+_CLASS_OF: Final = [
+    max((index for index, (start, _) in enumerate(_CLASSES) if length >= start), default=0)
+    for length in range(_CLASSES[-1][0] + 1)
+]

@@ -29,14 +29,10 @@ class Deferred:
         log: `[L, F]`, see `DeferredInputs`.
         page_size: tokens of a cache page.
         rows: what is kept of each request; a row that is dropped has nothing deferred.
-
-    Attributes:
-        abandoned: the draft will not run again: nothing is logged, and nothing remembered.
     """
 
     def __init__(self, log: Buffer, page_size: int, rows: Mapping[RequestID, Row]) -> None:
         self.log = log
-        self.abandoned = False
         self._page_size = page_size
         self._rows = rows
 
@@ -49,8 +45,6 @@ class Deferred:
         Args:
             contexts: the step's, whose rows have the drafts that it verifies.
         """
-        if self.abandoned:
-            return False
         rows = [self._rows.get(context.request_id) for context in contexts]
         width = max((len(row.drafts) for row in rows if row is not None), default=0)
         if self._first_free() + len(rows) * (1 + width) > self.log.shape[0]:
@@ -74,7 +68,7 @@ class Deferred:
             tokens.append(context.tokens.all[end - len(row.deferred) : end])
             offsets.append(len(places))
         if not places:
-            start = -1 if count or self.abandoned else self._first_free()
+            start = -1 if count else self._first_free()
             return nothing_deferred(self.log, len(contexts), device, start)
         return {
             "feature_log": self.log,
@@ -100,7 +94,7 @@ class Deferred:
             proposed: whether the step proposed tokens.
         """
         rows = [self._rows[context.request_id] for context in contexts]
-        if proposed or self.abandoned:
+        if proposed:
             for row in rows:
                 row.deferred = []
             return

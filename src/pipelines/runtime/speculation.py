@@ -192,17 +192,16 @@ class Speculation:
 
     def _judge(self) -> None:
         """Warns, once, of a draft whose proposals do not come true."""
-        first = self._draft.first
-        share = first.hits / first.trials if first.trials else 1.0
-        if self._warned or first.trials < _JUDGED_AFTER or share >= _USELESS:
+        hits, trials = self._draft.first
+        if self._warned or trials < _JUDGED_AFTER or hits >= _USELESS * trials:
             return
         self._warned = True
         logger.warning(
             "Of the last %d tokens that the draft proposed first, %.1f%% came true: it does not"
             " help. Check that it was trained for this target (its tapped layers, its tokenizer),"
             " and that its weights were not quantised too coarsely.",
-            round(first.trials),
-            100 * share,
+            round(trials),
+            100 * hits / trials,
         )
 
 
