@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unispec.pipelines.policy.choosing import RowOutlook, best_choice
+from unispec.pipelines.policy.choosing import GoingRate, RowOutlook, best_choice
 from unispec.pipelines.policy.costs import StepCost, StepCosts
 from unispec.pipelines.policy.estimates import DraftEstimate, MatchEstimate, agreement
 
@@ -147,6 +147,30 @@ def test_rows_decide_together() -> None:
     # (2 + 1) / 15 is no more than 2 / 10.
     assert best_choice([good, bad], times).proposals == 0
     assert best_choice([good, good], times).proposals == 1
+
+
+def test_a_second_is_worth_what_the_last_steps_brought() -> None:
+    going = GoingRate()
+    assert going.value(1, 0.25, 10.0) == pytest.approx(0.25)
+    for _ in range(200):
+        going.after(1, 4, 12.0)
+    # 20 steps count (a decay of 0.95), and 4 of the guess.
+    assert going.value(1, 0.1, 10.0) == pytest.approx(84 / 280, rel=1e-4)
+    # Another batch is priced anew.
+    assert going.value(2, 0.2, 10.0) == pytest.approx(0.2)
+
+
+def test_what_brings_less_than_time_is_worth_by_now_is_not_verified() -> None:
+    # A match: the first drafts are nearly sure, the last ones are not; 2 ms a draft.
+    row = RowOutlook([0.0, 0.95, 1.85, 2.3, 2.6], [0.0])
+    times = cost([10, 12, 14, 16, 18], [0])
+    # A token for 10 ms is what the target alone makes: 0.3 for 2 ms are more.
+    assert best_choice([row], times).width == 4
+    going = GoingRate()
+    for _ in range(100):
+        going.after(1, 3, 13.0)
+    # Where 13 ms bring 3 tokens, 2 ms are worth 0.4.
+    assert best_choice([row], times, going).width == 3
 
 
 @given(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import difflib
 import heapq
 import inspect
@@ -23,7 +22,7 @@ _BOOK: Final = (_HERE / "data" / "alice.txt").read_text()
 _SUMMARY_CHARACTERS: Final = 6000
 _FUNCTIONS: Final = (
     textwrap.dedent,
-    bisect.insort_right,
+    shlex.join,
     heapq.merge,
     heapq.nlargest,
     shlex.split,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from .costs import StepCost
 
-__all__ = ["Choice", "RowOutlook", "best_choice"]
+__all__ = ["Choice", "GoingRate", "RowOutlook", "best_choice"]
+
+# What a step weighs after the next one, and how many steps a guess counts as.
+_DECAY: Final = 0.95
+_GUESSED_STEPS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -40,36 +45,81 @@ class Choice:
     ... W drafts a row, with the number of proposals that is best for it."""
 
 
-def best_choice(rows: Sequence[RowOutlook], cost: StepCost) -> Choice:
+class GoingRate:
+    """Tokens a second that the last steps brought, by which a second of the next one is priced."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._tokens = 0.0
+        self._seconds = 0.0
+
+    def after(self, rows: int, tokens: int, seconds: float) -> None:
+        """Takes note of a step; one with another number of rows begins anew.
+
+        Args:
+            rows: of the batch.
+            tokens: that it brought, all rows together.
+            seconds: that it was expected to take.
+        """
+        if rows != self._rows:
+            self._rows, self._tokens, self._seconds = rows, 0.0, 0.0
+        self._tokens = self._tokens * _DECAY + tokens
+        self._seconds = self._seconds * _DECAY + seconds
+
+    def value(self, rows: int, guess: float, step: float) -> float:
+        """The rate of a batch, where a guess counts as some steps.
+
+        Args:
+            rows: of the batch.
+            guess: tokens a second.
+            step: seconds of a step.
+        """
+        known, weight = rows == self._rows, _GUESSED_STEPS * step
+        tokens, seconds = (self._tokens, self._seconds) if known else (0.0, 0.0)
+        return (tokens + guess * weight) / (seconds + weight)
+
+
+def best_choice(
+    rows: Sequence[RowOutlook], cost: StepCost, going: GoingRate | None = None
+) -> Choice:
     """The choice that makes the most tokens a second, if the estimates are right.
 
-    What is proposed pays in the next step: of all pairs of a number of proposals and a width, the
-    one with the highest rate of tokens per second is looked for, as if all steps were like it.
-    That rate is what a second is worth. This step then verifies as many of the drafts at hand as
-    bring more than their time is worth.
+    A second is worth the tokens that it brings on the whole, as in fractional programming (W.
+    Dinkelbach, "On nonlinear fractional programming", 1967). What is proposed pays in the next
+    step: the number of proposals is chosen for which that step, with the width that is best then,
+    brings the most beyond what its time and that of proposing are worth. This step verifies as
+    many of the drafts at hand as bring more than their time is worth.
 
     Args:
         rows: one at least.
         cost: of a step with so many rows.
+        going: what the last steps brought; None: what the best choice is expected to bring.
     """
     # Plain numbers: between two executions of a graph nothing of NumPy is in the caches.
     widths = range(len(cost.verify))
     proposed = [sum(each) for each in zip(*(row.proposed for row in rows), strict=True)]
     at_hand = [sum(each) for each in zip(*(row.at_hand for row in rows), strict=True)]
     matching = [row for row in rows if row.matched is not None]
-    rates = [0.0] * len(cost.verify)
-    best, proposals = 0.0, 0
+    tokens = [[0.0] * len(widths) for _ in cost.both]
+    rates = [0.0] * len(widths)
     for count, times in enumerate(cost.both):
         for width in widths:
             used = min(count, width)
-            tokens = len(rows) + proposed[used]
+            expected = len(rows) + proposed[used]
             for row in matching:
                 if row.matched is not None and row.matched[width] > row.proposed[used]:
-                    tokens += row.match_share * (row.matched[width] - row.proposed[used])
-            rate = tokens / times[width]
-            if rate > rates[width]:
-                rates[width] = rate
-                if rate > best:
-                    best, proposals = rate, count
-    width = max(widths, key=lambda width: at_hand[width] - best * cost.both[0][width])
-    return Choice(width=width, proposals=proposals, rates=rates)
+                    expected += row.match_share * (row.matched[width] - row.proposed[used])
+            tokens[count][width] = expected
+            rates[width] = max(rates[width], expected / times[width])
+    rate = max(rates)
+    if going is not None:
+        rate = going.value(len(rows), rate, cost.both[0][0])
+    gains = [
+        max(brought - rate * seconds for brought, seconds in zip(*each, strict=True))
+        for each in zip(tokens, cost.both, strict=True)
+    ]
+    return Choice(
+        width=max(widths, key=lambda width: at_hand[width] - rate * cost.both[0][width]),
+        proposals=max(range(len(gains)), key=lambda count: gains[count]),
+        rates=rates,
+    )

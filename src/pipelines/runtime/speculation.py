@@ -11,7 +11,7 @@ from max.pipelines.context import TextContext
 from unispec.pipelines.lookup.automaton import SuffixAutomaton
 from unispec.pipelines.lookup.options import LookupOptions
 from unispec.pipelines.lookup.store import AnswerStore
-from unispec.pipelines.policy.choosing import Choice, RowOutlook, best_choice
+from unispec.pipelines.policy.choosing import Choice, GoingRate, RowOutlook, best_choice
 from unispec.pipelines.policy.costs import StepCost, StepCosts
 from unispec.pipelines.policy.estimates import DraftEstimate, MatchEstimate
 
@@ -75,6 +75,9 @@ class Speculation:
         self._found: dict[tuple[int, int], StepCost] = {}
         self._draft = DraftEstimate()
         self._match = MatchEstimate()
+        self._going = GoingRate()
+        # The last step: its rows, tokens that it brought, and what it was expected to take.
+        self._rows, self._brought, self._seconds = 0, 0, 0.0
         self._since_probe = 0
         self._warned = False
 
@@ -102,12 +105,18 @@ class Speculation:
             if state.source == "ngram":
                 row.draft_probs = None
             row.drafts = chosen
+        self._brought = 0
+        self._seconds = 0.0
+        if self.pinned is None and all(row.generated for row in rows):
+            used = max(len(row.drafts) for row in rows)
+            self._seconds = self._cost(contexts).both[proposals][used]
         return proposals
 
     def learn(self, row: Row, emitted: Sequence[int]) -> None:
         """Compares all that was at hand for a row with what the step brought for it."""
         state = self._state(row)
         outlook = state.outlook
+        self._brought += len(emitted)
         if row.drafts:
             state.acceptance[state.source].verified(len(row.drafts), len(emitted) - 1)
         if outlook.draft:
@@ -159,7 +168,11 @@ class Speculation:
         self, contexts: Sequence[TextContext], states: Sequence[RowSpeculation]
     ) -> tuple[int, int]:
         """The width and the number of proposals that pay, or a probe."""
-        choice = best_choice([self._expected(state) for state in states], self._cost(contexts))
+        if self._seconds:
+            self._going.after(self._rows, self._brought, self._seconds)
+        self._rows = len(contexts)
+        rows = [self._expected(state) for state in states]
+        choice = best_choice(rows, self._cost(contexts), self._going)
         self.choice = choice
         proposals = choice.proposals
         self._since_probe += 1
