@@ -96,6 +96,9 @@ class DraftEstimate:
 
     Args:
         shared: of all requests; None: this is it.
+
+    Attributes:
+        rates: by position.
     """
 
     def __init__(self, shared: DraftEstimate | None = None) -> None:
@@ -124,6 +127,9 @@ class MatchEstimate:
 
     Args:
         shared: of all requests; None: this is it.
+
+    Attributes:
+        rates: by class of length.
     """
 
     def __init__(self, shared: MatchEstimate | None = None) -> None:
