@@ -385,6 +385,9 @@ class Engine:
         # On a CPU first: it is set to zero while the weights are read.
         manager = self._allocate() if devices[0].is_host else None
         self._progress("loading weights and compiling the graph")
+        # Only a target alone has room to ask for: a pair has that for its draft.
+        looked_up = self._config.num_looked_up
+        room = {"num_looked_up": looked_up} if looked_up else {}
         model = self._model_class(
             config,
             session,
@@ -394,7 +397,7 @@ class Engine:
             SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
             max_batch_size=self._config.max_batch_size,
             encodings=weight_encodings(self._config),
-            num_looked_up=self._config.num_looked_up,
+            **room,
         )
         pipeline = SpeculativePipeline(model, manager or self._allocate(), thinking=self._thinking)
         if self.speculative_method is not None:

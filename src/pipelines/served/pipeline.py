@@ -86,7 +86,8 @@ class ServedPipeline(SpeculativePipeline):
             memory_plan=memory_plan,
             max_batch_size=memory_plan.planned_max_batch_size,
             encodings=encodings,
-            num_looked_up=num_looked_up,
+            # Only a target alone has room to ask for: a pair has that for its draft.
+            **({"num_looked_up": num_looked_up} if num_looked_up else {}),
         )
         exact = tokenizer.longest_in_cache is not None
         super().__init__(
