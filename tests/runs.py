@@ -115,6 +115,7 @@ def scheduled(
     engine.load()
     pipeline, steps, following = engine.pipeline, [], cycle(counts)
     execute, batch = pipeline.execute, pipeline.model.batch
+    speculation = pipeline.speculation
 
     def run(inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, TextGenerationOutput]:
         before(inputs.flat_batch)
@@ -130,10 +131,13 @@ def scheduled(
         return execute(inputs)
 
     pipeline.execute = run  # type: ignore[method-assign]
+    # It would choose for itself.
+    pipeline.speculation = None
     try:
         yield steps
     finally:
         pipeline.execute = execute  # type: ignore[method-assign]
+        pipeline.speculation = speculation
 
 
 @contextmanager

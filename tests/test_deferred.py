@@ -68,9 +68,11 @@ class Batch:
                 "num_speculative_tokens",
                 "log_start",
                 "deferred_rows",
-                "deferred_offsets",
                 "deferred_tokens",
+                "deferred_counts",
                 "max_deferred",
+                "unread_places",
+                "unread_offsets",
             )
         }
 
@@ -79,46 +81,71 @@ def inputs(
     k: int,
     start: int,
     rows: Sequence[int],
-    offsets: Sequence[int],
     tokens: Sequence[int],
-    most: int,
+    counts: Sequence[int],
+    places: Sequence[int],
+    offsets: Sequence[int],
 ) -> dict[str, list[int]]:
     return {
         "num_speculative_tokens": [k],
         "log_start": [start],
         "deferred_rows": list(rows),
-        "deferred_offsets": list(offsets),
         "deferred_tokens": list(tokens),
-        "max_deferred": [most],
+        "deferred_counts": list(counts),
+        "max_deferred": [max(counts)],
+        "unread_places": list(places),
+        "unread_offsets": list(offsets),
     }
+
+
+def skipped(start: int, rows: int) -> dict[str, list[int]]:
+    """Of a step that proposes nothing."""
+    return inputs(0, start, [], [], [0] * rows, [], [0] * (rows + 1))
 
 
 def test_accepted_positions_are_read_later_with_the_tokens_after_them() -> None:
     """Two rows that verify 2 drafts; the first accepts both, the second none."""
     batch = Batch()
     first, second = batch.decoding(10), batch.decoding(20)
-    none = (0, 0, 0)
-    assert batch.step([first, second], [2, 2], [2, 0], 0) == inputs(0, 0, [], none, [], 0)
+    assert batch.step([first, second], [2, 2], [2, 0], 0) == skipped(0, 2)
     # Log: 0 to 2 the first row's, 3 the second's, 4 and 5 rejected.
-    assert batch.step([first, second], [0, 0], [0, 0], 0) == inputs(0, 4, [], none, [], 0)
-    # The first row read positions 9 to 12, the second 19 and 20; token i is 100 + i.
-    assert batch.step([first, second], [0, 0], [0, 0], 3) == inputs(
-        3, -1, [0, 1, 2, 4, 3, 5], [0, 4, 6], [110, 111, 112, 113, 120, 121], 4
+    assert batch.step([first, second], [0, 0], [0, 0], 0) == skipped(4, 2)
+    # The first row read positions 9 to 12, the second 19 and 20; token i is 100 + i. It verifies
+    # one draft, the second row none: behind 6 deferred positions stand 2 merged ones of each row.
+    assert batch.step([first, second], [1, 0], [0, 0], 3) == inputs(
+        3,
+        -1,
+        [0, 1, 2, 4, 3, 5],
+        [110, 111, 112, 113, 120, 121],
+        [4, 2],
+        [0, 1, 2, 3, 6, 7, 4, 5, 8, 9],
+        [0, 6, 10],
     )
-    assert batch.step([first, second], [0, 0], [0, 0], 3) == inputs(3, -1, [], none, [], 0)
+    assert batch.step([first, second], [0, 0], [0, 0], 3) == inputs(
+        3, -1, [], [], [0, 0], [0, 1], [0, 1, 2]
+    )
 
 
 def test_a_row_that_is_not_in_the_step_keeps_what_is_deferred() -> None:
     batch = Batch()
     first, second = batch.decoding(10), batch.decoding(20)
     batch.step([first, second], [0, 0], [0, 0], 0)
-    assert batch.step([first], [0], [0], 1) == inputs(1, -1, [0], [0, 1], [110], 1)
+    assert batch.step([first], [0], [0], 1) == inputs(1, -1, [0], [110], [1], [0, 1], [0, 2])
     # Row 1 of the log is still in use.
-    assert batch.step([first], [0], [0], 0) == inputs(0, 2, [], [0, 0], [], 0)
+    assert batch.step([first], [0], [0], 0) == skipped(2, 1)
     assert batch.step([second, first], [0, 0], [0, 0], 1) == inputs(
-        1, -1, [1, 2], [0, 1, 2], [120, 112], 1
+        1, -1, [1, 2], [120, 112], [1, 1], [0, 2, 1, 3], [0, 2, 4]
     )
     assert batch.step([first], [0], [0], 0)["log_start"] == [0]
+
+
+def test_a_row_with_nothing_deferred_stands_beside_one_that_has() -> None:
+    batch = Batch()
+    first, second, third = batch.decoding(10), batch.decoding(20), batch.decoding(30)
+    batch.step([second], [0], [0], 0)
+    assert batch.step([first, second, third], [0, 0, 0], [0, 0, 0], 1) == inputs(
+        1, -1, [0], [120], [0, 1, 0], [1, 0, 2, 3], [0, 1, 3, 4]
+    )
 
 
 def test_a_released_request_leaves_its_rows_of_the_log() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -71,6 +72,31 @@ def test_an_answer_is_found_in_the_store() -> None:
     assert store.continuation([1, 2, 3], 9) == [4, 5, 6]
     assert store.continuation([2, 3], 2) == []
     assert store.continuation([4, 5, 6], 2) == []
+
+
+def test_the_same_answer_again_takes_no_more_room() -> None:
+    store = AnswerStore(12, 2)
+    store.add([6, 7, 8, 9, 5])
+    for _ in range(4):
+        store.add([1, 2, 3, 4, 5])
+    assert store.continuation([6, 7], 1) == [8]
+
+
+def test_a_text_that_repeats_itself_is_looked_through_in_constant_time() -> None:
+    automaton = SuffixAutomaton([5] * 3000)
+    assert automaton.longest_match(4) == (4, automaton.longest_match(4).end)
+    assert automaton.continuation(automaton.longest_match(4).end, 3) == [5, 5, 5]
+    states: list[int] = []
+
+    class Links(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            states.append(index)
+            return super().__getitem__(index)
+
+    automaton._link = Links(automaton._link)
+    automaton.longest_match(4)
+    automaton.extend([5])
+    assert len(states) < 100
 
 
 def test_the_store_forgets_what_was_not_used_for_longest() -> None:

@@ -112,20 +112,53 @@ def test_a_request_is_answered_by_its_own_text_alone() -> None:
     first.step(speculation, [9])
     second.step(speculation, [3])
     assert second.step(speculation, [4]) == ([], 0)
-    speculation.finished(first.row)
+    speculation.finished(first.context, first.row)
     assert second.step(speculation, [5]) == ([], 0)
 
 
 def test_with_a_store_finished_answers_are_looked_up_too() -> None:
-    speculation = pinned(2, most=0, lookup=LookupOptions(2, 8, stored=100))
-    first, second = Asked([1]), Asked([7])
-    for token in (20, 21, 22, 23, 24, 25, 26):
+    speculation = pinned(3, most=0, lookup=LookupOptions(2, 8, stored=100))
+    first, second, third = Asked([19, 20]), Asked([7]), Asked([19])
+    for token in (21, 22, 23, 24, 25, 26):
         first.step(speculation, [token])
     first.step(speculation, [27])
-    speculation.finished(first.row)
-    for token in (20, 21, 22, 23):
+    speculation.finished(first.context, first.row)
+    for token in (21, 22, 23):
         assert second.step(speculation, [token]) == ([], 0)
-    assert second.step(speculation, [24, 25, 26]) == ([24, 25], 0)
+    assert second.step(speculation, [24]) == ([], 0)
+    # Up to the answer's last token.
+    assert second.step(speculation, [25, 26, 27]) == ([25, 26, 27], 0)
+    # What is the prompt's is not told to others.
+    for token in (20, 21, 22, 23):
+        assert third.step(speculation, [token]) == ([], 0)
+
+
+def test_what_a_preempted_request_reads_anew_is_not_verified() -> None:
+    speculation = pinned(3, most=0, lookup=LookupOptions(2, 8))
+    one = Asked([1, 2, 3, 4] * 3)
+    for token in (1, 2, 3):
+        one.step(speculation, [token])
+    one.context.tokens.reset_as_new_prompt()
+    one.context.tokens.chunk(5)
+    speculation.plan([one.context], [one.row])
+    assert one.row.drafts == []
+    one.context.tokens.advance_chunk()
+    speculation.plan([one.context], [one.row])
+    assert one.row.drafts == []
+    speculation.learn(one.row, [4])
+    one.context.advance_token_buffer(4)
+    speculation.plan([one.context], [one.row])
+    assert one.row.drafts == [1, 2, 3]
+
+
+def test_nothing_is_verified_behind_the_longest_answer() -> None:
+    speculation = pinned(3, most=0, lookup=LookupOptions(2, 8))
+    one = Asked([1, 2, 3, 4] * 3)
+    one.context.max_length = 16
+    assert one.step(speculation, [1]) == ([], 0)
+    assert one.step(speculation, [2]) == ([2, 3], 0)
+    assert one.step(speculation, [3]) == ([3], 0)
+    assert one.step(speculation, [4]) == ([], 0)
 
 
 def test_a_draft_that_pays_is_asked_for_more_and_one_that_does_not_is_left_alone() -> None:
@@ -182,8 +215,12 @@ def test_where_drafts_cost_too_much_none_is_verified() -> None:
     assert speculation.choice.rates[0] == pytest.approx(1 / STEP_S)
 
 
-def test_a_useless_draft_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_useless_draft_is_said_once(caplog: pytest.LogCaptureFixture, chosen: bool) -> None:
     speculation, one = pinned(2, most=2), Asked([1, 2])
+    if chosen:
+        times = costs(0.001, 0.001, widest=2, most=2)
+        speculation = Speculation(most_verified=2, most_proposed=2, pinned=None, costs=times)
     with caplog.at_level(logging.WARNING):
         for _ in range(400):
             one.step(speculation, [3], [9, 9])

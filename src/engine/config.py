@@ -209,6 +209,11 @@ class EngineConfig:
                 "num_speculative_tokens 'auto' chooses by time, and with sampled drafts or relaxed"
                 " acceptance answers depend on it; give a number, or leave it out"
             )
+        if (schedule or self.prompt_lookup_max) and self._answers_depend_on_drafts:
+            raise InputError(
+                "num_speculative_tokens_per_batch_size and prompt_lookup_max are given, but with"
+                " sampled drafts or relaxed acceptance answers would depend on them; leave them out"
+            )
         if schedule is None:
             return
         if not isinstance(schedule, BatchSchedule):
@@ -238,6 +243,11 @@ class EngineConfig:
             raise InputError(
                 f"prompt_lookup_max is {longest}, but there is no speculative method; give 'ngram',"
                 " or a draft"
+            )
+        if self.prompt_lookup_min != DEFAULT_LOOKUP_MIN and self.lookup is None:
+            raise InputError(
+                f"prompt_lookup_min is {self.prompt_lookup_min}, but nothing is looked up; give"
+                " speculative_method 'ngram', or prompt_lookup_max beside a draft"
             )
         if self.prompt_lookup_store and self.lookup is None:
             raise InputError(

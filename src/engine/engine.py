@@ -387,7 +387,7 @@ class Engine:
         self._progress("loading weights and compiling the graph")
         # Only a target alone has room to ask for: a pair has that for its draft.
         looked_up = self._config.num_looked_up
-        room = {"num_looked_up": looked_up} if looked_up else {}
+        room: Any = {"num_looked_up": looked_up} if looked_up else {}
         model = self._model_class(
             config,
             session,

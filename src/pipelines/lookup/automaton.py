@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 
 __all__ = ["Match", "SuffixAutomaton"]
 
-# How many shorter matches learn of an occurrence; deeper ones are in texts that repeat themselves.
-_REFRESHED: Final = 16
+# How many shorter matches learn of an occurrence, or are looked at for one of the length that is
+# asked for; deeper ones are in texts that repeat themselves.
+_DEPTH: Final = 16
 
 
 class Match(NamedTuple):
@@ -60,7 +61,9 @@ class SuffixAutomaton:
         state = self._link[self._last]
         if state <= 0:
             return Match(0, 0)
-        while self._length[self._link[state]] >= at_most:
+        for _ in range(_DEPTH):
+            if self._length[self._link[state]] < at_most:
+                break
             state = self._link[state]
         return Match(min(self._length[state], at_most), self._end[state])
 
@@ -108,7 +111,7 @@ class SuffixAutomaton:
     def _refresh(self) -> None:
         """Tells suffixes of the text that they stand at its end, too, before it grows."""
         state = self._link[self._last]
-        for _ in range(_REFRESHED):
+        for _ in range(_DEPTH):
             if state <= 0:
                 break
             self._end[state] = len(self.tokens)

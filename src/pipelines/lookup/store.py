@@ -30,6 +30,10 @@ class AnswerStore:
         text = list(tokens[-self._capacity :])
         if len(text) <= self._length:
             return
+        known = self._places.get(tuple(text[: self._length]))
+        if known is not None and self._texts[known[0]] == text:
+            self._texts.move_to_end(known[0])
+            return
         self._added += 1
         self._texts[self._added] = text
         self._held += len(text)

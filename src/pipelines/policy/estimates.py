@@ -16,7 +16,7 @@ _SHARED_DECAY: Final = 0.998
 # At first every second token of a draft is expected to come true.
 _DRAFT_GUESS: Final = 0.5
 # Matched tokens from which a class begins, and the share that is expected of it at first.
-_CLASSES: Final = ((2, 0.3), (3, 0.4), (4, 0.5), (6, 0.7), (10, 0.8), (18, 0.9))
+_CLASSES: Final = ((2, 0.3), (3, 0.4), (4, 0.5), (6, 0.7), (9, 0.8), (16, 0.9))
 
 
 def agreement(proposed: Sequence[int], emitted: Sequence[int]) -> tuple[int, bool]:

@@ -14,7 +14,7 @@ from max.pipelines.request import RequestID
 from unispec.pipelines.speculative.step import VOID_TOKEN
 from unispec.sampling.buffers import SamplingBuffers
 
-from .deferred import Deferred, nothing_deferred
+from .deferred import Deferred, deferred_fields
 from .inputs import PersistentInputBuffers
 from .rows import Row, make_row
 
@@ -123,14 +123,20 @@ class BatchBuilder:
             thinking = np.array([context.in_reasoning_phase for context in contexts])
             fields["in_thinking_phase"] = Buffer.from_numpy(thinking).to(self._device)
         if self.deferred is not None:
-            fields |= self.deferred.fields(contexts, proposed, self._device)
+            lengths = (np.diff(offsets) + width).tolist()
+            fields |= self.deferred.fields(contexts, lengths, proposed, self._device)
         return fields
 
-    def nothing_deferred(self, count: int) -> dict[str, Any]:
-        """The inputs by name that say of so many rows that the draft has read all."""
+    def nothing_deferred(self, lengths: Sequence[int]) -> dict[str, Any]:
+        """The inputs by name that say of rows that the draft has read all.
+
+        Args:
+            lengths: merged tokens of each row.
+        """
         if self.deferred is None:
             return {}
-        return nothing_deferred(self.deferred.log, count, self._device)
+        log, counts = self.deferred.log, [0] * len(lengths)
+        return deferred_fields(log, [], [], counts, lengths, self._device)
 
     def _num_proposed(self, contexts: Sequence[TextContext]) -> int:
         """How many tokens a step proposes: at least 1 where the draft has to run."""

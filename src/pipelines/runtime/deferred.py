@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from max.driver import Buffer, Device
 from max.pipelines.context import TextContext
 from max.pipelines.request import RequestID
 
 from .rows import Row
 
-__all__ = ["LOG_ROWS_PER_REQUEST", "Deferred"]
+__all__ = ["LOG_ROWS_PER_REQUEST", "Deferred", "deferred_fields"]
 
 LOG_ROWS_PER_REQUEST: Final = 32
 """The log has room for so many positions of each row of the largest batch."""
@@ -55,31 +54,28 @@ class Deferred:
         )
 
     def fields(
-        self, contexts: Sequence[TextContext], count: int, device: Device
+        self, contexts: Sequence[TextContext], lengths: Sequence[int], count: int, device: Device
     ) -> dict[str, Buffer]:
-        """The inputs of `DEFERRED_INPUTS` by name, of a step that proposes so many tokens."""
-        places: list[int] = []
-        tokens: list[npt.NDArray[np.int64]] = []
-        offsets = [0]
-        for context in contexts if count else ():
-            row = self._rows[context.request_id]
-            end = context.tokens.processed_length + 1
-            places += row.deferred
-            tokens.append(context.tokens.all[end - len(row.deferred) : end])
-            offsets.append(len(places))
-        if not places:
-            start = -1 if count else self._first_free()
-            return nothing_deferred(self.log, len(contexts), device, start)
-        return {
-            "feature_log": self.log,
-            "log_start": Buffer.from_numpy(np.array(-1, np.int64)),
-            "deferred_rows": Buffer.from_numpy(np.array(places, np.int64)).to(device),
-            "deferred_offsets": Buffer.from_numpy(np.array(offsets, np.uint32)).to(device),
-            "deferred_tokens": Buffer.from_numpy(np.concatenate(tokens)).to(device),
-            "max_deferred": Buffer.from_numpy(
-                np.diff(offsets).max(keepdims=True).astype(np.uint32)
-            ),
-        }
+        """The inputs of `DEFERRED_INPUTS` by name.
+
+        Args:
+            contexts: the step's.
+            lengths: merged tokens of each row.
+            count: how many tokens the step proposes.
+        """
+        if not count:
+            return deferred_fields(self.log, [], [], [], lengths, device, self._first_free())
+        counts = []
+        rows: list[int] = []
+        tokens: list[int] = []
+        for context in contexts:
+            deferred = self._rows[context.request_id].deferred
+            counts.append(len(deferred))
+            if deferred:
+                end = context.tokens.processed_length + 1
+                rows += deferred
+                tokens += context.tokens.all[end - len(deferred) : end].tolist()
+        return deferred_fields(self.log, rows, tokens, counts, lengths, device)
 
     def settle(
         self, contexts: Sequence[TextContext], num_accepted: Sequence[int], *, proposed: bool
@@ -114,21 +110,52 @@ class Deferred:
         return in_page + 1 + len(row.drafts) >= self._page_size
 
 
-def nothing_deferred(log: Buffer, count: int, device: Device, start: int = -1) -> dict[str, Buffer]:
-    """The inputs of `DEFERRED_INPUTS` by name where the draft has read all.
+def deferred_fields(
+    log: Buffer,
+    rows: Sequence[int],
+    tokens: Sequence[int],
+    counts: Sequence[int],
+    lengths: Sequence[int],
+    device: Device,
+    start: int = -1,
+) -> dict[str, Buffer]:
+    """The inputs of `DEFERRED_INPUTS` by name.
 
     Args:
         log: `[L, F]`.
-        count: rows of the step.
+        rows: `[E]`, the log's rows of the deferred positions.
+        tokens: `[E]`, the tokens after them.
+        counts: `[B]`, positions of each row; empty: the draft does not run.
+        lengths: `[B]`, merged tokens of each row.
         start: the log's row where the step writes its features, if it proposes nothing.
     """
+    batch = len(lengths)
+    before = np.zeros(batch, np.int64) if not counts else np.array(counts, np.int64)
+    if rows:
+        # A row's deferred positions, then its merged ones, which stand behind all deferred ones.
+        ends = np.cumsum(before), len(rows) + np.cumsum(lengths)
+        both = zip(*ends, before, lengths, strict=True)
+        places = np.concatenate(
+            [
+                np.arange(end - count, end)
+                for old, new, deferred, merged in both
+                for end, count in ((old, deferred), (new, merged))
+            ]
+        )
+    else:
+        places = np.arange(sum(lengths) if counts else 0)
+    offsets = np.zeros(batch + 1, np.uint32)
+    if counts:
+        np.cumsum(before + lengths, out=offsets[1:])
     return {
         "feature_log": log,
         "log_start": Buffer.from_numpy(np.array(start, np.int64)),
-        "deferred_rows": Buffer.from_numpy(np.zeros(0, np.int64)).to(device),
-        "deferred_offsets": Buffer.from_numpy(np.zeros(count + 1, np.uint32)).to(device),
-        "deferred_tokens": Buffer.from_numpy(np.zeros(0, np.int64)).to(device),
-        "max_deferred": Buffer.from_numpy(np.zeros(1, np.uint32)),
+        "deferred_rows": Buffer.from_numpy(np.array(rows, np.int64)).to(device),
+        "deferred_tokens": Buffer.from_numpy(np.array(tokens, np.int64)).to(device),
+        "deferred_counts": Buffer.from_numpy(before.astype(np.uint32)).to(device),
+        "max_deferred": Buffer.from_numpy(before.max(keepdims=True).astype(np.uint32)),
+        "unread_places": Buffer.from_numpy(places.astype(np.int64)).to(device),
+        "unread_offsets": Buffer.from_numpy(offsets).to(device),
     }
 
 

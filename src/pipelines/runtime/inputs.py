@@ -87,12 +87,16 @@ class StepModelInputs(SamplingFields[Buffer | None], TokenInputs):
     """int64 scalar on the host: the log's row where a step that proposes nothing writes; or -1."""
     deferred_rows: Buffer | None = None
     """int64 `[E]`: the log's row of each position that the draft has to read, ragged."""
-    deferred_offsets: Buffer | None = None
-    """uint32 `[B + 1]`: where each row's positions start."""
     deferred_tokens: Buffer | None = None
     """int64 `[E]`: the verified token after each position."""
+    deferred_counts: Buffer | None = None
+    """uint32 `[B]`: positions of each row."""
     max_deferred: Buffer | None = None
-    """uint32 `[1]` on the host: the most positions of a row."""
+    """uint32 `[1]` on the host: the largest of them."""
+    unread_places: Buffer | None = None
+    """int64 `[U]`: of what the draft reads, indices among deferred and merged positions."""
+    unread_offsets: Buffer | None = None
+    """uint32 `[B + 1]`: where each row starts in `unread_places`."""
 
     @property
     def graph_order(self) -> Sequence[str]:

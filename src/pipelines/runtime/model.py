@@ -39,7 +39,12 @@ from .outputs import StepModelOutputs
 from .plan import default_memory_plan
 from .prompts import Prompt
 
-__all__ = ["StepModel"]
+__all__ = ["StepModel", "digest_of"]
+
+
+def digest_of(graph: Graph) -> str:
+    """SHA-256 of a graph's text, in hexadecimal."""
+    return hashlib.sha256(str(graph).encode()).hexdigest()
 
 
 class StepModel(PipelineModelWithKVCache[TextContext]):
@@ -309,14 +314,14 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             input_row_offsets=Buffer.from_numpy(np.arange(count + 1, dtype=np.uint32)).to(device),
             draft_tokens=Buffer.from_numpy(void).to(device),
             known_next_tokens=Buffer.from_numpy(np.full(count, VOID_TOKEN)).to(device),
-            **self.batch.nothing_deferred(count),
+            **self.batch.nothing_deferred([1 + width] * count),
         )
 
     def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:
         """Compiles the graph and keeps its weights alive as long as this model."""
         # On a CPU the compiled graph reads the weights where they lie and does not own them.
         self.weights_registry = weights
-        self.graph_digest = hashlib.sha256(str(graph).encode()).hexdigest()
+        self.graph_digest = digest_of(graph)
         return session.load(graph, weights_registry=weights)
 
     @classmethod

@@ -125,6 +125,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             wanted = row.sampling.num_logprobs
             if context.tokens.actively_chunked:
                 context.tokens.advance_chunk()
+                row.drafts = []
             else:
                 emitted = [*row.drafts[: int(num_accepted[index])], int(next_tokens[index])]
                 found = logprobs.of(index, emitted, wanted) if logprobs and wanted else ()
@@ -135,6 +136,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
                 row.draft_probs = None if all_probs is None else all_probs[index].copy()
             if not context.is_done:
                 self._kv_manager.step(context)
+            elif self.speculation is not None:
+                self.speculation.finished(context, row)
             output = results[context.request_id] = context.to_generation_output()
             if wanted and not output.tokens:
                 # MAX's server joins outputs only where all of them have a list.
@@ -175,9 +178,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request; its pages are the caller's to release."""
-        row = self.model.batch.rows.pop(request_id, None)
-        if row is not None and self.speculation is not None:
-            self.speculation.finished(row)
+        self.model.batch.rows.pop(request_id, None)
 
     def _plan(
         self, speculation: Speculation, contexts: Sequence[TextContext], rows: Sequence[Row]

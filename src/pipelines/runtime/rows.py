@@ -33,7 +33,8 @@ class Row:
     grammar: GrammarState | None = None
     """How far the output has come in its grammar; None: any token may follow."""
     drafts: list[int] = field(default_factory=list)
-    """Proposals of the last step; empty before the first token."""
+    """What the draft proposed in the last step, or what is verified in this one; empty before the
+    first token."""
     draft_probs: npt.NDArray[np.float32] | None = None
     """`[K, V]`, what sampled drafts were drawn from."""
     deferred: list[int] = field(default_factory=list)

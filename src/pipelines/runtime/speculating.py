@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import platform
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from .pipeline import SpeculativePipeline
 from .speculation import Speculation
 
 __all__ = ["DraftCount", "SpeculationOptions", "pinned_by", "speculate"]
-
-logger = logging.getLogger(__name__)
 
 DraftCount = int | Literal["auto"] | BatchSchedule
 """K of every step; `"auto"`: each step chooses; or by the number of requests."""
@@ -95,7 +92,7 @@ def _path(pipeline: SpeculativePipeline, num_pages: int, max_length: int) -> Pat
         version("unispec"),
         version("max"),
         model.graph_digest,
-        [str(device) for device in model.devices],
+        [(str(device), device.architecture_name) for device in model.devices],
         _processor(),
         len(os.sched_getaffinity(0)),
         pipeline.max_batch_size,

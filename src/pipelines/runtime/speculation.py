@@ -26,7 +26,9 @@ logger = logging.getLogger("max.pipelines.unispec")
 # Steps after which one more token is proposed than pays, to see whether it comes true by now.
 _PROBE_EVERY: Final = 32
 # A draft is called useless after so many first proposals of which less than this share came true.
-_JUDGED_AFTER: Final = 200
+# Until it is judged it is looked at more often.
+_JUDGED_AFTER: Final = 60
+_PROBE_UNJUDGED: Final = 4
 _USELESS: Final = 0.02
 # Tokens that agree with a stored answer before what followed there is proposed.
 _STORED_MATCH: Final = 4
@@ -125,10 +127,10 @@ class Speculation:
         if outlook.match:
             state.match.observe(outlook.match_length, outlook.match, emitted)
 
-    def finished(self, row: Row) -> None:
-        """Keeps the answer of a request that is gone, where answers are kept."""
-        if self._store is not None and row.speculation is not None and row.generated:
-            self._store.add(row.speculation.automaton.tokens[-row.generated :])
+    def finished(self, context: TextContext, row: Row) -> None:
+        """Keeps the answer of a request that is complete, where answers are kept."""
+        if self._store is not None and row.generated:
+            self._store.add(context.tokens.all[-row.generated :].tolist())
 
     def _state(self, row: Row) -> RowSpeculation:
         if row.speculation is None:
@@ -137,6 +139,10 @@ class Speculation:
 
     def _outlook(self, context: TextContext, row: Row, state: RowSpeculation) -> Outlook:
         outlook = Outlook()
+        reading = context.tokens.active_length > 1 or context.tokens.actively_chunked
+        if reading:
+            # A prompt, or anew what a preempted request had: there is nothing to verify.
+            row.drafts = []
         if row.drafts:
             outlook.draft = row.drafts
             outlook.draft_expected = state.draft.expected(len(row.drafts))
@@ -146,8 +152,11 @@ class Speculation:
         tokens = context.tokens
         # A prompt is taken in chunk by chunk, as the steps take it.
         known.extend(tokens.all[len(known.tokens) : tokens.current_position].tolist())
-        if row.generated:
+        # What is behind the end of the answer is not worth verifying.
+        room = context.max_length - len(tokens) - 1
+        if row.generated and not reading and room > 0:
             match, proposed = self._look_up(known, self._lookup)
+            proposed = proposed[:room]
             if proposed:
                 outlook.match, outlook.match_length = proposed, match
                 outlook.match_expected = state.match.expected(match, len(proposed))
@@ -168,7 +177,7 @@ class Speculation:
         self, contexts: Sequence[TextContext], states: Sequence[RowSpeculation]
     ) -> tuple[int, int]:
         """The width and the number of proposals that pay, or a probe."""
-        if self._seconds:
+        if self._seconds and self._brought:
             self._going.after(self._rows, self._brought, self._seconds)
         self._rows = len(contexts)
         rows = [self._expected(state) for state in states]
@@ -176,7 +185,8 @@ class Speculation:
         self.choice = choice
         proposals = choice.proposals
         self._since_probe += 1
-        if self._since_probe >= _PROBE_EVERY:
+        judged = self._draft.first[1] >= _JUDGED_AFTER
+        if self._since_probe >= (_PROBE_EVERY if judged else _PROBE_UNJUDGED):
             self._since_probe = 0
             proposals = min(proposals + 1, self._most_proposed)
         return choice.width, proposals

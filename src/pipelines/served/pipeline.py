@@ -76,6 +76,8 @@ class ServedPipeline(SpeculativePipeline):
         pipeline_model = resolve_draft(pipeline_config, pipeline_model)
         devices = load_devices(list(memory_plan.require_device_specs()))
         session = InferenceSession(devices=[*devices])
+        # Only a target alone has room to ask for: a pair has that for its draft.
+        room: Any = {"num_looked_up": num_looked_up} if num_looked_up else {}
         pipeline_config.configure_session(session)
         model = pipeline_model(
             pipeline_config,
@@ -86,8 +88,7 @@ class ServedPipeline(SpeculativePipeline):
             memory_plan=memory_plan,
             max_batch_size=memory_plan.planned_max_batch_size,
             encodings=encodings,
-            # Only a target alone has room to ask for: a pair has that for its draft.
-            **({"num_looked_up": num_looked_up} if num_looked_up else {}),
+            **room,
         )
         exact = tokenizer.longest_in_cache is not None
         super().__init__(
@@ -141,8 +142,7 @@ class ServedPipeline(SpeculativePipeline):
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request; the row of one that comes back after preemption is kept."""
-        row = self.model.batch.rows.get(request_id)
-        super().release(request_id)
+        row = self.model.batch.rows.pop(request_id, None)
         if row is not None:
             self._preempted.keep(request_id, row)
 

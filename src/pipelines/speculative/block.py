@@ -12,9 +12,10 @@ from unispec.kv_cache.views import grown_view
 from unispec.sampling.acceptance import AcceptanceRule
 from unispec.sampling.seeds import positions
 
+from .deferred import Unread
 from .proposal import DraftVocabulary, first_columns, no_proposal, propose
 from .step import StepInputs, StepOutputs
-from .verify import Target, unread, verify
+from .verify import Target, branch, verify
 
 __all__ = ["BlockDraft", "block_step"]
 
@@ -59,18 +60,18 @@ def block_step(
     are overwritten by the next step.
     """
     verified = verify(target, rule, step)
-    accepted, lengths = verified.accepted, verified.verified_lengths
-    reading, wanted = unread(step, verified), step.num_speculative_tokens
+    accepted, wanted = verified.accepted, step.num_speculative_tokens
 
-    def run() -> list[TensorValue]:
-        draft.materialize(reading.features(), reading.row_offsets, reading.cache)
+    def run(unread: Unread) -> list[TensorValue]:
+        draft.materialize(unread.features, unread.row_offsets, unread.cache)
+        lengths = verified.lengths
         block = grown_view(step.caches[1], lengths, draft.block_size)
         features = draft(accepted.next_tokens, block)
         where = positions(lengths.cast(DType.int64) + 1, features)  # [B, block_size - 1]
         proposal = propose(draft, features, where, step.sampling if step.draft_probs else None)
         return [first_columns(values, wanted) for values in proposal.values()]
 
-    tokens, *probs = reading.branch(run, lambda: no_proposal(step).values())
+    tokens, *probs = branch(step, verified, run, lambda: no_proposal(step).values())
     return StepOutputs(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,

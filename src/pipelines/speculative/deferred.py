@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -11,13 +11,11 @@ from max.graph import (
     BufferType,
     BufferValue,
     DeviceRef,
-    Dim,
     TensorType,
     TensorValue,
     Value,
     ops,
 )
-from max.nn.kernels import merge_ragged_tensors
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.kv_cache.views import earlier_view
@@ -29,9 +27,11 @@ DEFERRED_INPUTS = (
     "feature_log",
     "log_start",
     "deferred_rows",
-    "deferred_offsets",
     "deferred_tokens",
+    "deferred_counts",
     "max_deferred",
+    "unread_places",
+    "unread_offsets",
 )
 """The inputs of a graph whose draft need not run in each step, in order."""
 
@@ -55,15 +55,37 @@ def deferred_types(
         "feature_log": [log],
         "log_start": [TensorType(DType.int64, [], device=cpu)],
         "deferred_rows": [TensorType(DType.int64, ["num_deferred"], device=device)],
-        "deferred_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=device)],
         "deferred_tokens": [TensorType(DType.int64, ["num_deferred"], device=device)],
+        "deferred_counts": [TensorType(DType.uint32, ["batch"], device=device)],
         "max_deferred": [TensorType(DType.uint32, [1], device=cpu)],
+        "unread_places": [TensorType(DType.int64, ["num_unread"], device=device)],
+        "unread_offsets": [TensorType(DType.uint32, ["num_row_offsets"], device=device)],
     }
 
 
 @dataclass(frozen=True)
+class Unread:
+    """What the draft reads in a step: U positions, ragged."""
+
+    tokens: TensorValue
+    """int64 `[U]`: the verified token that follows each position."""
+    features: TensorValue
+    """`[U, F]`: the target's."""
+    row_offsets: TensorValue
+    """uint32 `[B + 1]`."""
+    last_verified: TensorValue
+    """int64 `[B]`: where each row's last verified position is among them."""
+    cache: PagedCacheValues
+    """The draft's cache as far as the draft has read."""
+
+
+@dataclass(frozen=True)
 class DeferredInputs:
-    """The positions that the draft has not read: E of all rows, ragged. L rows of the log."""
+    """The positions that the draft has not read: E of all rows, ragged. L rows of the log.
+
+    The host says where each of a step's U positions is, each row's deferred ones before its M
+    merged ones, so that a step without proposals computes nothing of it.
+    """
 
     log: BufferValue
     """`[L, F]`: features of the target."""
@@ -72,12 +94,17 @@ class DeferredInputs:
     nowhere."""
     rows: TensorValue
     """int64 `[E]`: the log's row of each position."""
-    offsets: TensorValue
-    """uint32 `[B + 1]`: where the positions of each row start."""
     tokens: TensorValue
     """int64 `[E]`: the verified token that follows each position."""
+    counts: TensorValue
+    """uint32 `[B]`: positions of each row."""
     longest: TensorValue
-    """uint32 `[1]` on the CPU: the most positions of a row."""
+    """uint32 `[1]` on the CPU: the largest of them."""
+    places: TensorValue
+    """int64 `[U]`: of what the draft reads, indices among deferred and, behind them, merged
+    positions."""
+    offsets: TensorValue
+    """uint32 `[B + 1]`: where each row starts in `places`."""
 
     @classmethod
     def of(cls, taken: Mapping[str, Sequence[Value[Any]]]) -> Self:
@@ -85,106 +112,47 @@ class DeferredInputs:
         (log,), *others = (taken[name] for name in DEFERRED_INPUTS)
         return cls(log.buffer, *(value.tensor for (value,) in others))
 
+    def write(self, features: TensorValue) -> None:
+        """Writes `[M, F]`, the merged positions' features, to the log, if there is a start."""
+        merged = features.shape[0]
 
-@dataclass(frozen=True)
-class Unread:
-    """What the draft reads in a step. U positions: each row's deferred ones, then its merged ones.
+        def body(start: TensorValue) -> list[TensorValue]:
+            end = start + ops.shape_to_tensor([merged]).reshape([])
+            ops.buffer_store_slice(self.log, features, [(slice(start, end), merged), slice(None)])
+            return [start]
 
-    In a graph without deferred inputs the draft runs in each step, over the merged tokens alone.
-    """
+        run_if(self.log_start >= 0, [self.log_start], body)
 
-    tokens: TensorValue
-    """int64 `[U]`: the verified token that follows each position."""
-    row_offsets: TensorValue
-    """uint32 `[B + 1]`."""
-    last_verified: TensorValue
-    """int64 `[B]`: where each row's last verified position is among them."""
-    cache: PagedCacheValues
-    """The draft's cache as far as the draft has read."""
-    features: Callable[[], TensorValue]
-    """Gathers the target's features, `[U, F]`."""
-    proposes: TensorValue | None = None
-    """bool scalar on the CPU: whether the draft runs; None: it does in each step."""
-
-    def branch(
-        self,
-        run: Callable[[], Sequence[TensorValue]],
-        otherwise: Callable[[], Sequence[TensorValue]],
-    ) -> list[TensorValue]:
-        """What `run` builds where the draft runs, else `otherwise`, of the same types."""
-        if self.proposes is None:
-            return list(run())
-        return run_if(self.proposes, otherwise(), lambda *_: run())
-
-    def with_deferred(
-        self, deferred: DeferredInputs, num_proposed: TensorValue, batch: Dim
-    ) -> Self:
-        """Puts deferred positions before each row's merged ones, or logs these for a later step.
+    def before(self, merged: Unread, read: TensorValue) -> Unread:
+        """The deferred positions of each row, then its merged ones.
 
         Args:
-            num_proposed: int64 scalar on the CPU; 0: the draft does not run.
-            batch: B.
+            merged: the merged positions alone.
+            read: what `read` returned.
         """
-        features = self.features()  # [M, F]
-        _log(features, deferred, num_proposed)
-        device = features.device
-        count, merged = deferred.rows.shape[0], features.shape[0]  # E, M
-        # Where a position's features are among the deferred ones and, after them, the merged ones.
-        places = [
-            ops.range(0, size, 1, out_dim=size, dtype=DType.int64, device=device)
-            for size in (count, merged)
-        ]
-        behind = places[1] + ops.shape_to_tensor([count]).to(device)
-        offsets = (deferred.offsets, ops.rebind(self.row_offsets, deferred.offsets.shape))
-        sources, _ = merge_ragged_tensors(places[0], offsets[0], behind, offsets[1])
-        tokens, _ = merge_ragged_tensors(deferred.tokens, offsets[0], self.tokens, offsets[1])
-        # In max 26.7 the operation's own offsets are wrong where a row has nothing deferred.
-        row_offsets = offsets[0] + offsets[1]
-        before = ops.rebind(deferred.offsets[1:], [batch])  # deferred ones up to each row's end
-        counts = before - ops.rebind(deferred.offsets[:-1], [batch])
-        old = _read(deferred, num_proposed)  # [E, F]
-
-        def gathered() -> TensorValue:
-            found = ops.gather(ops.concat([old, features]), sources, axis=0)
-            return ops.rebind(found, ["num_unread", features.shape[1]])
-
-        return type(self)(
-            # Plain names: a loop's body takes no computed dimensions.
-            ops.rebind(tokens, ["num_unread"]),
-            row_offsets,
-            self.last_verified + before.cast(DType.int64),
-            earlier_view(self.cache, counts, deferred.longest),
-            features=gathered,
-            proposes=num_proposed > 0,
+        features = ops.concat([read, merged.features])
+        tokens = ops.concat([self.tokens, merged.tokens])
+        starts = ops.rebind(self.offsets[:-1], self.counts.shape) + self.counts
+        moved = starts - ops.rebind(merged.row_offsets[:-1], self.counts.shape)
+        return Unread(
+            tokens=ops.gather(tokens, self.places, axis=0),
+            features=ops.gather(features, self.places, axis=0),
+            row_offsets=self.offsets,
+            last_verified=merged.last_verified + moved.cast(DType.int64),
+            cache=earlier_view(merged.cache, self.counts, self.longest),
         )
 
+    def read(self) -> TensorValue:
+        """The features of the deferred positions, `[E, F]`; not to be called in a branch.
 
-def _log(features: TensorValue, deferred: DeferredInputs, num_proposed: TensorValue) -> None:
-    """Writes the merged tokens' features `[M, F]` to the log, if nothing is proposed."""
-    merged, start = features.shape[0], deferred.log_start
-    end = start + ops.shape_to_tensor([merged]).reshape([])
+        The log is loaded where there are some only: that copies it.
+        """
+        log, count = self.log, self.rows.shape[0]
+        zero = ops.constant(0.0, log.dtype, device=log.device)
+        nothing = ops.broadcast_to(zero, [count, log.shape[1]])
 
-    def write(start: TensorValue) -> list[TensorValue]:
-        rows = (slice(start, end), merged)
-        ops.buffer_store_slice(deferred.log, features, [rows, slice(None)])
-        return [start]
+        def found(nothing: TensorValue) -> list[TensorValue]:
+            features = ops.gather(ops.buffer_load(log), self.rows, axis=0)
+            return [ops.rebind(features, nothing.shape)]
 
-    run_if((num_proposed == 0) & (start >= 0), [start], write)
-
-
-def _read(deferred: DeferredInputs, num_proposed: TensorValue) -> TensorValue:
-    """The features of the deferred positions, `[E, F]`.
-
-    The log is loaded where there are some only: that copies it.
-    """
-    log, count = deferred.log, deferred.rows.shape[0]
-    nothing = ops.broadcast_to(
-        ops.constant(0.0, log.dtype, device=log.device), [count, log.shape[1]]
-    )
-
-    def read(nothing: TensorValue) -> list[TensorValue]:
-        found = ops.gather(ops.buffer_load(log), deferred.rows, axis=0)
-        return [ops.rebind(found, nothing.shape)]
-
-    some = ops.shape_to_tensor([count]).reshape([]) > 0
-    return run_if(some & (num_proposed > 0), [nothing], read)[0]
+        return run_if(ops.shape_to_tensor([count]).reshape([]) > 0, [nothing], found)[0]

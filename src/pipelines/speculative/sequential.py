@@ -11,9 +11,10 @@ from max.nn.kv_cache import PagedCacheValues
 from unispec.kv_cache.views import grown_view
 from unispec.sampling.acceptance import AcceptanceRule
 
+from .deferred import Unread
 from .proposal import DraftVocabulary, Proposal, no_proposal, propose
 from .step import VOID_TOKEN, StepInputs, StepOutputs
-from .verify import Target, Verified, unread, verify
+from .verify import Target, branch, verify
 
 __all__ = ["SequentialDraft", "sequential_step"]
 
@@ -58,19 +59,16 @@ def sequential_step(
     caches and are overwritten by the next step.
     """
     verified = verify(target, rule, step)
-    reading = unread(step, verified)
-    rounds = _Rounds(draft, step, verified)
+    rounds = _Rounds(draft, step, verified.features.dtype)
 
-    def run() -> list[TensorValue]:
+    def run(unread: Unread) -> list[TensorValue]:
         features = draft(
-            reading.tokens,
-            draft.from_target(reading.features()),
-            reading.row_offsets,
-            reading.cache,
+            unread.tokens, draft.from_target(unread.features), unread.row_offsets, unread.cache
         )
-        return rounds.first(ops.gather(features, reading.last_verified, axis=0))
+        feature = ops.gather(features, unread.last_verified, axis=0)  # [B, H]
+        return rounds.first(feature, verified.lengths)
 
-    _, _, tokens, *probs = rounds.loop(reading.branch(run, rounds.nothing))
+    _, _, _, tokens, *probs = rounds.loop(branch(step, verified, run, rounds.nothing))
     return StepOutputs(
         num_accepted_draft_tokens=verified.accepted.num_accepted,
         next_tokens=verified.accepted.next_tokens,
@@ -83,17 +81,16 @@ def sequential_step(
 class _Rounds:
     """The rounds after the draft's prefill. P tokens to propose.
 
-    Their state is the last proposed token of each row, int64 `[B]`, the feature that it was
-    proposed from, `[B, H]`, all proposed tokens, int64 `[B, P]`, and for sampled drafts what they
-    were drawn from, float32 `[B, P, V]`.
+    Their state is the length of each row so far, uint32 `[B]`, its last proposed token, int64
+    `[B]`, the feature that it was proposed from, `[B, H]`, all proposed tokens, int64 `[B, P]`, and
+    for sampled drafts what they were drawn from, float32 `[B, P, V]`.
     """
 
-    def __init__(self, draft: SequentialDraft, step: StepInputs, verified: Verified) -> None:
+    def __init__(self, draft: SequentialDraft, step: StepInputs, dtype: DType) -> None:
         self.draft = draft
         self.step = step
         self.sampling = step.sampling if step.draft_probs else None
-        self.lengths = verified.verified_lengths
-        self.dtype = verified.features.dtype
+        self.dtype = dtype
         self.device = step.tokens.device
         self.batch = step.draft_tokens.shape[0]
         wanted, count = step.num_speculative_tokens, Dim("num_proposed")
@@ -111,14 +108,14 @@ class _Rounds:
         where = ops.unsqueeze(position.cast(DType.int64) + 1, 1)  # [B, 1]
         return propose(self.draft, ops.unsqueeze(feature, 1), where, self.sampling)
 
-    def first(self, feature: TensorValue) -> list[TensorValue]:
+    def first(self, feature: TensorValue, lengths: TensorValue) -> list[TensorValue]:
         """The state after the first token of each row, which stands in all columns for now."""
-        proposal, count = self.propose(feature, self.lengths), self.columns.shape[0]
+        proposal, count = self.propose(feature, lengths), self.columns.shape[0]
         columns = [
             ops.broadcast_to(values, [self.batch, count, *values.shape[2:]])
             for values in proposal.values()
         ]
-        return [ops.squeeze(proposal.tokens, 1), feature, *columns]
+        return [lengths, ops.squeeze(proposal.tokens, 1), feature, *columns]
 
     def nothing(self) -> list[TensorValue]:
         """The state where nothing is proposed."""
@@ -126,6 +123,7 @@ class _Rounds:
         feature = ops.broadcast_to(zero, [self.batch, self.draft.hidden_size])
         no_token = ops.constant(VOID_TOKEN, DType.int64, device=self.device)
         return [
+            self.step.caches[1].cache_lengths,
             ops.broadcast_to(no_token, [self.batch]),
             feature,
             *no_proposal(self.step).values(),
@@ -139,7 +137,7 @@ class _Rounds:
         def unfinished(round_: TensorValue, *state: TensorValue) -> TensorValue:
             return round_ < wanted
 
-        _, _, *state = ops.while_loop([one, self.lengths, *state], unfinished, self._round)
+        _, *state = ops.while_loop([one, *state], unfinished, self._round)
         return state
 
     def _round(

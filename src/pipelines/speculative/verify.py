@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,12 +12,13 @@ from max.nn.kernels import merge_ragged_tensors
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.sampling.acceptance import AcceptanceRule, Accepted, Verification
+from unispec.sampling.branch import run_if
 from unispec.sampling.logprobs import Logprobs, find_logprobs
 
 from .deferred import Unread
 from .step import StepInputs
 
-__all__ = ["Target", "Verified", "unread", "verify"]
+__all__ = ["Target", "Verified", "branch", "verify"]
 
 
 class Target(Protocol):
@@ -50,17 +52,19 @@ class Verified:
     """uint32 `[B + 1]`: where each row starts among the merged tokens."""
     features: TensorValue
     """`[M, F]`: what the draft reads of the merged tokens."""
-    shifted_tokens: TensorValue
-    """int64 `[M]`: the verified token that follows each merged token; what stands after
-    the next token of a row has no meaning."""
-    last_verified: TensorValue
-    """int64 `[B]`: index among the merged tokens of each row's last verified one."""
-    verified_lengths: TensorValue
-    """uint32 `[B]`: verified tokens of each row, the next token not counted."""
+    new_tokens: TensorValue
+    """int64 `[B]`: merged tokens of each row, drafts not counted."""
+    first_position: TensorValue
+    """int64 `[B]`: of each row's first draft, or of its next token."""
     accepted: Accepted
     """The rule's verdict."""
     logprobs: Logprobs
     """Of `accepted.tokens`, J = K + 1 positions a row, where the batch asks for them."""
+
+    @property
+    def lengths(self) -> TensorValue:
+        """uint32 `[B]`: verified tokens of each row, the next token not counted."""
+        return (self.first_position + self.accepted.num_accepted).cast(DType.uint32)
 
 
 def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
@@ -96,27 +100,52 @@ def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
     return Verified(
         row_offsets=row_offsets,
         features=features,
-        shifted_tokens=_shift(step, accepted, row_offsets),
-        last_verified=starts + new_tokens - 1 + accepted.num_accepted,
-        verified_lengths=(first_position + accepted.num_accepted).cast(DType.uint32),
+        new_tokens=new_tokens,
+        first_position=first_position,
         accepted=accepted,
         logprobs=find_logprobs(logits, accepted.tokens, step.sampling.num_logprobs),
     )
 
 
-def unread(step: StepInputs, verified: Verified) -> Unread:
-    """What the draft reads in this step."""
-    merged = Unread(
-        tokens=verified.shifted_tokens,
-        row_offsets=verified.row_offsets,
-        last_verified=verified.last_verified,
-        cache=step.caches[1],
-        features=lambda: verified.features,
+def branch(
+    step: StepInputs,
+    verified: Verified,
+    run: Callable[[Unread], Sequence[TensorValue]],
+    otherwise: Callable[[], Sequence[TensorValue]],
+) -> list[TensorValue]:
+    """Runs the draft over what it has not read, where the step proposes something.
+
+    In a graph without deferred inputs it runs in each step.
+
+    Args:
+        run: builds the draft's part, and is called inside the branch.
+        otherwise: builds what stands in for it, of the same types.
+    """
+    deferred = step.deferred
+    if deferred is None:
+        return list(run(_merged(step, verified)))
+    deferred.write(verified.features)
+    # A loop in a loop cannot read a buffer in max 26.7.
+    read = deferred.read()
+    return run_if(
+        step.num_speculative_tokens > 0,
+        otherwise(),
+        lambda *_: run(deferred.before(_merged(step, verified), read)),
     )
-    if step.deferred is None:
-        return merged
-    batch = step.draft_tokens.shape[0]
-    return merged.with_deferred(step.deferred, step.num_speculative_tokens, batch)
+
+
+def _merged(step: StepInputs, verified: Verified) -> Unread:
+    """The merged positions as the draft reads them."""
+    offsets, accepted = verified.row_offsets, verified.accepted
+    starts = ops.rebind(offsets[:-1], verified.new_tokens.shape).cast(DType.int64)
+    return Unread(
+        # What stands after the next token of a row has no meaning.
+        tokens=_shift(step, accepted, offsets),
+        features=verified.features,
+        row_offsets=offsets,
+        last_verified=starts + verified.new_tokens - 1 + accepted.num_accepted,
+        cache=step.caches[1],
+    )
 
 
 def _merge(step: StepInputs, drafts: TensorValue) -> tuple[TensorValue, TensorValue]:

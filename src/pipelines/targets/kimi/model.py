@@ -17,6 +17,7 @@ from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
+from unispec.pipelines.runtime.model import digest_of
 from unispec.pipelines.runtime.outputs import StepModelOutputs
 from unispec.pipelines.runtime.prompts import Prompt
 from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
@@ -68,6 +69,7 @@ class KimiK2_5Model(DeepseekV3Model):
         Returns:
             The vision graph, then the language graph.
         """
+        self.graph_digest = digest_of(graph)
         vision = build_vision_graph(self._vision, graph.module)
         # On a CPU the compiled graphs read the weights where they lie and do not own them.
         self.weights_registry = {**weights, **self._vision.state_dict()}
