@@ -56,6 +56,7 @@ class Answering(Replicated):
     def __init__(self, *steps: tuple[list[int], list[int], list[list[int]]]) -> None:
         super().__init__()
         self._connected = None
+        self.most_proposed = 2
         self._steps = iter(steps)
         self.inputs: list[DeepseekV3Inputs] = []
         self.batch = BatchBuilder(

@@ -30,7 +30,8 @@ def loaded(tiny_pair: Callable[[str], TinyPair]) -> tuple[Served, ServedPipeline
         )
     )
     pipeline = served.factory()
-    pipeline.model.batch.num_speculative_tokens = PROPOSED
+    assert pipeline.speculation is not None
+    pipeline.speculation.pinned = lambda rows: PROPOSED
     return served, pipeline
 
 

@@ -108,7 +108,7 @@ def test_a_row_that_never_fits_is_refused(tiny_pair: Callable[[str], TinyPair]) 
 def test_a_plan_with_more_memory_gives_what_all_rows_can_fill(
     tiny_pair: Callable[[str], TinyPair],
 ) -> None:
-    """4 rows of 300 tokens and 2 * 3 + 1 more have 3 pages each."""
+    """4 rows of 300 tokens and 2 * 8 + 1 more have 3 pages each."""
     served = served_pipeline(config_of(tiny_pair("llama_eagle_agreeing"), max_batch_size=4))
     params = Engine(config_of(tiny_pair("llama_eagle_agreeing")))._kv_params
     assert planned_pages(params, with_pages(params, served.memory_plan, 50), exact=False) == 12
@@ -121,4 +121,5 @@ def test_the_longest_row_fits_and_one_token_more_does_not(
     longest = longest_row(params, 3)
     assert pages_per_row(params, longest) == 3
     assert pages_per_row(params, longest + 1) == 4
-    assert longest == 3 * PAGE - 2 * 3 - 1
+    # Where steps choose K it may be 8.
+    assert longest == 3 * PAGE - 2 * 8 - 1

@@ -70,7 +70,7 @@ def refusal(tokenizer: ServedTokenizer, asked: TextGenerationRequest) -> str:
         ([10**30], "is outside the model's vocabulary"),
         ([5, "a"], "has 'a' among its token ids"),
         ([5] * 300, "has 300 tokens, max_length is 300"),
-        ([5] * 240, "may be 260 tokens long and the cache holds 249"),
+        ([5] * 240, "may be 260 tokens long and the cache holds 239"),
     ],
     ids=str,
 )

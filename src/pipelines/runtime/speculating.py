@@ -92,7 +92,7 @@ def _path(pipeline: SpeculativePipeline, num_pages: int, max_length: int) -> Pat
         version("unispec"),
         version("max"),
         model.graph_digest,
-        [(str(device), device.architecture_name) for device in model.devices],
+        [str(device) if device.is_host else device.architecture_name for device in model.devices],
         _processor(),
         len(os.sched_getaffinity(0)),
         pipeline.max_batch_size,
