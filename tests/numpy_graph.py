@@ -66,7 +66,8 @@ class NumpyGraph:
         accepted = agrees.index(False) if False in agrees else len(drafts)
         following = answer[accepted]
         proposals = continuation(following, count)
-        proposals[following % count] += 1
+        if proposals:
+            proposals[following % count] += 1
         return accepted, following, proposals
 
 

@@ -110,11 +110,13 @@ def kimi_model(tmp_path_factory: pytest.TempPathFactory) -> Kimi:
             model=str(target),
             draft_model=str(draft),
             speculative_method="dflash",
+            prompt_lookup_max=0,
             max_batch_size=4,
             max_batch_input_tokens=64,
             max_length=512,
         )
     )
+    engine.num_speculative_tokens = engine.max_speculative_tokens
     return Kimi(engine, SeeingReference(target, folder / "plain"), draft)
 
 

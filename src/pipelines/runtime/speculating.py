@@ -67,14 +67,15 @@ def speculate(
     costs = None
     if options.count == AUTO:
         path = _path(pipeline, num_pages, max_length)
-        costs = StepCosts.read(path)
+        costs = None if path is None else StepCosts.read(path)
         sizes = {"max_length": max_length, "vocab_size": vocab_size}
         if costs is None or not still_hold(costs, pipeline, **sizes):
             on_measure()
             costs = measure_step_costs(pipeline, num_pages=num_pages, **sizes)
-            # A cache that cannot be written costs time at the next start, nothing else.
-            with suppress(OSError):
-                costs.save(path)
+            if path is not None:
+                # A cache that cannot be written costs time at the next start, nothing else.
+                with suppress(OSError):
+                    costs.save(path)
     model = pipeline.model
     pipeline.speculation = Speculation(
         most_verified=model.kv_params.num_draft_tokens,
@@ -85,9 +86,11 @@ def speculate(
     )
 
 
-def _path(pipeline: SpeculativePipeline, num_pages: int, max_length: int) -> Path:
-    """Where the costs of these steps on this machine are kept."""
+def _path(pipeline: SpeculativePipeline, num_pages: int, max_length: int) -> Path | None:
+    """Where the costs of these steps on this machine are kept; None of a graph without a name."""
     model = pipeline.model
+    if not model.graph_digest:
+        return None
     identity = (
         version("unispec"),
         version("max"),
