@@ -28,7 +28,7 @@ class StepCost:
 
     @cached_property
     def both(self) -> list[list[float]]:
-        """Seconds of a step that proposes k tokens a row and verifies w: at [k][w]."""
+        """Seconds of a step by the tokens a row that it proposes, and then by those it verifies."""
         return (self.verify + self.propose[:, None]).tolist()  # type: ignore[no-any-return]
 
 
