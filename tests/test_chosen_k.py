@@ -107,6 +107,8 @@ def test_ngrams_are_what_a_search_through_the_text_finds(ngram_engine: Engine, s
     # The last step is cut where the answer ends.
     for count, emitted in steps[:-1]:
         expected = looked_up(text, 6, 2, 16) if len(text) > len(prompt) else []
+        # The last token of an answer is nobody's draft, and what is behind it is none.
+        expected = expected[: len(prompt) + 200 - len(text) - 1]
         assert count == len(expected)
         agreed = len(emitted) - 1
         assert emitted[:agreed] == expected[:agreed]
