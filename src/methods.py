@@ -9,7 +9,6 @@ from unispec.errors import InputError
 
 __all__ = [
     "AUTO",
-    "DEFAULT_DRAFT_TOKENS",
     "DRAFTLESS",
     "DRAFT_METHODS",
     "FACTS",
@@ -47,7 +46,8 @@ class MethodFacts(NamedTuple):
     """What is known of a method without MAX."""
 
     default_draft_tokens: int | None
-    """K where one is needed and none is asked for; None: the checkpoint's block decides."""
+    """K where one is needed and none is asked for; None: the checkpoint's block decides, or steps
+    always choose."""
     largest_draft_tokens: int
     """The largest K that a graph is built for."""
     chosen_draft_tokens: int | None
@@ -67,15 +67,12 @@ FACTS: Final[Mapping[Method, MethodFacts]] = {
         3, 8, 8, DraftCheckpoint("EAGLE3", "LlamaForCausalLMEagle3", "llama"), "eagle"
     ),
     "mtp": MethodFacts(1, 8, 8, None, "mtp"),
-    "ngram": MethodFacts(8, 31, 16, None, None),
+    "ngram": MethodFacts(None, 31, 16, None, None),
 }
 """The facts of each method."""
 
 DRAFT_METHODS: Final[tuple[Method, ...]] = tuple(name for name in METHODS if FACTS[name].draft)
 """Those with a checkpoint for the draft; the other drafts are part of their target's."""
-
-DEFAULT_DRAFT_TOKENS: Final = {name: FACTS[name].default_draft_tokens for name in METHODS}
-"""K where none is asked for; None: the checkpoint's block decides."""
 
 DRAFTLESS: Final[tuple[Method, ...]] = ("ngram",)
 """Those that run in the graph of the target alone."""

@@ -17,20 +17,24 @@ LOG_ROWS = 24
 PAGE = 128
 
 
+def builder_of(feature_log: Buffer | None) -> BatchBuilder:
+    return BatchBuilder(
+        max_batch_size=4,
+        max_batch_input_tokens=32,
+        vocab_size=1000,
+        most_verified=4,
+        num_speculative_tokens=4,
+        device=CPU(),
+        feature_log=feature_log,
+        page_size=PAGE,
+    )
+
+
 class Batch:
     """A builder with a log, and rows that decode."""
 
     def __init__(self) -> None:
-        self.builder = BatchBuilder(
-            max_batch_size=4,
-            max_batch_input_tokens=32,
-            vocab_size=1000,
-            most_verified=4,
-            num_speculative_tokens=4,
-            device=CPU(),
-            feature_log=Buffer.zeros([LOG_ROWS, 8], DType.float32, CPU()),
-            page_size=PAGE,
-        )
+        self.builder = builder_of(Buffer.zeros([LOG_ROWS, 8], DType.float32, CPU()))
         assert self.builder.deferred is not None
         self.deferred: Deferred = self.builder.deferred
 
@@ -204,14 +208,7 @@ def test_a_row_in_prefill_runs_the_draft() -> None:
 
 
 def test_a_draft_without_a_log_runs_in_each_step() -> None:
-    batch = BatchBuilder(
-        max_batch_size=4,
-        max_batch_input_tokens=32,
-        vocab_size=1000,
-        most_verified=4,
-        num_speculative_tokens=4,
-        device=CPU(),
-    )
+    batch = builder_of(None)
     batch.num_speculative_tokens = 0
     context = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
     fields = batch.fields([context])

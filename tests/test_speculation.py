@@ -57,6 +57,12 @@ def pinned(count: int, *, most: int, lookup: LookupOptions | None = None) -> Spe
     )
 
 
+def choosing() -> Speculation:
+    """A millisecond a draft, verified or proposed."""
+    times = costs(0.001, 0.001, widest=4, most=4)
+    return Speculation(most_verified=4, most_proposed=4, pinned=None, costs=times)
+
+
 def test_a_pinned_number_is_proposed_and_verified() -> None:
     speculation, one = pinned(3, most=8), Asked([1, 2, 3])
     assert one.step(speculation, [10], [11, 12, 13, 14]) == ([], 3)
@@ -162,12 +168,7 @@ def test_nothing_is_verified_behind_the_longest_answer() -> None:
 
 
 def test_a_draft_that_pays_is_asked_for_more_and_one_that_does_not_is_left_alone() -> None:
-    speculation = Speculation(
-        most_verified=4,
-        most_proposed=4,
-        pinned=None,
-        costs=costs(0.001, 0.001, widest=4, most=4),
-    )
+    speculation = choosing()
     good = Asked([1, 2])
     good.step(speculation, [3], [4, 5, 6, 7])
     for _ in range(100):
@@ -184,12 +185,7 @@ def test_a_draft_that_pays_is_asked_for_more_and_one_that_does_not_is_left_alone
 
 
 def test_a_draft_that_becomes_right_is_found_out() -> None:
-    speculation = Speculation(
-        most_verified=4,
-        most_proposed=4,
-        pinned=None,
-        costs=costs(0.001, 0.001, widest=4, most=4),
-    )
+    speculation = choosing()
     one = Asked([1, 2])
     for _ in range(100):
         one.step(speculation, [3], [9, 9, 9, 9])
@@ -219,8 +215,7 @@ def test_where_drafts_cost_too_much_none_is_verified() -> None:
 def test_a_useless_draft_is_said_once(caplog: pytest.LogCaptureFixture, chosen: bool) -> None:
     speculation, one = pinned(2, most=2), Asked([1, 2])
     if chosen:
-        times = costs(0.001, 0.001, widest=2, most=2)
-        speculation = Speculation(most_verified=2, most_proposed=2, pinned=None, costs=times)
+        speculation = choosing()
     with caplog.at_level(logging.WARNING):
         for _ in range(400):
             one.step(speculation, [3], [9, 9])

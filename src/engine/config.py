@@ -178,6 +178,15 @@ class EngineConfig:
             self.speculative_method, count.largest if isinstance(count, BatchSchedule) else count
         )
 
+    def loaded_count(self, largest: int) -> int | Literal["auto"] | BatchSchedule:
+        """K that steps begin with.
+
+        Args:
+            largest: K of the graph that is loaded.
+        """
+        count = self.draft_count
+        return largest if count is None or isinstance(count, int) else count
+
     @property
     def num_looked_up(self) -> int:
         """Drafts that the cache of a target alone has room for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from time import perf_counter
 from typing import Any
@@ -23,9 +22,8 @@ from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, with_room
 from unispec.methods import AUTO, DRAFTLESS, Method, check_num_speculative_tokens
 from unispec.pipelines.architectures.registry import pipeline_model
-from unispec.pipelines.runtime.metrics import Acceptance, StepTimes, typical
+from unispec.pipelines.runtime.metrics import StepTimes
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
-from unispec.pipelines.runtime.proposals import SOURCES
 from unispec.pipelines.runtime.speculating import DraftCount, SpeculationOptions, speculate
 from unispec.pipelines.runtime.thinking import ThinkingTokens
 
@@ -36,7 +34,8 @@ from .factory import AnswerFactory
 from .model_files import add_weights
 from .pipeline_config import make_pipeline_config, weight_encodings
 from .reading import read_request, read_requests
-from .requests import Output, Report, Request, SpeculationReport, Step
+from .reporting import report_on, report_on_speculation
+from .requests import Output, Report, Request, Step
 from .running import RunningBatch
 from .scheduler import Scheduler, check_pages
 from .steps import StepOptions
@@ -107,7 +106,8 @@ class Engine:
         self._loading = threading.Lock()
         self._added = Outbox(goes_on=False)
         self.max_speculative_tokens = int(self._kv_params.num_draft_tokens)
-        self._options = StepOptions(self._first_count())
+        self._first_count = config.loaded_count(self.max_speculative_tokens)
+        self._options = StepOptions(self._first_count)
         self.num_pages = count_pages(config, self._kv_params, self.max_length)
 
     def load(self) -> None:
@@ -152,10 +152,10 @@ class Engine:
         check_num_speculative_tokens(
             self._config.speculative_method, largest, loaded=self.max_speculative_tokens
         )
-        if count == AUTO and self._config.draft_count != AUTO:
+        if count == AUTO != self._first_count:
             raise InputError(
                 "num_speculative_tokens is 'auto', but this engine was built for"
-                f" {self._first_count()}; build it with 'auto'"
+                f" {self._first_count}; build it with 'auto'"
             )
         self._options.num_speculative_tokens = count
 
@@ -256,21 +256,14 @@ class Engine:
                         on_finish(index)
         finally:
             batch.abort(outbox, outbox.unfinished)
-        wall = perf_counter() - start
-        results = [answer.result for answer in answers]
-        acceptance = Acceptance.of_all([answer.row.acceptance for answer in answers])
-        decode_steps = [step for step in steps if step.is_decode]
-        return Report(
-            results=results,
-            acceptance_per_position=acceptance.per_position,
-            mean_acceptance_length=acceptance.mean_length,
-            tokens_per_second=sum(len(result.token_ids) for result in results) / wall,
-            time_to_first_token_s=steps[0].ended_s - start if steps else 0.0,
-            step_time_s=typical(step.wall_s for step in decode_steps),
-            graph_time_s=typical(step.graph_s for step in decode_steps),
-            steps=len(decode_steps),
-            decode_steps=decode_steps,
-            speculation=self._speculated(batch, answers, decode_steps),
+        return report_on(
+            answers,
+            steps,
+            started_s=start,
+            ended_s=perf_counter(),
+            speculation=report_on_speculation(
+                batch.pipeline.speculation, self.num_speculative_tokens, answers, steps
+            ),
         )
 
     def check(self, request: Request) -> TextContext:
@@ -329,11 +322,6 @@ class Engine:
         if request_id in self._added.unfinished:
             self._batch().abort(self._added, [request_id])
 
-    def _first_count(self) -> DraftCount:
-        """K as it is configured."""
-        count = self._config.draft_count
-        return self.max_speculative_tokens if count is None or isinstance(count, int) else count
-
     def _batch(self) -> RunningBatch:
         with self._loading:
             if self._running is None:
@@ -346,25 +334,6 @@ class Engine:
                 )
                 self._running = RunningBatch(pipeline, scheduler, self._options)
             return self._running
-
-    def _speculated(
-        self, batch: RunningBatch, answers: Sequence[Answer], steps: Sequence[StepTimes]
-    ) -> SpeculationReport | None:
-        speculation = batch.pipeline.speculation
-        if speculation is None:
-            return None
-        known = [answer.row.speculation for answer in answers if answer.row.speculation]
-        choice = speculation.choice
-        return SpeculationReport(
-            num_speculative_tokens=self.num_speculative_tokens,
-            sources={
-                source: Acceptance.of_all([one.acceptance[source] for one in known])
-                for source in SOURCES
-            },
-            steps_by_verified=Counter(step.num_verified for step in steps),
-            steps_by_proposed=Counter(step.num_proposed for step in steps),
-            expected_tokens_per_second=() if choice is None else choice.rates,
-        )
 
     def _answer(self, request: Request, name: str, outbox: Outbox) -> Answer:
         answer = self._answers.make(request, name, outbox)
@@ -403,7 +372,7 @@ class Engine:
         if self.speculative_method is not None:
             speculate(
                 pipeline,
-                SpeculationOptions(self._first_count(), self._config.lookup),
+                SpeculationOptions(self._first_count, self._config.lookup),
                 num_pages=self.num_pages,
                 max_length=self.max_length,
                 vocab_size=self.vocab_size,

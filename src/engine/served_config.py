@@ -83,6 +83,4 @@ def _speculation(config: EngineConfig, params: KVCacheParamInterface) -> Specula
     """What an engine of this configuration does; None without a speculative method."""
     if config.speculative_method is None:
         return None
-    count = config.draft_count
-    fixed = params.num_draft_tokens if count is None or isinstance(count, int) else count
-    return SpeculationOptions(fixed, config.lookup)
+    return SpeculationOptions(config.loaded_count(params.num_draft_tokens), config.lookup)

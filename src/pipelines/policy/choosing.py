@@ -99,16 +99,18 @@ def best_choice(
     widths = range(len(cost.verify))
     proposed = [sum(each) for each in zip(*(row.proposed for row in rows), strict=True)]
     at_hand = [sum(each) for each in zip(*(row.at_hand for row in rows), strict=True)]
-    matching = [row for row in rows if row.matched is not None]
+    matches = [
+        (row.matched, row.proposed, row.match_share) for row in rows if row.matched is not None
+    ]
     tokens = [[0.0] * len(widths) for _ in cost.both]
     rates = [0.0] * len(widths)
     for count, times in enumerate(cost.both):
         for width in widths:
             used = min(count, width)
             expected = len(rows) + proposed[used]
-            for row in matching:
-                if row.matched is not None and row.matched[width] > row.proposed[used]:
-                    expected += row.match_share * (row.matched[width] - row.proposed[used])
+            for matched, drafted, share in matches:
+                if matched[width] > drafted[used]:
+                    expected += share * (matched[width] - drafted[used])
             tokens[count][width] = expected
             rates[width] = max(rates[width], expected / times[width])
     rate = max(rates)

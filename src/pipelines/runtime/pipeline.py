@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from max.pipelines.context import LogProbabilities, TextContext, TextGenerationOutput
 from max.pipelines.kv_cache import PagedKVCacheManagerInterface
 from max.pipelines.lib import PipelineConfig
@@ -24,7 +26,22 @@ from .rows import Row
 from .speculation import Speculation
 from .thinking import ThinkingTokens
 
-__all__ = ["SpeculativePipeline"]
+__all__ = ["Computed", "SpeculativePipeline"]
+
+
+class Computed(NamedTuple):
+    """What a graph put out for B rows, read where the host needs it in each step."""
+
+    outputs: StepModelOutputs
+    """All of it."""
+    num_accepted: npt.NDArray[np.int64]
+    """`[B]`."""
+    next_tokens: npt.NDArray[np.int64]
+    """`[B]`."""
+    proposals: npt.NDArray[np.int64]
+    """`[B, K]`; of a target alone what it verified."""
+    graph_s: float
+    """Seconds that the graph took, reading included."""
 
 
 class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
@@ -104,11 +121,11 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         if self.speculation is not None:
             self._plan(self.speculation, contexts, rows)
         width = max((len(row.drafts) for row in rows), default=0)
-        outputs, graph_s = self.compute(inputs.batches, width)
-        num_accepted = outputs.num_accepted_draft_tokens.to_numpy()
-        next_tokens = outputs.next_tokens.to_numpy()
+        computed = self.compute(inputs.batches, width)
+        outputs, num_accepted = computed.outputs, computed.num_accepted
+        next_tokens = computed.next_tokens
         # A target alone puts out the drafts that it was given.
-        proposals = outputs.next_draft_tokens.to_numpy()[:, : self.model.most_proposed]
+        proposals = computed.proposals[:, : self.model.most_proposed]
         num_proposed = proposals.shape[1]
         if self.model.batch.deferred is not None:
             self.model.batch.deferred.settle(
@@ -127,7 +144,10 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
                 context.tokens.advance_chunk()
                 row.drafts = []
             else:
-                emitted = [*row.drafts[: int(num_accepted[index])], int(next_tokens[index])]
+                emitted = [
+                    *row.drafts[: int(num_accepted[index])],
+                    int(next_tokens[index]),
+                ]
                 found = logprobs.of(index, emitted, wanted) if logprobs and wanted else ()
                 self._commit(context, row, emitted, found)
                 if self.speculation is not None:
@@ -145,7 +165,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self.last_step = StepTimes(
             start,
             perf_counter(),
-            graph_s,
+            computed.graph_s,
             is_decode=decoding,
             num_rows=len(rows),
             num_verified=width,
@@ -153,17 +173,12 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         )
         return results
 
-    def compute(
-        self, batches: Sequence[Sequence[TextContext]], width: int
-    ) -> tuple[StepModelOutputs, float]:
+    def compute(self, batches: Sequence[Sequence[TextContext]], width: int) -> Computed:
         """Executes the graph for requests as they are, and changes none of them.
 
         Args:
             batches: of each replica.
             width: the most drafts that a row has.
-
-        Returns:
-            What the graph put out, and the seconds that it took.
         """
         for context in chain.from_iterable(batches):
             # The cache manager sizes a step's reads by the number of drafts it sees here.
@@ -173,8 +188,12 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         before = perf_counter()
         outputs = self.model.execute(step)
         # What is read has been computed.
-        outputs.next_draft_tokens.to_numpy()
-        return outputs, perf_counter() - before
+        arrays = (
+            outputs.num_accepted_draft_tokens.to_numpy(),
+            outputs.next_tokens.to_numpy(),
+            outputs.next_draft_tokens.to_numpy(),
+        )
+        return Computed(outputs, *arrays, perf_counter() - before)
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request; its pages are the caller's to release."""

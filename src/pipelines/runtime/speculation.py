@@ -73,7 +73,7 @@ class Speculation:
             if lookup and lookup.stored
             else None
         )
-        self.costs = costs
+        self._costs = costs
         self._found: dict[tuple[int, int], StepCost] = {}
         self._draft = DraftEstimate()
         self._match = MatchEstimate()
@@ -205,12 +205,12 @@ class Speculation:
         return RowOutlook(at_hand, proposed, match, share)
 
     def _cost(self, contexts: Sequence[TextContext]) -> StepCost:
-        assert self.costs is not None
+        assert self._costs is not None
         rows = len(contexts)
         total = sum(context.tokens.processed_length for context in contexts)
         key = rows, total // (rows * _CONTEXT_STEP)
         if key not in self._found:
-            self._found[key] = self.costs.at(rows, (key[1] + 0.5) * _CONTEXT_STEP)
+            self._found[key] = self._costs.at(rows, (key[1] + 0.5) * _CONTEXT_STEP)
         return self._found[key]
 
     def _judge(self) -> None:
