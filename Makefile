@@ -7,8 +7,8 @@ PROMPT ?= Explain in simple terms why the sky is blue.
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
-# MAX compiles a third faster with it than with the C library's allocator.
-WITH_JEMALLOC = LD_PRELOAD="$$($(BIN)/python -c 'from unispec.allocator import jemalloc; print(jemalloc() or "")')"
+# As the command line starts itself: MAX compiles a third faster, and weights lie in huge pages.
+WITH_JEMALLOC = MALLOC_CONF=thp:always LD_PRELOAD="$$($(BIN)/python -c 'from unispec.allocator import jemalloc; print(jemalloc() or "")')"
 # Two workers, each with half of the processors: tests/own_processors.py.
 PYTEST = $(WITH_JEMALLOC) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 DRAFT := src/data/smollm2-135m-eagle3

@@ -10,9 +10,12 @@ greedy, go on beyond their end, and have to be the target's own.
 # ruff: noqa: E402
 from __future__ import annotations
 
+from unispec.allocator import restart_with_jemalloc
 from unispec.waiting import wait_asleep
 
-wait_asleep()  # before MAX is imported, as the command line does
+# Before MAX is imported, as the command line does.
+restart_with_jemalloc()
+wait_asleep()
 
 import json
 import os

@@ -7,9 +7,12 @@ slows them alike. A step with a draft verifies K tokens beside the one that is n
 # ruff: noqa: E402
 from __future__ import annotations
 
+from unispec.allocator import restart_with_jemalloc
 from unispec.waiting import wait_asleep
 
-wait_asleep()  # before MAX is imported, as the command line does
+# Before MAX is imported, as the command line does.
+restart_with_jemalloc()
+wait_asleep()
 
 from dataclasses import replace
 from statistics import mean, median, quantiles

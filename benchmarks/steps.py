@@ -7,9 +7,12 @@ them alike; `generate.py` is the benchmark for an idle machine.
 # ruff: noqa: E402
 from __future__ import annotations
 
+from unispec.allocator import restart_with_jemalloc
 from unispec.waiting import wait_asleep
 
-wait_asleep()  # before MAX is imported, as the command line does
+# Before MAX is imported, as the command line does.
+restart_with_jemalloc()
+wait_asleep()
 
 from statistics import median, quantiles
 

@@ -20,6 +20,7 @@ print(
     "jemalloc" in open("/proc/self/maps").read(),
     os.environ.get("MODULAR_MAX_ALLOCATOR_REEXEC"),
     os.environ.get("LD_PRELOAD", "").split(":")[1:],
+    os.environ.get("MALLOC_CONF"),
 )
 """
 
@@ -28,7 +29,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MAX ships jemal
 
 def shown(**environment: str) -> str:
     """What a process with these variables, and none that this one was given, says of itself."""
-    names = ("LD_PRELOAD", "MODULAR_MAX_ALLOCATOR", "MODULAR_MAX_ALLOCATOR_REEXEC")
+    names = (
+        "LD_PRELOAD",
+        "MALLOC_CONF",
+        "MODULAR_MAX_ALLOCATOR",
+        "MODULAR_MAX_ALLOCATOR_REEXEC",
+    )
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-c", SHOW, "--flag", "two words"],
@@ -42,7 +48,7 @@ def shown(**environment: str) -> str:
 
 
 def test_a_process_starts_anew_with_its_arguments() -> None:
-    assert shown() == "['--flag', 'two words'] True 1 []"
+    assert shown() == "['--flag', 'two words'] True 1 [] thp:always"
 
 
 @pytest.mark.parametrize(
@@ -59,10 +65,14 @@ def test_a_process_that_keeps_its_allocator(environment: dict[str, str]) -> None
 def test_a_process_that_has_it_does_not_start_anew() -> None:
     library = jemalloc()
     assert library is not None
-    assert shown(LD_PRELOAD=str(library)).endswith("True None []")
+    assert shown(LD_PRELOAD=str(library)).endswith("True None [] None")
 
 
 def test_another_preloaded_library_stays_preloaded() -> None:
     loaded = Path("/proc/self/maps").read_text().split()
     other = next(path for path in loaded if Path(path).name.startswith("libm."))
-    assert shown(LD_PRELOAD=other).endswith(f"True 1 ['{other}']")
+    assert shown(LD_PRELOAD=other).endswith(f"True 1 ['{other}'] thp:always")
+
+
+def test_what_the_user_set_holds() -> None:
+    assert shown(MALLOC_CONF="thp:never").endswith("thp:always,thp:never")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from tiny import TinyPair
 from unispec.batch_schedule import BatchSchedule
 from unispec.engine import Engine, EngineConfig, Report, Request, Step
 from unispec.errors import InputError
+from unispec.pipelines.lookup.automaton import SuffixAutomaton
 
 PAIR = "llama_eagle_agreeing"
 ALONE = BatchSchedule(((1, 11, 0), (12, 12, 1)))
@@ -158,6 +160,33 @@ def test_what_steps_choose_changes_no_answer(
     assert all(rate > 0 for rate in found.expected_tokens_per_second)
     assert sum(found.steps_by_verified.values()) == report.steps
     assert_left_empty(auto_engine)
+
+
+@pytest.mark.compiles(PAIR)
+def test_the_text_of_a_finished_request_is_not_kept(ngram_engine: Engine) -> None:
+    """Though its answer is, until all are there."""
+
+    def held() -> int:
+        found = (one for one in gc.get_objects() if isinstance(one, SuffixAutomaton))
+        return sum(bool(one.tokens) for one in found)
+
+    before, running = held(), []
+
+    def note(step: Step) -> None:
+        running.append((len(step.rows), held() - before))
+
+    asked = [
+        Request(
+            token_ids=random_prompt(256, 7, seed=count),
+            sampling=SamplingParams(temperature=0, max_new_tokens=4 * count, ignore_eos=True),
+        )
+        for count in (1, 2, 3, 8)
+    ]
+    with observing(ngram_engine, note):
+        ngram_engine.generate(asked)
+    assert {rows for rows, _ in running} == {1, 2, 3, 4}
+    assert all(automata <= rows for rows, automata in running)
+    assert held() == before
 
 
 @pytest.mark.compiles(PAIR)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from max.driver import Buffer
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from max.pipelines.modeling.types import TextGenerationInputs
 from runs import observing, proposing
@@ -267,6 +268,22 @@ def test_the_next_inputs_of_a_plain_decode_step(engine: Engine) -> None:
     manager.release(context)
     engine.pipeline.release(context.request_id)
     assert answer == expected[:4]
+
+
+def test_what_the_draft_did_not_read_needs_inputs_made_of_the_requests(
+    eagle_engine: Engine,
+) -> None:
+    model, one = eagle_engine.pipeline.model, Buffer.from_numpy(np.array([7]))
+    void = np.full((1, 2), -1)
+    inputs = model.inputs_cls(
+        tokens=one,
+        input_row_offsets=Buffer.from_numpy(np.array([0, 1], np.uint32)),
+        return_n_logits=Buffer.from_numpy(np.array([3])),
+        draft_tokens=Buffer.from_numpy(void),
+        num_speculative_tokens=Buffer.from_numpy(np.array(0)),
+    )
+    with pytest.raises(InputError, match=r"proposed nothing.*prepare_initial_token_inputs"):
+        model.prepare_next_token_inputs(one, inputs)
 
 
 def test_calculate_max_seq_len(engine: Engine) -> None:

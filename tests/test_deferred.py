@@ -17,7 +17,7 @@ LOG_ROWS = 24
 PAGE = 128
 
 
-def builder_of(feature_log: Buffer | None) -> BatchBuilder:
+def builder_of(feature_log: Buffer | None, page: int | None = PAGE) -> BatchBuilder:
     return BatchBuilder(
         max_batch_size=4,
         max_batch_input_tokens=32,
@@ -26,7 +26,7 @@ def builder_of(feature_log: Buffer | None) -> BatchBuilder:
         num_speculative_tokens=4,
         device=CPU(),
         feature_log=feature_log,
-        page_size=PAGE,
+        shared_page_size=page,
     )
 
 
@@ -71,6 +71,7 @@ class Batch:
             for name in (
                 "num_speculative_tokens",
                 "log_start",
+                "num_logged",
                 "deferred_rows",
                 "deferred_tokens",
                 "deferred_counts",
@@ -83,7 +84,6 @@ class Batch:
 
 def inputs(
     k: int,
-    start: int,
     rows: Sequence[int],
     tokens: Sequence[int],
     counts: Sequence[int],
@@ -92,7 +92,8 @@ def inputs(
 ) -> dict[str, list[int]]:
     return {
         "num_speculative_tokens": [k],
-        "log_start": [start],
+        "log_start": [0],
+        "num_logged": [0],
         "deferred_rows": list(rows),
         "deferred_tokens": list(tokens),
         "deferred_counts": list(counts),
@@ -102,23 +103,23 @@ def inputs(
     }
 
 
-def skipped(start: int, rows: int) -> dict[str, list[int]]:
-    """Of a step that proposes nothing."""
-    return inputs(0, start, [], [], [0] * rows, [], [0] * (rows + 1))
+def skipped(start: int, rows: int, logged: int) -> dict[str, list[int]]:
+    """Of a step that proposes nothing, and writes so many features to the log."""
+    read_nothing = inputs(0, [], [], [0] * rows, [], [0] * (rows + 1))
+    return read_nothing | {"log_start": [start], "num_logged": [logged]}
 
 
 def test_accepted_positions_are_read_later_with_the_tokens_after_them() -> None:
     """Two rows that verify 2 drafts; the first accepts both, the second none."""
     batch = Batch()
     first, second = batch.decoding(10), batch.decoding(20)
-    assert batch.step([first, second], [2, 2], [2, 0], 0) == skipped(0, 2)
+    assert batch.step([first, second], [2, 2], [2, 0], 0) == skipped(0, 2, 6)
     # Log: 0 to 2 the first row's, 3 the second's, 4 and 5 rejected.
-    assert batch.step([first, second], [0, 0], [0, 0], 0) == skipped(4, 2)
+    assert batch.step([first, second], [0, 0], [0, 0], 0) == skipped(4, 2, 2)
     # The first row read positions 9 to 12, the second 19 and 20; token i is 100 + i. It verifies
     # one draft, the second row none: behind 6 deferred positions stand 2 merged ones of each row.
     assert batch.step([first, second], [1, 0], [0, 0], 3) == inputs(
         3,
-        -1,
         [0, 1, 2, 4, 3, 5],
         [110, 111, 112, 113, 120, 121],
         [4, 2],
@@ -126,7 +127,7 @@ def test_accepted_positions_are_read_later_with_the_tokens_after_them() -> None:
         [0, 6, 10],
     )
     assert batch.step([first, second], [0, 0], [0, 0], 3) == inputs(
-        3, -1, [], [], [0, 0], [0, 1], [0, 1, 2]
+        3, [], [], [0, 0], [0, 1], [0, 1, 2]
     )
 
 
@@ -134,11 +135,11 @@ def test_a_row_that_is_not_in_the_step_keeps_what_is_deferred() -> None:
     batch = Batch()
     first, second = batch.decoding(10), batch.decoding(20)
     batch.step([first, second], [0, 0], [0, 0], 0)
-    assert batch.step([first], [0], [0], 1) == inputs(1, -1, [0], [110], [1], [0, 1], [0, 2])
+    assert batch.step([first], [0], [0], 1) == inputs(1, [0], [110], [1], [0, 1], [0, 2])
     # Row 1 of the log is still in use.
-    assert batch.step([first], [0], [0], 0) == skipped(2, 1)
+    assert batch.step([first], [0], [0], 0) == skipped(2, 1, 1)
     assert batch.step([second, first], [0, 0], [0, 0], 1) == inputs(
-        1, -1, [1, 2], [120, 112], [1, 1], [0, 2, 1, 3], [0, 2, 4]
+        1, [1, 2], [120, 112], [1, 1], [0, 2, 1, 3], [0, 2, 4]
     )
     assert batch.step([first], [0], [0], 0)["log_start"] == [0]
 
@@ -148,7 +149,7 @@ def test_a_row_with_nothing_deferred_stands_beside_one_that_has() -> None:
     first, second, third = batch.decoding(10), batch.decoding(20), batch.decoding(30)
     batch.step([second], [0], [0], 0)
     assert batch.step([first, second, third], [0, 0, 0], [0, 0, 0], 1) == inputs(
-        1, -1, [0], [120], [0, 1, 0], [1, 0, 2, 3], [0, 1, 3, 4]
+        1, [0], [120], [0, 1, 0], [1, 0, 2, 3], [0, 1, 3, 4]
     )
 
 
@@ -171,7 +172,7 @@ def test_a_step_without_room_in_the_log_runs_the_draft() -> None:
     assert not batch.deferred.must_run(contexts)
     batch.step(contexts, [3, 3], [0, 0], 0)  # rows 15 to 22
     found = batch.step(contexts, [3, 3], [0, 0], 0)
-    assert (found["num_speculative_tokens"], found["log_start"]) == ([1], [-1])
+    assert (found["num_speculative_tokens"], found["num_logged"]) == ([1], [0])
     assert found["deferred_rows"] == [0, 5, 10, 15, 4, 9, 14, 19]
     assert batch.step(contexts, [3, 3], [0, 0], 0)["log_start"] == [0]
 
@@ -192,6 +193,26 @@ def test_a_step_that_may_fill_a_page_runs_the_draft(length: int, drafts: int, mu
     contexts = [batch.decoding(10), batch.decoding(length)]
     batch.builder.row(contexts[1]).drafts = [7] * drafts
     assert batch.deferred.must_run(contexts) == must
+
+
+def test_a_page_that_nobody_shares_may_be_filled_without_the_draft() -> None:
+    builder = builder_of(Buffer.zeros([LOG_ROWS, 8], DType.float32, CPU()), None)
+    batch = Batch()
+    batch.builder, batch.deferred = builder, builder.deferred  # type: ignore[assignment]
+    assert not batch.deferred.must_run([batch.decoding(PAGE)])
+
+
+def test_inputs_that_steps_share_stay_as_they_are() -> None:
+    """Steps of one kind, before and after one whose draft reads what was deferred."""
+    batch = Batch()
+    contexts = [batch.decoding(10), batch.decoding(20)]
+    plain = batch.step(contexts, [0, 0], [0, 0], 2)
+    assert plain == inputs(2, [], [], [0, 0], [0, 1], [0, 1, 2])
+    assert batch.step(contexts, [0, 0], [0, 0], 0) == skipped(0, 2, 2)
+    late = batch.step(contexts, [0, 0], [0, 0], 2)
+    assert late["unread_places"] == [0, 2, 1, 3]
+    assert batch.step(contexts, [0, 0], [0, 0], 2) == plain
+    assert batch.step(contexts, [0, 0], [0, 0], 0) == skipped(0, 2, 2)
 
 
 def test_a_row_in_prefill_runs_the_draft() -> None:

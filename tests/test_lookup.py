@@ -111,6 +111,27 @@ def test_the_store_forgets_what_was_not_used_for_longest() -> None:
     assert len(store._places) == 3 + 2
 
 
+def test_answers_that_begin_alike_are_kept_once_each() -> None:
+    store = AnswerStore(40, 4)
+    store.add([50, 51, 52, 53, 54, 55])
+    for _ in range(8):
+        store.add([1, 2, 3, 4, 5, 6])
+        store.add([1, 2, 3, 4, 7, 8])
+    assert store.continuation([50, 51, 52, 53], 2) == [54, 55]
+    assert store.continuation([1, 2, 3, 4], 2) == [7, 8]
+
+
+def test_what_two_texts_have_is_found_as_long_as_one_is_kept() -> None:
+    store = AnswerStore(18, 2)
+    store.add([1, 2, 3, 4, 5, 6, 7])
+    store.add([9, 2, 3, 4, 5, 8, 8])
+    assert store.continuation([2, 3], 3) == [4, 5, 8]
+    assert store.continuation([1, 2], 1) == [3]
+    store.add([11, 12, 13, 14, 15])
+    assert store.continuation([9, 2], 1) == []
+    assert store.continuation([2, 3], 3) == [4, 5, 6]
+
+
 def test_of_a_text_that_is_too_long_the_end_is_kept() -> None:
     store = AnswerStore(5, 2)
     store.add(list(range(20)))

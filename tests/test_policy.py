@@ -54,6 +54,18 @@ def test_more_work_never_takes_less_time() -> None:
     assert costs.at(2, 50).verify.tolist() == [2.0, 2.0, 3.0]
 
 
+def test_beyond_what_was_measured_more_work_takes_no_less_time_either() -> None:
+    # The lines of both widths cross at 500 tokens: 1.0 and 1.1, then 3.0 and 3.0, then 5.0 and 4.9.
+    costs = StepCosts(
+        {
+            (1, 100): cost([1.0, 1.1], [0.0, 0.2]),
+            (1, 300): cost([3.0, 3.0], [0.0, 0.1]),
+        }
+    )
+    assert costs.at(1, 500).verify.tolist() == [5.0, 5.0]
+    assert costs.at(1, 500).propose.tolist() == [0.0, 0.2]
+
+
 def test_costs_are_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "costs.json"
     StepCosts({(1, 100): cost([1.25, 2.5], [0.0, 0.5])}).save(path)
@@ -139,6 +151,31 @@ def test_what_is_at_hand_is_verified_though_nothing_more_is_proposed() -> None:
     row = RowOutlook([0.0, 0.9, 1.7], [0.0, 0.0, 0.0], [0.0, 0.9, 1.7], 0.9)
     choice = best_choice([row], cost([10, 11, 12], [0, 2, 3]))
     assert (choice.width, choice.proposals) == (2, 0)
+
+
+@given(
+    st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4),
+    st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2),
+    st.floats(0.0, 1.0),
+    st.integers(8, 20),
+)
+@settings(max_examples=100, deadline=None)
+def test_many_rows_are_decided_as_one_is(
+    match: list[float], draft: list[float], share: float, rows: int
+) -> None:
+    """Rows alike bring as many times as much; from 8 on it is computed in another way."""
+    times = cost([10, 11, 12, 14, 17], [0, 1, 2])
+    matched, proposed = ([0.0, *np.cumsum(chances).tolist()] for chances in (match, draft))
+    row = RowOutlook(matched, proposed, matched, share)
+    one, many = best_choice([row], times), best_choice([row] * rows, times)
+    assert many.rates == pytest.approx([rows * rate for rate in one.rates])
+    by_hand = max(
+        (1 + proposed[used] + share * max(matched[width] - proposed[used], 0))
+        / (times.verify[width] + times.propose[count])
+        for count, width in product(range(3), range(5))
+        for used in [min(count, width)]
+    )
+    assert max(one.rates) == pytest.approx(by_hand)
 
 
 def test_rows_decide_together() -> None:

@@ -167,6 +167,47 @@ def test_nothing_is_verified_behind_the_longest_answer() -> None:
     assert one.step(speculation, [4]) == ([], 0)
 
 
+def test_nothing_is_proposed_behind_the_longest_answer() -> None:
+    speculation = choosing()
+    one = Asked([1, 2])
+    one.step(speculation, [3], [4, 5, 6, 7])
+    for _ in range(100):
+        one.step(speculation, [*one.row.drafts, 3], [4, 5, 6, 7])
+    one.context.max_length = len(one.context.tokens) + 8
+    assert one.step(speculation, [4, 5, 6, 7, 3], [4, 5, 6, 7]) == ([4, 5, 6, 7], 4)
+    assert one.step(speculation, [4], [5, 6, 7, 8]) == ([4, 5], 4)
+    assert one.step(speculation, [5], [6, 7, 8, 9]) == ([5], 4)
+    assert one.step(speculation, [6], [7, 8, 9]) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "agreeing", "found"),
+    [
+        # Its own matches of 4 to 7 tokens are too short, and no reason not to ask the store.
+        (LookupOptions(8, 16, stored=100), 8, True),
+        (LookupOptions(8, 16, stored=100), 7, False),
+        # No more tokens are compared than are asked for.
+        (LookupOptions(2, 3, stored=100), 3, True),
+        (LookupOptions(2, 3, stored=100), 2, False),
+    ],
+)
+def test_a_store_is_asked_for_as_long_a_match_as_is_wanted(
+    options: LookupOptions, agreeing: int, found: bool
+) -> None:
+    speculation = pinned(3, most=0, lookup=options)
+    first = Asked([900])
+    for token in range(20, 31):
+        first.step(speculation, [token])
+    speculation.finished(first.context, first.row)
+    begin = list(range(20, 29))[-agreeing:]
+    # Its own text has the last ones, too few, with something else behind them.
+    own = begin[-5:] if agreeing > 4 else begin[-1:]
+    second = Asked([*own, 777, *begin[:-1]])
+    assert second.step(speculation, [begin[-1]]) == ([], 0)
+    verified, _ = second.step(speculation, [29, 30])
+    assert verified == ([29, 30] if found else [])
+
+
 def test_a_draft_that_pays_is_asked_for_more_and_one_that_does_not_is_left_alone() -> None:
     speculation = choosing()
     good = Asked([1, 2])
@@ -222,6 +263,18 @@ def test_a_useless_draft_is_said_once(caplog: pytest.LogCaptureFixture, chosen: 
     (record,) = caplog.records
     assert "0.0% came true" in record.getMessage()
     assert "trained for this target" in record.getMessage()
+
+
+def test_a_draft_that_was_right_is_not_called_useless_for_a_hard_passage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    speculation, one = pinned(1, most=2), Asked([1, 2])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            one.step(speculation, [9, 3], [9])
+        for _ in range(700):
+            one.step(speculation, [3], [9])
+    assert not caplog.records
 
 
 def test_a_draft_that_is_sometimes_right_is_not_called_useless(

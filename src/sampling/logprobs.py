@@ -8,7 +8,7 @@ from typing import Final
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 
-from .branch import replace_if
+from .branch import run_if
 from .ranges import LOGPROBS
 
 __all__ = ["Logprobs", "find_logprobs"]
@@ -43,12 +43,23 @@ def find_logprobs(logits: TensorValue, tokens: TensorValue, num_logprobs: Tensor
         num_logprobs: int64 scalar on the CPU, see `SamplingFields`; what it does not ask for is
             not computed.
     """
-    zero = ops.constant(0.0, DType.float32, device=logits.device)
-    nothing = ops.broadcast_to(zero, [*tokens.shape, 1])
-    total = replace_if(num_logprobs > 0, nothing, lambda _: _log_sum_exp(logits))  # [B, J, 1]
-    top = _most_probable(logits, num_logprobs - 1)  # [B, J, 20]
-    own = _at(logits, ops.unsqueeze(tokens, -1)) - total  # [B, J, 1]
-    return Logprobs(tokens=ops.squeeze(own, -1), top_tokens=top, top=_at(logits, top) - total)
+
+    def found(*_: TensorValue) -> list[TensorValue]:
+        total = _log_sum_exp(logits)  # [B, J, 1]
+        top = _most_probable(logits, num_logprobs - 1)  # [B, J, 20]
+        own = _at(logits, ops.unsqueeze(tokens, -1)) - total  # [B, J, 1]
+        return [ops.squeeze(own, -1), top, _at(logits, top) - total]
+
+    no_value = ops.constant(0.0, DType.float32, device=logits.device)
+    no_token = ops.constant(0, DType.int64, device=logits.device)
+    wide = [*tokens.shape, _WIDTH]
+    nothing = [
+        ops.broadcast_to(no_value, tokens.shape),
+        ops.broadcast_to(no_token, wide),
+        ops.broadcast_to(no_value, wide),
+    ]
+    own, top, probs = run_if(num_logprobs > 0, nothing, found)
+    return Logprobs(tokens=own, top_tokens=top, top=probs)
 
 
 def _log_sum_exp(logits: TensorValue) -> TensorValue:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
-from max.pipelines.context import SamplingParams, TextGenerationResponseFormat
+from max.pipelines.context import SamplingParams, TextContext, TextGenerationResponseFormat
+from max.pipelines.modeling.types import TextGenerationInputs
+from max.pipelines.request import RequestID
 from prompts import random_prompt
 from scheduling import Scheduled
 
@@ -65,6 +68,27 @@ def test_a_preempted_request_answers_as_another(scheduled: Scheduled, kind: str)
     if kind == "grammar":
         text = scheduled.served.tokenizer.delegate.decode(undisturbed, skip_special_tokens=True)
         assert len(json.loads(text)) == 6
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_with_ngrams_it_answers_as_with_a_draft(
+    looking_up: Scheduled, scheduled: Scheduled, kind: str
+) -> None:
+    """N-grams are looked up in what is read anew, too, and where a grammar allows few tokens."""
+    widths: list[int] = []
+    execute = looking_up.pipeline.execute
+
+    def run(inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, Any]:
+        outputs = execute(inputs)
+        assert looking_up.pipeline.last_step is not None
+        widths.append(looking_up.pipeline.last_step.num_verified)
+        return outputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(looking_up.pipeline, "execute", run)
+        assert answer(looking_up, kind, (4, 9)) == answer(scheduled, kind, ())
+    assert sum(widths) > 10
+    assert max(widths) == 4
 
 
 def test_a_request_cancelled_while_it_waits_leaves_no_row(scheduled: Scheduled) -> None:

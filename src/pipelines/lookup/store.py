@@ -21,43 +21,47 @@ class AnswerStore:
         self._length = length
         self._held = 0
         self._added = 0
-        self._texts: OrderedDict[int, list[int]] = OrderedDict()
-        # The last n tokens before a position, to the text's number and the position.
-        self._places: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._texts: OrderedDict[int, tuple[int, ...]] = OrderedDict()
+        self._numbers: dict[tuple[int, ...], int] = {}
+        # The last n tokens before a position, to the texts' numbers and the last position in each.
+        self._places: dict[tuple[int, ...], dict[int, int]] = {}
 
     def add(self, tokens: Sequence[int]) -> None:
         """Keeps a text; one that is longer than all that may be kept, its end."""
-        text = list(tokens[-self._capacity :])
+        text = tuple(tokens[-self._capacity :])
         if len(text) <= self._length:
             return
-        known = self._places.get(tuple(text[: self._length]))
-        if known is not None and self._texts[known[0]] == text:
-            self._texts.move_to_end(known[0])
+        if text in self._numbers:
+            self._texts.move_to_end(self._numbers[text])
             return
         self._added += 1
         self._texts[self._added] = text
+        self._numbers[text] = self._added
         self._held += len(text)
         for end in range(self._length, len(text)):
-            self._places[tuple(text[end - self._length : end])] = (self._added, end)
+            key = text[end - self._length : end]
+            self._places.setdefault(key, {})[self._added] = end
         while self._held > self._capacity:
             self._forget()
 
     def continuation(self, tokens: Sequence[int], count: int) -> list[int]:
-        """What followed the last n of these tokens when they were seen last, `count` at most.
+        """What followed the last n of these tokens in the last text that has them.
 
-        None where they were not seen.
+        Args:
+            count: tokens at most; there are none where no text has them.
         """
-        place = self._places.get(tuple(tokens[-self._length :]))
-        if place is None:
+        found = self._places.get(tuple(tokens[-self._length :]))
+        if found is None:
             return []
-        number, end = place
+        number, end = next(reversed(found.items()))
         self._texts.move_to_end(number)
-        return self._texts[number][end : end + count]
+        return list(self._texts[number][end : end + count])
 
     def _forget(self) -> None:
         number, text = self._texts.popitem(last=False)
         self._held -= len(text)
-        for end in range(self._length, len(text)):
-            key = tuple(text[end - self._length : end])
-            if self._places.get(key, (0, 0))[0] == number:
+        del self._numbers[text]
+        for key in {text[end - self._length : end] for end in range(self._length, len(text))}:
+            del self._places[key][number]
+            if not self._places[key]:
                 del self._places[key]

@@ -67,7 +67,9 @@ class StepCosts:
             context: tokens of a row's sequence, the mean of the batch.
         """
         low, high, share = _between(self._rows, rows)
-        return _mixed(self._at(low, context), self._at(high, context), share)
+        found = _mixed(self._at(low, context), self._at(high, context), share)
+        # Beyond the last entries each width goes on along a line of its own.
+        return _at_least(found, [])
 
     def _at(self, rows: int, context: float) -> StepCost:
         low, high, share = _between(self._contexts, context)

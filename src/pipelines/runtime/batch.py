@@ -14,7 +14,7 @@ from max.pipelines.request import RequestID
 from unispec.pipelines.speculative.step import VOID_TOKEN
 from unispec.sampling.buffers import SamplingBuffers
 
-from .deferred import Deferred, deferred_fields
+from .deferred import Deferred
 from .inputs import PersistentInputBuffers
 from .rows import Row, make_row
 
@@ -30,7 +30,7 @@ class BatchBuilder:
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
         feature_log: `[L, F]` on the device, where a draft need not run in each step.
-        page_size: tokens of a cache page.
+        shared_page_size: tokens of a cache page, where requests share pages that are full.
 
     Attributes:
         rows: what is kept of each request, by its id.
@@ -51,11 +51,15 @@ class BatchBuilder:
         sampled_drafts: bool = False,
         thinking_phase: bool = False,
         feature_log: Buffer | None = None,
-        page_size: int = 1,
+        shared_page_size: int | None = None,
     ) -> None:
         self.rows: dict[RequestID, Row] = {}
         self.num_speculative_tokens = num_speculative_tokens
-        self.deferred = None if feature_log is None else Deferred(feature_log, page_size, self.rows)
+        self.deferred = (
+            None
+            if feature_log is None
+            else Deferred(feature_log, shared_page_size, self.rows, device)
+        )
         self._has_draft = num_speculative_tokens > 0
         self._vocab_size = vocab_size
         self._device = device
@@ -123,8 +127,8 @@ class BatchBuilder:
             thinking = np.array([context.in_reasoning_phase for context in contexts])
             fields["in_thinking_phase"] = Buffer.from_numpy(thinking).to(self._device)
         if self.deferred is not None:
-            lengths = (np.diff(offsets) + width).tolist()
-            fields |= self.deferred.fields(contexts, lengths, proposed, self._device)
+            lengths = [context.tokens.active_length + width for context in contexts]
+            fields |= self.deferred.fields(contexts, lengths, proposed)
         return fields
 
     def nothing_deferred(self, lengths: Sequence[int]) -> dict[str, Any]:
@@ -133,10 +137,7 @@ class BatchBuilder:
         Args:
             lengths: merged tokens of each row.
         """
-        if self.deferred is None:
-            return {}
-        log, counts = self.deferred.log, [0] * len(lengths)
-        return deferred_fields(log, [], [], counts, lengths, self._device)
+        return {} if self.deferred is None else self.deferred.nothing(lengths)
 
     def _num_proposed(self, contexts: Sequence[TextContext]) -> int:
         """How many tokens a step proposes: at least 1 where the draft has to run."""

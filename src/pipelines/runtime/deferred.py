@@ -10,12 +10,17 @@ from max.driver import Buffer, Device
 from max.pipelines.context import TextContext
 from max.pipelines.request import RequestID
 
-from .rows import Row
+from unispec.methods import LARGEST_DRAFT_TOKENS
 
-__all__ = ["LOG_ROWS_PER_REQUEST", "Deferred", "deferred_fields"]
+from .rows import Row, in_prefill
 
-LOG_ROWS_PER_REQUEST: Final = 32
+__all__ = ["LOG_ROWS_PER_REQUEST", "Deferred"]
+
+LOG_ROWS_PER_REQUEST: Final = 64
 """The log has room for so many positions of each row of the largest batch."""
+
+# Merged tokens of a row in a decode step, at most.
+_WIDEST_STEP: Final = 1 + max(LARGEST_DRAFT_TOKENS.values())
 
 
 class Deferred:
@@ -26,37 +31,55 @@ class Deferred:
 
     Args:
         log: `[L, F]`, see `DeferredInputs`.
-        page_size: tokens of a cache page.
+        shared_page_size: tokens of a cache page; None: requests share none.
         rows: what is kept of each request; a row that is dropped has nothing deferred.
+        device: where the graph runs.
     """
 
-    def __init__(self, log: Buffer, page_size: int, rows: Mapping[RequestID, Row]) -> None:
-        self.log = log
-        self._page_size = page_size
+    def __init__(
+        self,
+        log: Buffer,
+        shared_page_size: int | None,
+        rows: Mapping[RequestID, Row],
+        device: Device,
+    ) -> None:
+        self._shared_page_size = shared_page_size
         self._rows = rows
+        self._device = device
+        self._room = log.shape[0]
+        self._behind: set[RequestID] = set()
+        self._start, self._count = np.zeros((), np.int64), np.zeros((), np.int64)
+        self._log = {
+            "feature_log": log,
+            "logged_features": log,
+            "log_start": Buffer.from_numpy(self._start),
+            "num_logged": Buffer.from_numpy(self._count),
+        }
+        # Decode steps are few in kind, and making their inputs takes time.
+        self._even: dict[tuple[int, int], dict[str, Buffer]] = {}
 
     def must_run(self, contexts: Sequence[TextContext]) -> bool:
         """Whether the next step has to run the draft.
 
         That is where a row is in prefill, where the log has no room for the step, and where a row
-        may fill a cache page: others may share that page from then on, the draft's part of it too.
+        may fill a page that others may share from then on, the draft's part of it too.
 
         Args:
             contexts: the step's, whose rows have the drafts that it verifies.
         """
         rows = [self._rows.get(context.request_id) for context in contexts]
         width = max((len(row.drafts) for row in rows if row is not None), default=0)
-        if self._first_free() + len(rows) * (1 + width) > self.log.shape[0]:
+        if self._first_free() + len(rows) * (1 + width) > self._room:
             return True
         return any(
-            row is None or _in_prefill(context, row) or self._may_fill_page(context, row)
+            row is None or in_prefill(context, row) or self._may_fill_page(context, row)
             for context, row in zip(contexts, rows, strict=True)
         )
 
     def fields(
-        self, contexts: Sequence[TextContext], lengths: Sequence[int], count: int, device: Device
+        self, contexts: Sequence[TextContext], lengths: Sequence[int], count: int
     ) -> dict[str, Buffer]:
-        """The inputs of `DEFERRED_INPUTS` by name.
+        """The inputs of `DEFERRED_INPUTS` by name, good until the next call.
 
         Args:
             contexts: the step's.
@@ -64,7 +87,7 @@ class Deferred:
             count: how many tokens the step proposes.
         """
         if not count:
-            return deferred_fields(self.log, [], [], [], lengths, device, self._first_free())
+            return self._writing(self._first_free(), sum(lengths)) | self._alone([0] * len(lengths))
         counts = []
         rows: list[int] = []
         tokens: list[int] = []
@@ -75,7 +98,17 @@ class Deferred:
                 end = context.tokens.processed_length + 1
                 rows += deferred
                 tokens += context.tokens.all[end - len(deferred) : end].tolist()
-        return deferred_fields(self.log, rows, tokens, counts, lengths, device)
+        if not rows:
+            return self.nothing(lengths)
+        return self._writing(0, 0) | _reading(rows, tokens, counts, lengths, self._device)
+
+    def nothing(self, lengths: Sequence[int]) -> dict[str, Buffer]:
+        """The inputs of a step whose draft has read all that was before it.
+
+        Args:
+            lengths: merged tokens of each row.
+        """
+        return self._writing(0, 0) | self._alone(lengths)
 
     def settle(
         self, contexts: Sequence[TextContext], num_accepted: Sequence[int], *, proposed: bool
@@ -90,7 +123,9 @@ class Deferred:
             proposed: whether the step proposed tokens.
         """
         rows = [self._rows[context.request_id] for context in contexts]
+        names = {context.request_id for context in contexts}
         if proposed:
+            self._behind -= names
             for row in rows:
                 row.deferred = []
             return
@@ -98,68 +133,76 @@ class Deferred:
         for index, (row, accepted) in enumerate(zip(rows, num_accepted, strict=True)):
             first = start + index * (1 + width)
             row.deferred += range(first, first + 1 + accepted)
+        self._behind |= names
 
     def _first_free(self) -> int:
         """The log's row behind the last one in use."""
-        return 1 + max(
-            (row.deferred[-1] for row in self._rows.values() if row.deferred), default=-1
-        )
+        # Not of all rows: most of their requests may wait for their turn.
+        self._behind = {
+            name for name in self._behind if name in self._rows and self._rows[name].deferred
+        }
+        return 1 + max((self._rows[name].deferred[-1] for name in self._behind), default=-1)
+
+    def _writing(self, start: int, count: int) -> dict[str, Buffer]:
+        """The inputs that say where the step writes so many features."""
+        self._start[...], self._count[...] = start, count
+        return self._log
+
+    def _alone(self, lengths: Sequence[int]) -> dict[str, Buffer]:
+        """The inputs that say that the draft reads merged tokens only.
+
+        Args:
+            lengths: of each row; all 0: it does not run.
+        """
+        kind = len(lengths), lengths[0]
+        is_even = kind[1] <= _WIDEST_STEP and lengths.count(kind[1]) == kind[0]
+        found = self._even.get(kind) if is_even else None
+        if found is None:
+            found = _reading([], [], [0] * kind[0], lengths, self._device)
+        if is_even:
+            self._even[kind] = found
+        return found
 
     def _may_fill_page(self, context: TextContext, row: Row) -> bool:
-        in_page = context.tokens.processed_length % self._page_size
-        return in_page + 1 + len(row.drafts) >= self._page_size
+        size = self._shared_page_size
+        if size is None:
+            return False
+        return context.tokens.processed_length % size + 1 + len(row.drafts) >= size
 
 
-def deferred_fields(
-    log: Buffer,
+def _reading(
     rows: Sequence[int],
     tokens: Sequence[int],
     counts: Sequence[int],
     lengths: Sequence[int],
     device: Device,
-    start: int = -1,
 ) -> dict[str, Buffer]:
-    """The inputs of `DEFERRED_INPUTS` by name.
+    """The inputs that say what the draft reads.
 
     Args:
-        log: `[L, F]`.
         rows: `[E]`, the log's rows of the deferred positions.
         tokens: `[E]`, the tokens after them.
-        counts: `[B]`, positions of each row; empty: the draft does not run.
+        counts: `[B]`, deferred positions of each row.
         lengths: `[B]`, merged tokens of each row.
-        start: the log's row where the step writes its features, if it proposes nothing.
     """
-    batch = len(lengths)
-    before = np.zeros(batch, np.int64) if not counts else np.array(counts, np.int64)
-    if rows:
-        # A row's deferred positions, then its merged ones, which stand behind all deferred ones.
-        ends = np.cumsum(before), len(rows) + np.cumsum(lengths)
-        both = zip(*ends, before, lengths, strict=True)
-        places = np.concatenate(
-            [
-                np.arange(end - count, end)
-                for old, new, deferred, merged in both
-                for end, count in ((old, deferred), (new, merged))
-            ]
-        )
-    else:
-        places = np.arange(sum(lengths) if counts else 0)
-    offsets = np.zeros(batch + 1, np.uint32)
-    if counts:
-        np.cumsum(before + lengths, out=offsets[1:])
+    before = np.array(counts, np.int64)
+    # A row's deferred positions, then its merged ones, which stand behind all deferred ones.
+    ends = np.cumsum(before), len(rows) + np.cumsum(lengths)
+    both = zip(*ends, before, lengths, strict=True)
+    places = np.concatenate(
+        [
+            np.arange(end - count, end, dtype=np.int64)
+            for old, new, deferred, merged in both
+            for end, count in ((old, deferred), (new, merged))
+        ]
+    )
+    offsets = np.zeros(len(lengths) + 1, np.uint32)
+    np.cumsum(before + lengths, out=offsets[1:])
     return {
-        "feature_log": log,
-        "log_start": Buffer.from_numpy(np.array(start, np.int64)),
         "deferred_rows": Buffer.from_numpy(np.array(rows, np.int64)).to(device),
         "deferred_tokens": Buffer.from_numpy(np.array(tokens, np.int64)).to(device),
         "deferred_counts": Buffer.from_numpy(before.astype(np.uint32)).to(device),
         "max_deferred": Buffer.from_numpy(before.max(keepdims=True).astype(np.uint32)),
-        "unread_places": Buffer.from_numpy(places.astype(np.int64)).to(device),
+        "unread_places": Buffer.from_numpy(places).to(device),
         "unread_offsets": Buffer.from_numpy(offsets).to(device),
     }
-
-
-def _in_prefill(context: TextContext, row: Row) -> bool:
-    """Whether the step reads more than one token: of a prompt, or anew of a preempted answer."""
-    tokens = context.tokens
-    return not row.generated or tokens.actively_chunked or tokens.active_length > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -83,8 +84,12 @@ class StepModelInputs(SamplingFields[Buffer | None], TokenInputs):
     feature_log: Buffer | None = None
     """`[L, F]`: features of positions that the draft has not read. This and what follows are taken
     by a graph whose draft need not run in each step; see `DeferredInputs`."""
+    logged_features: Buffer | None = None
+    """The same buffer."""
     log_start: Buffer | None = None
-    """int64 scalar on the host: the log's row where a step that proposes nothing writes; or -1."""
+    """int64 scalar on the host: the log's row where a step that proposes nothing writes."""
+    num_logged: Buffer | None = None
+    """int64 scalar on the host: how many features it writes; 0 in a step that proposes."""
     deferred_rows: Buffer | None = None
     """int64 `[E]`: the log's row of each position that the draft has to read, ragged."""
     deferred_tokens: Buffer | None = None
@@ -111,10 +116,14 @@ class StepModelInputs(SamplingFields[Buffer | None], TokenInputs):
             InputError: an input is set that the graph does not take, or one that it needs is not.
         """
         refuse_inputs(self, self.NOT_TAKEN)
-        needed = [needed_input(self, name) for name in self.graph_order]
+        needed = (needed_input(self, name) for name in self.graph_order)
         names = ("draft_probs_full", "in_thinking_phase", *DEFERRED_INPUTS)
-        optional = [getattr(self, name) for name in names]
-        return (*tree.leaves(needed), *(buffer for buffer in optional if buffer is not None))
+        optional = (getattr(self, name) for name in names)
+        flat: list[Buffer] = []
+        for value in chain(needed, (buffer for buffer in optional if buffer is not None)):
+            # `leaves` is slow, and most values are leaves.
+            flat += [value] if isinstance(value, Buffer) else tree.leaves(value)
+        return tuple(flat)
 
 
 def refuse_inputs(inputs: ModelInputs, names: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from time import perf_counter
 from typing import Final
 
@@ -69,7 +70,7 @@ def measure_step_costs(
 def still_hold(
     costs: StepCosts, pipeline: SpeculativePipeline, *, max_length: int, vocab_size: int
 ) -> bool:
-    """Whether a step with a draft takes as many times as long as one without as it did.
+    """Whether steps with a draft take as many times as long as one without as they did.
 
     Args:
         costs: of such steps, measured some time ago.
@@ -82,11 +83,14 @@ def still_hold(
     with _running(pipeline, prompts, max_length, vocab_size) as contexts:
         seconds = _Stopwatch(pipeline, contexts, draw)
         proposals = min(1, pipeline.model.most_proposed)
-        seconds(1, proposals)  # what is run for the first time takes longer
-        now = seconds(1, proposals) / seconds(0, 0)
+        seconds((1, proposals))  # what is run for the first time takes longer
+        alone, verifying, both = seconds((0, 0), (1, 0), (1, proposals))
     cost = costs.at(1, short)
-    then = (cost.verify[1] + cost.propose[proposals]) / cost.verify[0]
-    return bool(abs(now - then) <= _TOLERANCE * then)
+    pairs = (
+        (verifying / alone, cost.verify[1] / cost.verify[0]),
+        (both / alone, (cost.verify[1] + cost.propose[proposals]) / cost.verify[0]),
+    )
+    return all(bool(abs(now - then) <= _TOLERANCE * then) for now, then in pairs)
 
 
 def _short(max_length: int) -> int:
@@ -150,21 +154,30 @@ class _Stopwatch:
         self._contexts = contexts
         self._draw = draw
 
-    def __call__(self, width: int, proposals: int) -> float:
-        """Seconds of a step that verifies and proposes so many tokens a row."""
+    def __call__(self, *kinds: tuple[int, int]) -> list[float]:
+        """Seconds of each kind of step; they take turns, so that a busy moment slows all alike.
+
+        Args:
+            kinds: how many tokens a row are verified, and proposed.
+        """
+        fastest, rounds, spent = [inf] * len(kinds), 0, 0.0
+        while spent < _SLOW_S and (
+            rounds < _LEAST_STEPS or (rounds < _MOST_STEPS and spent < _SECONDS)
+        ):
+            times = [self._one(*kind) for kind in kinds]
+            fastest = list(map(min, fastest, times))
+            rounds, spent = rounds + 1, spent + max(times)
+        return fastest
+
+    def _one(self, width: int, proposals: int) -> float:
         batch = self.pipeline.model.batch
         batch.num_speculative_tokens = proposals
         for context in self._contexts:
             tokens = self._draw.choice(context.tokens.all, width)
             batch.row(context).drafts = tokens.tolist()
-        times: list[float] = []
-        while sum(times) < _SLOW_S and (
-            len(times) < _LEAST_STEPS or (len(times) < _MOST_STEPS and sum(times) < _SECONDS)
-        ):
-            start = perf_counter()
-            self.pipeline.compute([self._contexts], width)
-            times.append(perf_counter() - start)
-        return min(times)
+        start = perf_counter()
+        self.pipeline.compute([self._contexts], width)
+        return perf_counter() - start
 
 
 def _measure(seconds: _Stopwatch) -> StepCost:
@@ -172,19 +185,20 @@ def _measure(seconds: _Stopwatch) -> StepCost:
     model = seconds.pipeline.model
     widest, most = model.kv_params.num_draft_tokens, model.most_proposed
 
-    seconds(0, most)  # what is run for the first time takes longer
-    widths, verify = [0], [seconds(0, 0)]
+    seconds((0, most))  # what is run for the first time takes longer
+    widths, verify = [0], seconds((0, 0))
     for width in [*(each for each in _WIDTHS if 0 < each < widest), widest]:
         # Drafts that cost more than the tokens they could bring are never worth it.
         if width > widths[-1] and verify[-1] <= (widths[-1] + 1) * verify[0]:
             widths.append(width)
-            verify.append(seconds(width, 0))
+            verify += seconds((width, 0))
     wide = np.arange(widest + 1)
     times = np.interp(wide, widths, verify)
     times[widths[-1] :] = verify[-1] * (wide[widths[-1] :] + 1) / (widths[-1] + 1)
     propose = np.zeros(most + 1)
     if most:
         # Beside a verified draft, as proposals mostly are.
-        one, all_of_them = (seconds(1, count) - times[1] for count in (1, most))
-        propose[1:] = np.linspace(max(one, 0.0), max(all_of_them, one, 0.0), most)
+        none, one, all_of_them = seconds((1, 0), (1, 1), (1, most))
+        first = max(one - none, 0.0)
+        propose[1:] = np.linspace(first, max(all_of_them - none, first), most)
     return StepCost(times, propose)

@@ -152,7 +152,9 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             sampled_drafts=sampled_drafts,
             thinking_phase=self._optional_inputs["in_thinking_phase"],
             feature_log=self._feature_log(max_batch_size, device),
-            page_size=self.kv_params.page_size,
+            shared_page_size=self.kv_params.page_size
+            if pipeline_config.model.kv_cache.enable_prefix_caching
+            else None,
         )
 
     @property
@@ -297,9 +299,15 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             prev_model_inputs: the inputs of the step that produced them.
 
         Raises:
-            InputError: the previous inputs have another number of rows.
+            InputError: the previous inputs have another number of rows, or K = 0 with a draft.
         """
         assert isinstance(prev_model_inputs, StepModelInputs)
+        before = prev_model_inputs.num_speculative_tokens
+        if self.features is not None and before is not None and not int(before.to_numpy()):
+            raise InputError(
+                "the previous step proposed nothing, so its draft has positions to read: build this"
+                " one with prepare_initial_token_inputs"
+            )
         count = next_tokens.shape[0]
         rows = prev_model_inputs.input_row_offsets.shape[0] - 1
         if count != rows:

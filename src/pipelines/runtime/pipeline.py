@@ -22,7 +22,7 @@ from .logprobs import StepLogprobs
 from .metrics import StepTimes
 from .model import StepModel
 from .outputs import StepModelOutputs
-from .rows import Row
+from .rows import Row, in_prefill
 from .speculation import Speculation
 from .thinking import ThinkingTokens
 
@@ -117,7 +117,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         start = perf_counter()
         contexts = inputs.flat_batch
         rows = [self.model.batch.row(context) for context in contexts]
-        decoding = all(row.generated for row in rows)
+        decoding = not any(map(in_prefill, contexts, rows))
         if self.speculation is not None:
             self._plan(self.speculation, contexts, rows)
         width = max((len(row.drafts) for row in rows), default=0)
@@ -197,7 +197,9 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request; its pages are the caller's to release."""
-        self.model.batch.rows.pop(request_id, None)
+        row = self.model.batch.rows.pop(request_id, None)
+        if row is not None and row.speculation is not None:
+            row.speculation.drop_text()
 
     def _plan(
         self, speculation: Speculation, contexts: Sequence[TextContext], rows: Sequence[Row]

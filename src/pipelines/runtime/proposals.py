@@ -66,3 +66,8 @@ class RowSpeculation:
         self.outlook = Outlook()
         self.source: Source = "draft"
         self.acceptance = {source: Acceptance() for source in SOURCES}
+
+    def drop_text(self) -> None:
+        """Frees what only further steps would need."""
+        self.automaton = SuffixAutomaton()
+        self.outlook = Outlook()

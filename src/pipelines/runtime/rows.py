@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from max.pipelines.context import SamplingParams
+from max.pipelines.context import SamplingParams, TextContext
 
 from unispec.errors import InputError
 from unispec.sampling.grammar import GrammarState
@@ -17,7 +17,7 @@ from .metrics import Acceptance
 from .proposals import RowSpeculation
 from .sampling_params import check_logprobs, check_sampling
 
-__all__ = ["Row", "check_vocabulary", "make_row"]
+__all__ = ["Row", "check_vocabulary", "in_prefill", "make_row"]
 
 
 @dataclass
@@ -52,6 +52,12 @@ class Row:
         self.sampling.count(token)
         if self.grammar is not None:
             self.grammar.accept(token)
+
+
+def in_prefill(context: TextContext, row: Row) -> bool:
+    """Whether its next step reads a prompt, or anew what a preempted request had."""
+    tokens = context.tokens
+    return not row.generated or tokens.actively_chunked or tokens.active_length > 1
 
 
 def make_row(

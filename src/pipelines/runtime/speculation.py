@@ -16,7 +16,7 @@ from unispec.pipelines.policy.costs import StepCost, StepCosts
 from unispec.pipelines.policy.estimates import DraftEstimate, MatchEstimate
 
 from .proposals import Outlook, RowSpeculation
-from .rows import Row
+from .rows import Row, in_prefill
 
 __all__ = ["Speculation"]
 
@@ -34,6 +34,8 @@ _USELESS: Final = 0.02
 _STORED_MATCH: Final = 4
 # Lengths of sequences that share an entry of the costs.
 _CONTEXT_STEP: Final = 128
+# Costs of so many kinds of steps are kept.
+_KEPT_COSTS: Final = 256
 
 
 class Speculation:
@@ -68,20 +70,20 @@ class Speculation:
         self._most_verified = most_verified
         self._most_proposed = most_proposed
         self._lookup = lookup
-        self._store = (
-            AnswerStore(lookup.stored, max(lookup.shortest, _STORED_MATCH))
-            if lookup and lookup.stored
-            else None
-        )
+        self._store: AnswerStore | None = None
+        self._stored_match = 0
+        if lookup is not None and lookup.stored:
+            self._stored_match = max(lookup.shortest, min(lookup.longest, _STORED_MATCH))
+            self._store = AnswerStore(lookup.stored, self._stored_match)
         self._costs = costs
-        self._found: dict[tuple[int, int], StepCost] = {}
+        self._costs_at: dict[tuple[int, int], StepCost] = {}
         self._draft = DraftEstimate()
         self._match = MatchEstimate()
         self._going = GoingRate()
         # The last step: its rows, tokens that it brought, and what it was expected to take.
         self._rows, self._brought, self._seconds = 0, 0, 0.0
         self._since_probe = 0
-        self._warned = False
+        self._judged = False
 
     def plan(self, contexts: Sequence[TextContext], rows: Sequence[Row]) -> int:
         """Chooses what each row verifies: leaves it in `drafts` of the rows.
@@ -109,7 +111,7 @@ class Speculation:
             row.drafts = chosen
         self._brought = 0
         self._seconds = 0.0
-        if self.pinned is None and all(row.generated for row in rows):
+        if self.pinned is None and not any(map(in_prefill, contexts, rows)):
             used = max(len(row.drafts) for row in rows)
             self._seconds = self._cost(contexts).both[proposals][used]
         return proposals
@@ -139,10 +141,10 @@ class Speculation:
 
     def _outlook(self, context: TextContext, row: Row, state: RowSpeculation) -> Outlook:
         outlook = Outlook()
-        reading = context.tokens.active_length > 1 or context.tokens.actively_chunked
-        if reading:
-            # A prompt, or anew what a preempted request had: there is nothing to verify.
-            row.drafts = []
+        # What is behind the end of the answer is not worth verifying.
+        room = 0 if in_prefill(context, row) else _room(context)
+        if self.pinned is None or not room:
+            row.drafts = row.drafts[:room]
         if row.drafts:
             outlook.draft = row.drafts
             outlook.draft_expected = state.draft.expected(len(row.drafts))
@@ -152,9 +154,7 @@ class Speculation:
         tokens = context.tokens
         # A prompt is taken in chunk by chunk, as the steps take it.
         known.extend(tokens.all[len(known.tokens) : tokens.current_position].tolist())
-        # What is behind the end of the answer is not worth verifying.
-        room = context.max_length - len(tokens) - 1
-        if row.generated and not reading and room > 0:
+        if room:
             match, proposed = self._look_up(known, self._lookup)
             proposed = proposed[:room]
             if proposed:
@@ -165,10 +165,10 @@ class Speculation:
     def _look_up(self, known: SuffixAutomaton, options: LookupOptions) -> tuple[int, list[int]]:
         """How many tokens agree, and what followed them."""
         match = known.longest_match(options.longest)
-        if self._store is not None and match.length < _STORED_MATCH:
+        if self._store is not None and match.length < self._stored_match:
             stored = self._store.continuation(known.tokens, self._most_verified)
             if stored:
-                return max(options.shortest, _STORED_MATCH), stored
+                return self._stored_match, stored
         if match.length < options.shortest:
             return 0, []
         return match.length, known.continuation(match.end, self._most_verified)
@@ -183,10 +183,12 @@ class Speculation:
         rows = [self._expected(state) for state in states]
         choice = best_choice(rows, self._cost(contexts), self._going)
         self.choice = choice
+        if not any(map(_room, contexts)):
+            # Each answer ends with this step's token.
+            return choice.width, 0
         proposals = choice.proposals
         self._since_probe += 1
-        judged = self._draft.first[1] >= _JUDGED_AFTER
-        if self._since_probe >= (_PROBE_EVERY if judged else _PROBE_UNJUDGED):
+        if self._since_probe >= (_PROBE_EVERY if self._judged else _PROBE_UNJUDGED):
             self._since_probe = 0
             proposals = min(proposals + 1, self._most_proposed)
         return choice.width, proposals
@@ -209,16 +211,20 @@ class Speculation:
         rows = len(contexts)
         total = sum(context.tokens.processed_length for context in contexts)
         key = rows, total // (rows * _CONTEXT_STEP)
-        if key not in self._found:
-            self._found[key] = self._costs.at(rows, (key[1] + 0.5) * _CONTEXT_STEP)
-        return self._found[key]
+        if key not in self._costs_at:
+            if len(self._costs_at) >= _KEPT_COSTS:
+                self._costs_at.clear()
+            self._costs_at[key] = self._costs.at(rows, (key[1] + 0.5) * _CONTEXT_STEP)
+        return self._costs_at[key]
 
     def _judge(self) -> None:
-        """Warns, once, of a draft whose proposals do not come true."""
+        """Warns of a draft whose first proposals do not come true; judged once, at the start."""
         hits, trials = self._draft.first
-        if self._warned or trials < _JUDGED_AFTER or hits >= _USELESS * trials:
+        if self._judged or trials < _JUDGED_AFTER:
             return
-        self._warned = True
+        self._judged = True
+        if hits >= _USELESS * trials:
+            return
         logger.warning(
             "Of the last %d tokens that the draft proposed first, %.1f%% came true: it does not"
             " help. Check that it was trained for this target (its tapped layers, its tokenizer),"
@@ -226,6 +232,11 @@ class Speculation:
             round(trials),
             100 * hits / trials,
         )
+
+
+def _room(context: TextContext) -> int:
+    """How many tokens a step can bring beside the one that it brings anyhow."""
+    return max(context.max_length - len(context.tokens) - 1, 0)
 
 
 def _filled(expected: Sequence[float], width: int) -> list[float]:

@@ -19,13 +19,14 @@ from max.graph import (
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.kv_cache.views import earlier_view
-from unispec.sampling.branch import run_if
 
 __all__ = ["DEFERRED_INPUTS", "DeferredInputs", "FeatureType", "Unread", "deferred_types"]
 
 DEFERRED_INPUTS = (
     "feature_log",
+    "logged_features",
     "log_start",
+    "num_logged",
     "deferred_rows",
     "deferred_tokens",
     "deferred_counts",
@@ -53,7 +54,9 @@ def deferred_types(
     log = BufferType(features.dtype, ["num_log_rows", features.width], device=device)
     return {
         "feature_log": [log],
+        "logged_features": [TensorType(log.dtype, log.shape, device=device)],
         "log_start": [TensorType(DType.int64, [], device=cpu)],
+        "num_logged": [TensorType(DType.int64, [], device=cpu)],
         "deferred_rows": [TensorType(DType.int64, ["num_deferred"], device=device)],
         "deferred_tokens": [TensorType(DType.int64, ["num_deferred"], device=device)],
         "deferred_counts": [TensorType(DType.uint32, ["batch"], device=device)],
@@ -88,10 +91,14 @@ class DeferredInputs:
     """
 
     log: BufferValue
-    """`[L, F]`: features of the target."""
-    log_start: TensorValue
-    """int64 scalar on the CPU: where a step that proposes nothing writes its M features; -1:
-    nowhere."""
+    """`[L, F]`: features of the target, to be written to."""
+    logged: TensorValue
+    """`[L, F]`: the same memory, to be read from: a loaded buffer would be a copy. No step does
+    both."""
+    start: TensorValue
+    """int64 scalar on the CPU: the row of the log where the step writes."""
+    num_logged: TensorValue
+    """int64 scalar on the CPU: how many features it writes, M, or 0 where the draft runs."""
     rows: TensorValue
     """int64 `[E]`: the log's row of each position."""
     tokens: TensorValue
@@ -113,24 +120,16 @@ class DeferredInputs:
         return cls(log.buffer, *(value.tensor for (value,) in others))
 
     def write(self, features: TensorValue) -> None:
-        """Writes `[M, F]`, the merged positions' features, to the log, if there is a start."""
-        merged = features.shape[0]
+        """Writes the first of `[M, F]`, the merged positions' features, to the log."""
+        end = self.start + self.num_logged
+        rows = ops.slice_tensor(features, [(slice(0, self.num_logged), "num_logged"), slice(None)])
+        ops.buffer_store_slice(
+            self.log, rows, [(slice(self.start, end), "num_logged"), slice(None)]
+        )
 
-        def body(start: TensorValue) -> list[TensorValue]:
-            end = start + ops.shape_to_tensor([merged]).reshape([])
-            ops.buffer_store_slice(self.log, features, [(slice(start, end), merged), slice(None)])
-            return [start]
-
-        run_if(self.log_start >= 0, [self.log_start], body)
-
-    def before(self, merged: Unread, read: TensorValue) -> Unread:
-        """The deferred positions of each row, then its merged ones.
-
-        Args:
-            merged: the merged positions alone.
-            read: what `read` returned.
-        """
-        features = ops.concat([read, merged.features])
+    def before(self, merged: Unread) -> Unread:
+        """The deferred positions of each row, then its merged ones."""
+        features = ops.concat([ops.gather(self.logged, self.rows, axis=0), merged.features])
         tokens = ops.concat([self.tokens, merged.tokens])
         starts = ops.rebind(self.offsets[:-1], self.counts.shape) + self.counts
         moved = starts - ops.rebind(merged.row_offsets[:-1], self.counts.shape)
@@ -141,18 +140,3 @@ class DeferredInputs:
             last_verified=merged.last_verified + moved.cast(DType.int64),
             cache=earlier_view(merged.cache, self.counts, self.longest),
         )
-
-    def read(self) -> TensorValue:
-        """The features of the deferred positions, `[E, F]`; not to be called in a branch.
-
-        The log is loaded where there are some only: that copies it.
-        """
-        log, count = self.log, self.rows.shape[0]
-        zero = ops.constant(0.0, log.dtype, device=log.device)
-        nothing = ops.broadcast_to(zero, [count, log.shape[1]])
-
-        def found(nothing: TensorValue) -> list[TensorValue]:
-            features = ops.gather(ops.buffer_load(log), self.rows, axis=0)
-            return [ops.rebind(features, nothing.shape)]
-
-        return run_if(ops.shape_to_tensor([count]).reshape([]) > 0, [nothing], found)[0]

@@ -125,12 +125,10 @@ def branch(
     if deferred is None:
         return list(run(_merged(step, verified)))
     deferred.write(verified.features)
-    # A loop in a loop cannot read a buffer in max 26.7.
-    read = deferred.read()
     return run_if(
         step.num_speculative_tokens > 0,
         otherwise(),
-        lambda *_: run(deferred.before(_merged(step, verified), read)),
+        lambda *_: run(deferred.before(_merged(step, verified))),
     )
 
 
