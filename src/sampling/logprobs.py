@@ -74,7 +74,8 @@ def _log_sum_exp(logits: TensorValue) -> TensorValue:
 def _most_probable(logits: TensorValue, count: TensorValue) -> TensorValue:
     """The `count` largest logits' tokens: int64 `[B, J, 20]`, the largest first.
 
-    Each round of a loop takes the best of those that remain, so that the cost follows the count.
+    Each round of a loop takes the best of those that remain, so that the cost follows the count. It
+    counts on the device, too: a loop in a loop of max 26.7 cannot move a value there.
 
     Args:
         count: int64 scalar on the CPU; 0 or less finds none.
@@ -88,23 +89,26 @@ def _most_probable(logits: TensorValue, count: TensorValue) -> TensorValue:
     none = ops.constant(0, DType.int64, device=device)
     found = ops.broadcast_to(none, [batch, positions, _WIDTH])
 
-    def unfinished(
-        round_: TensorValue, count: TensorValue, remaining: TensorValue, found: TensorValue
-    ) -> TensorValue:
+    def unfinished(round_: TensorValue, count: TensorValue, *_: TensorValue) -> TensorValue:
         return round_ < count
 
     def take_best(
-        round_: TensorValue, count: TensorValue, remaining: TensorValue, found: TensorValue
+        round_: TensorValue,
+        count: TensorValue,
+        column: TensorValue,
+        remaining: TensorValue,
+        found: TensorValue,
     ) -> list[TensorValue]:
         best = ops.argmax(remaining, axis=-1)  # [B, J, 1]
         return [
             round_ + 1,
             count,
+            column + 1,
             ops.where(ids == best, taken, remaining),
-            ops.where(columns == round_.to(device), best, found),
+            ops.where(columns == column, best, found),
         ]
 
-    return ops.while_loop([first, count, logits, found], unfinished, take_best)[3]
+    return ops.while_loop([first, count, none, logits, found], unfinished, take_best)[4]
 
 
 def _at(logits: TensorValue, tokens: TensorValue) -> TensorValue:
