@@ -35,7 +35,7 @@ class BatchSchedule:
                 raise self._refused(f"{list(each)} has a K below 0")
             expected = last + 1
         if not self.ranges or not self.largest:
-            raise self._refused("there is no K above 0")
+            raise self._refused(f"{list(map(list, self.ranges))} has no K above 0")
 
     def __call__(self, rows: int) -> int:
         """K of a step with so many rows."""
@@ -70,6 +70,6 @@ class BatchSchedule:
 
     def _refused(self, reason: str) -> InputError:
         return InputError(
-            f"num_speculative_tokens_per_batch_size: {reason}; give ranges [first, last, K] that"
+            f"{reason}; give num_speculative_tokens_per_batch_size ranges [first, last, K] that"
             " follow each other, such as [[1, 4, 3], [5, 32, 1]]"
         )

@@ -117,7 +117,11 @@ def largest_when(method: Method | None, count: int | str | None) -> int | None:
 
 
 def check_num_speculative_tokens(
-    method: Method | None, count: Any, *, loaded: int | None = None
+    method: Method | None,
+    count: Any,
+    *,
+    loaded: int | None = None,
+    asked: str = "num_speculative_tokens is",
 ) -> None:
     """Refuses a K that a graph cannot propose; `AUTO` is one that each step chooses.
 
@@ -125,20 +129,20 @@ def check_num_speculative_tokens(
         method: of the draft; None: there is none.
         count: K, as it is asked for.
         loaded: the largest K of a graph that is loaded already; None: the method's.
+        asked: how an error begins, before K.
 
     Raises:
         InputError: it is neither an integer nor `AUTO`, out of range, or there is no draft.
     """
     if type(count) is not int and count != AUTO:
-        raise InputError(f"num_speculative_tokens is {count!r}; give an integer, or {AUTO!r}")
+        raise InputError(f"{asked} {count!r}; give an integer, or {AUTO!r}")
     if method is None:
         raise InputError(
-            f"num_speculative_tokens is {count}, but there is no speculative method; give one,"
-            " or leave it out"
+            f"{asked} {count}, but there is no speculative method; give one, or leave it out"
         )
     if count == AUTO:
         return
     largest = LARGEST_DRAFT_TOKENS[method] if loaded is None else loaded
     if not 1 <= count <= largest:
         reason = f" with {method}" if loaded is None else ", what the engine's graph is for"
-        raise InputError(f"num_speculative_tokens is {count}; choose 1 to {largest}{reason}")
+        raise InputError(f"{asked} {count}; choose 1 to {largest}{reason}")

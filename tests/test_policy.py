@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 from unispec.pipelines.policy.choosing import GoingRate, RowOutlook, best_choice
 from unispec.pipelines.policy.costs import StepCost, StepCosts
 from unispec.pipelines.policy.estimates import DraftEstimate, MatchEstimate, agreement
+
+HUGE = json.dumps([{"rows": 1, "context": 1, "verify_s": [10**400], "propose_s": [0]}])
+"""A number that no float holds."""
 
 
 def cost(verify: list[float], propose: list[float]) -> StepCost:
@@ -75,7 +79,7 @@ def test_costs_are_written_and_read(tmp_path: Path) -> None:
     assert found.at(1, 100).propose.tolist() == [0.0, 0.5]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"rows": 1}]', "null", "[]"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"rows": 1}]', "null", "[]", HUGE])
 def test_a_damaged_file_is_no_table(tmp_path: Path, text: str) -> None:
     path = tmp_path / "costs.json"
     path.write_text(text)

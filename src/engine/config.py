@@ -70,13 +70,14 @@ class EngineConfig:
     for. `"auto"`: each step chooses what makes the most tokens a second. None: `"auto"`, but with
     sampled drafts or relaxed acceptance, where answers depend on K, 3 for EAGLE and 1 for MTP."""
     num_speculative_tokens_per_batch_size: BatchSchedule | None = None
-    """K by the number of requests in a step, in place of `num_speculative_tokens`."""
+    """K by the number of requests in a step, in place of `num_speculative_tokens`:
+    `BatchSchedule.read([[1, 4, 3], [5, 32, 1]])`."""
     prompt_lookup_min: int = DEFAULT_LOOKUP_MIN
     """Tokens at an answer's end that have to stand before, in the prompt or the answer, to propose
     what followed them."""
     prompt_lookup_max: int | None = None
     """Tokens that are compared; 0: nothing is looked up. None: 16 with n-grams, or beside a draft
-    where K is `"auto"`; else 0."""
+    where K is `"auto"`, or `prompt_lookup_min` if that is more; else 0."""
     prompt_lookup_store: int = 0
     """Tokens of finished answers that are looked up for all later requests; 0: none. What a request
     is told then depends on earlier answers in its timing, never in its text."""
@@ -227,14 +228,19 @@ class EngineConfig:
             return
         if not isinstance(schedule, BatchSchedule):
             raise InputError(
-                f"num_speculative_tokens_per_batch_size is {schedule!r}; give a BatchSchedule"
+                f"num_speculative_tokens_per_batch_size is {schedule!r}; give a BatchSchedule,"
+                " such as BatchSchedule.read([[1, 4, 3], [5, 32, 1]])"
             )
         if count is not None:
             raise InputError(
                 f"num_speculative_tokens {count} and num_speculative_tokens_per_batch_size exclude"
                 " each other; give one of them"
             )
-        check_num_speculative_tokens(self.speculative_method, schedule.largest)
+        check_num_speculative_tokens(
+            self.speculative_method,
+            schedule.largest,
+            asked="num_speculative_tokens_per_batch_size has a K of",
+        )
 
     def _check_lookup(self) -> None:
         longest = self.prompt_lookup_max

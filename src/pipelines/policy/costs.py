@@ -105,7 +105,7 @@ class StepCosts:
                     for entry in entries
                 }
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
 
