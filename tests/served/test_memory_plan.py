@@ -66,20 +66,20 @@ def test_sampling_needs_planes_as_wide_as_the_vocabulary(
     made = make_pipeline_config(
         config_of(tiny_pair("llama_eagle_agreeing"), num_speculative_tokens=3, max_batch_size=5)
     )
-    # 5 rows of 256 counts and 256 biases, and 4 masks of 8 words; 32 features of 64 numbers.
-    by_hand = 5 * (256 * 4 + 256 * 4 + 4 * 8 * 4 + 32 * 64 * 4)
+    # 5 rows of 256 counts and 256 biases, and 4 masks of 8 words; 64 features of 64 numbers.
+    by_hand = 5 * (256 * 4 + 256 * 4 + 4 * 8 * 4 + 64 * 64 * 4)
     found = planner(made).estimate_activation_memory(made, made.model.huggingface_config)
-    assert found == by_hand == 51_840
+    assert found == by_hand == 92_800
 
 
 def test_sampled_drafts_have_distributions(tiny_pair: Callable[[str], TinyPair]) -> None:
     pair = tiny_pair("llama_eagle_biased")
     made = make_pipeline_config(config_of(pair, num_speculative_tokens=2, max_batch_size=3))
     # 3 rows, V = 320, K = 2: planes, 3 masks of 10 words, distributions of 2 drafts in and out,
-    # and 32 features of 96 numbers.
-    by_hand = 3 * (2 * 320 * 4 + 3 * 10 * 4 + 2 * 2 * 320 * 4 + 32 * 96 * 4)
+    # and 64 features of 96 numbers.
+    by_hand = 3 * (2 * 320 * 4 + 3 * 10 * 4 + 2 * 2 * 320 * 4 + 64 * 96 * 4)
     found = planner(made).estimate_activation_memory(made, made.model.huggingface_config)
-    assert found == by_hand == 60_264
+    assert found == by_hand == 97_128
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_cache_pages": 7}, {"kv_cache_pages": 90}])

@@ -142,8 +142,8 @@ class Speculation:
     def _outlook(self, context: TextContext, row: Row, state: RowSpeculation) -> Outlook:
         outlook = Outlook()
         # What is behind the end of the answer is not worth verifying.
-        room = 0 if in_prefill(context, row) else _room(context)
-        if self.pinned is None or not room:
+        room = 0 if (reading := in_prefill(context, row)) else _room(context)
+        if reading or self.pinned is None:
             row.drafts = row.drafts[:room]
         if row.drafts:
             outlook.draft = row.drafts
