@@ -225,6 +225,17 @@ def test_a_draft_that_pays_is_asked_for_more_and_one_that_does_not_is_left_alone
     assert 1 <= 64 - counts[-64:].count(0) <= 3
 
 
+def test_where_it_could_not_pay_nothing_is_proposed_to_see_whether_it_does() -> None:
+    # 1.75 tokens in 20 ms are less than one in 10.
+    times = costs(0.009, 0.001, widest=4, most=4)
+    speculation = Speculation(most_verified=4, most_proposed=4, pinned=None, costs=times)
+    one = Asked([1, 2])
+    counts = [one.step(speculation, [*one.row.drafts[at % 2 :], 3], [9])[1] for at in range(450)]
+    # At first it is looked at all the same, to say whether it is of any use.
+    assert sum(counts) > 30
+    assert counts[-64:] == [0] * 64
+
+
 def test_a_draft_that_becomes_right_is_found_out() -> None:
     speculation = choosing()
     one = Asked([1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, Final, Literal
 
 from max.pipelines.context import SamplingParams
@@ -89,7 +90,10 @@ class Engines:
 def decode_speed(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> tuple[float, list[list[int]]]:
-    """Tokens a second in decode steps, all rows together, and the answers."""
+    """Tokens a second in decode steps, all rows together, and the answers.
+
+    NaN where no step had all rows: short answers end while the last prompts are read.
+    """
     seconds, tokens = 0.0, 0
 
     def note(step: Step) -> None:
@@ -103,4 +107,4 @@ def decode_speed(
     engine.on_step = note
     report = engine.generate([Request(token_ids=ids, sampling=sampling) for ids in prompts])
     engine.on_step = None
-    return tokens / seconds, [result.token_ids for result in report.results]
+    return tokens / seconds if seconds else nan, [result.token_ids for result in report.results]

@@ -48,6 +48,8 @@ class Choice:
     rates: Sequence[float]
     """`[W + 1]`: tokens a second, all rows together, that are expected of steps that verify 0, 1,
     ... W drafts a row, with the number of proposals that is best for it."""
+    one_more_could_pay: bool = False
+    """Whether one proposal more would be best if it failed half as often as is expected."""
 
 
 class GoingRate:
@@ -121,11 +123,31 @@ def best_choice(
     if going is not None:
         rate = going.value(len(rows), rate, cost.both[0][0])
     gains = [max(brought - rate * seconds for brought, seconds in each) for each in steps]
+    proposals = max(range(len(gains)), key=lambda count: gains[count])
     return Choice(
         width=max(widths, key=lambda width: at_hand[width] - rate * cost.both[0][width]),
-        proposals=max(range(len(gains)), key=lambda count: gains[count]),
+        proposals=proposals,
         rates=rates,
+        one_more_could_pay=_one_more_could_pay(proposals, [len(rows), *proposed], cost, rates),
     )
+
+
+def _one_more_could_pay(
+    proposals: int, brought: Sequence[float], cost: StepCost, rates: Sequence[float]
+) -> bool:
+    """See `Choice`.
+
+    Args:
+        brought: the number of rows, then what 0, 1, ... K proposals bring beside a token each.
+    """
+    count = proposals + 1
+    if count >= len(cost.both):
+        return False
+    rows, *proposed = brought
+    reached = proposed[proposals] - proposed[proposals - 1] if proposals else rows
+    hopeful = (proposed[count] - proposed[proposals] + reached) / 2
+    width = min(count, len(rates) - 1)
+    return (rows + proposed[proposals] + hopeful) / cost.both[count][width] > max(rates)
 
 
 def _brought_by_matches(

@@ -17,7 +17,7 @@ __all__ = ["StepCost", "StepCosts"]
 Seconds = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepCost:
     """Of a step with a certain number of rows, at a certain length of their sequences."""
 

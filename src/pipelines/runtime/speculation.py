@@ -23,7 +23,8 @@ __all__ = ["Speculation"]
 # MAX's server shows what its own loggers say, and no others.
 logger = logging.getLogger("max.pipelines.unispec")
 
-# Steps after which one more token is proposed than pays, to see whether it comes true by now.
+# Steps after which one more token is proposed than pays, to see whether it comes true by now;
+# where it could not pay, though, it is not.
 _PROBE_EVERY: Final = 32
 # A draft is called useless after so many first proposals of which less than this share came true.
 # Until it is judged it is looked at more often.
@@ -84,6 +85,9 @@ class Speculation:
         self._rows, self._brought, self._seconds = 0, 0, 0.0
         self._since_probe = 0
         self._judged = False
+        # What the last choice was made of, and whether that step taught something.
+        self._decided: tuple[StepCost, Sequence[RowSpeculation]] | None = None
+        self._learned = False
 
     def plan(self, contexts: Sequence[TextContext], rows: Sequence[Row]) -> int:
         """Chooses what each row verifies: leaves it in `drafts` of the rows.
@@ -180,18 +184,26 @@ class Speculation:
         if self._seconds and self._brought:
             self._going.after(self._rows, self._brought, self._seconds)
         self._rows = len(contexts)
-        rows = [self._expected(state) for state in states]
-        choice = best_choice(rows, self._cost(contexts), self._going)
-        self.choice = choice
+        choice = self._best(states, self._cost(contexts))
         if not any(map(_room, contexts)):
             # Each answer ends with this step's token.
             return choice.width, 0
-        proposals = choice.proposals
         self._since_probe += 1
-        if self._since_probe >= (_PROBE_EVERY if self._judged else _PROBE_UNJUDGED):
-            self._since_probe = 0
-            proposals = min(proposals + 1, self._most_proposed)
-        return choice.width, proposals
+        if self._since_probe < (_PROBE_EVERY if self._judged else _PROBE_UNJUDGED):
+            return choice.width, choice.proposals
+        self._since_probe = 0
+        more = choice.one_more_could_pay or not self._judged
+        return choice.width, min(choice.proposals + more, self._most_proposed)
+
+    def _best(self, states: Sequence[RowSpeculation], cost: StepCost) -> Choice:
+        """The best choice; the last one where nothing has changed since."""
+        idle = not any(state.outlook.draft or state.outlook.match for state in states)
+        decided = cost, states
+        if self.choice is None or not idle or self._learned or decided != self._decided:
+            rows = [self._expected(state) for state in states]
+            self.choice = best_choice(rows, cost, self._going)
+        self._decided, self._learned = decided, not idle
+        return self.choice
 
     def _expected(self, state: RowSpeculation) -> RowOutlook:
         outlook, width = state.outlook, self._most_verified
