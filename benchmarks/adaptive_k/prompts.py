@@ -11,6 +11,7 @@ import shlex
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Final
 
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +20,7 @@ __all__ = ["KINDS", "prompts_of"]
 
 _HERE: Final = Path(__file__).parent.parent
 _BOOK: Final = (_HERE / "data" / "alice.txt").read_text()
+_MANUAL: Final = "\n".join(topics.values())
 _SUMMARY_CHARACTERS: Final = 6000
 _FUNCTIONS: Final = (
     textwrap.dedent,
@@ -40,8 +42,7 @@ def _chat(number: int) -> str:
 
 
 def _summary(number: int) -> str:
-    start = 20_000 + number * _SUMMARY_CHARACTERS
-    text = _BOOK[start : start + _SUMMARY_CHARACTERS]
+    text = _from_book(number * 2000, _SUMMARY_CHARACTERS)
     return f"{text}\n\nSummarise the text above; quote its most important sentences."
 
 
@@ -54,8 +55,13 @@ def _code_edit(number: int) -> str:
 
 
 def _translation(number: int) -> str:
-    start = 9_000 + number * 600
-    return f"Translate into French:\n\n{_BOOK[start : start + 500]}"
+    return f"Translate into French:\n\n{_from_book(number * 2000, 500)}"
+
+
+def _from_book(start: int, characters: int) -> str:
+    """A passage; behind the end of the book it goes on at the beginning."""
+    start %= len(_BOOK)
+    return (_BOOK + _BOOK)[start : start + characters]
 
 
 def _extraction(number: int) -> str:
@@ -84,17 +90,20 @@ def prompts_of(
 ) -> list[list[int]]:
     """Token ids of so many prompts, each of at least `context` tokens.
 
-    One that is shorter has a part of a book before it, which has nothing to do with it.
+    One that is shorter has a part of Python's manual before it, which has nothing to do with it.
     """
     found = []
     for number in range(count):
         task = KINDS[kind](number)
         ids = _encoded(task, tokenizer)
         if len(ids) < context:
-            start = 60_000 + number * 2000
-            book = tokenizer.encode(_BOOK[start : start + 8 * context])
-            before = tokenizer.decode(book[: context - len(ids)])
+            start = number * 30_000
+            manual = tokenizer.encode(_MANUAL[start : start + 8 * context])
+            # Some tokens more, for text is not always cut into the same ones again.
+            before = tokenizer.decode(manual[: context - len(ids) + context // 32])
             ids = _encoded(f"{before}\n\n{task}", tokenizer)
+        if len(ids) < context:
+            raise AssertionError(f"a prompt has {len(ids)} tokens, not {context}")
         found.append(ids)
     return found
 
