@@ -47,6 +47,7 @@ class Deferred:
         self._rows = rows
         self._device = device
         self._room = log.shape[0]
+        # Those who may have something in the log.
         self._behind: set[RequestID] = set()
         self._start, self._count = np.zeros((), np.int64), np.zeros((), np.int64)
         self._log = {
@@ -123,9 +124,7 @@ class Deferred:
             proposed: whether the step proposed tokens.
         """
         rows = [self._rows[context.request_id] for context in contexts]
-        names = {context.request_id for context in contexts}
         if proposed:
-            self._behind -= names
             for row in rows:
                 row.deferred = []
             return
@@ -133,7 +132,7 @@ class Deferred:
         for index, (row, accepted) in enumerate(zip(rows, num_accepted, strict=True)):
             first = start + index * (1 + width)
             row.deferred += range(first, first + 1 + accepted)
-        self._behind |= names
+        self._behind |= {context.request_id for context in contexts}
 
     def _first_free(self) -> int:
         """The log's row behind the last one in use."""
@@ -156,12 +155,12 @@ class Deferred:
         """
         kind = len(lengths), lengths[0]
         is_even = kind[1] <= _WIDEST_STEP and lengths.count(kind[1]) == kind[0]
-        found = self._even.get(kind) if is_even else None
-        if found is None:
-            found = _reading([], [], [0] * kind[0], lengths, self._device)
+        if is_even and kind in self._even:
+            return self._even[kind]
+        made = _reading([], [], [0] * kind[0], lengths, self._device)
         if is_even:
-            self._even[kind] = found
-        return found
+            self._even[kind] = made
+        return made
 
     def _may_fill_page(self, context: TextContext, row: Row) -> bool:
         size = self._shared_page_size
