@@ -1,4 +1,5 @@
-"""A decoder layer in one operation gives, to the bit, what its two halves give."""
+"""A decoder layer in one operation gives, to the bit, what its two halves give, and stores what
+storing alone does."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from unispec.kernels.operations import (
     attention_block,
     decoder_layer,
     mlp,
+    store,
 )
 from unispec.kernels.packing import pack
 
@@ -74,11 +76,12 @@ RANDOM = np.random.default_rng(5)
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """Of each of `CASES` what the halves give and what the layer gives, and the caches of both."""
+    """Of each of `CASES` what the halves give and what the layer gives, and three caches: of the
+    halves, of the layer, and of storing alone."""
     floats = DType.float32
     cache = BufferType(floats, [PAGES, 2, 1, PAGE_SIZE, KEY_HEADS, WIDTH], CPU_REF)
     types = [
-        *[cache] * (2 * len(CASES)),
+        *[cache] * (3 * len(CASES)),
         TensorType(floats, ["t", HIDDEN], CPU_REF),
         TensorType(floats, ["t", 2 * HIDDEN], CPU_REF),
         TensorType(floats, [HIDDEN], CPU_REF),
@@ -94,9 +97,9 @@ def model() -> Model:
             dtype, shape = stored_shape(form, *case.shapes[name])
             types.append(TensorType(dtype, shape, CPU_REF))
     with kernels_for(CPU_REF), Graph("decoder_layer", input_types=types) as graph:
-        caches = [value.buffer for value in graph.inputs[: 2 * len(CASES)]]
+        caches = [value.buffer for value in graph.inputs[: 3 * len(CASES)]]
         x, wide, gamma, offsets, freqs, stride, lengths, table, layer, *stored = [
-            value.tensor for value in graph.inputs[2 * len(CASES) :]
+            value.tensor for value in graph.inputs[3 * len(CASES) :]
         ]
         outputs = []
         for case in CASES:
@@ -105,7 +108,7 @@ def model() -> Model:
                 for name, form in case.forms.items()
             ]
             second = MLPHalf(gamma, 1e-5, *others, case.factors[1])
-            for together in (False, True):
+            for way in ("halves", "layer", "store"):
                 pages = KVCacheInputsPerDevice(
                     kv_blocks=caches.pop(0),
                     cache_lengths=lengths,
@@ -118,10 +121,12 @@ def model() -> Model:
                 attending = Attending(offsets, freqs, pages, layer, *shape)
                 read, norm = (x, (gamma, 1e-6)) if case.width == HIDDEN else (wide, None)
                 first = AttentionHalf(read, x, norm, [q, k, v], out, attending, case.factors[0])
-                if together:
+                if way == "layer":
                     outputs.append(decoder_layer(first, second))
-                else:
+                elif way == "halves":
                     outputs.append(mlp(attention_block(first), second))
+                else:
+                    store(read, norm, k, v, attending)
         graph.output(*outputs)
     return InferenceSession(devices=[CPU()]).load(graph)
 
@@ -144,7 +149,7 @@ def _kind(form: Form) -> GGMLQuantizationType:
 def test_a_layer_is_its_halves_to_the_last_bit(model: Model, counts: tuple[int, int]) -> None:
     shape = (PAGES, 2, 1, PAGE_SIZE, KEY_HEADS, WIDTH)
     before = RANDOM.standard_normal(shape, dtype=np.float32)
-    caches = [Buffer.from_numpy(before.copy()) for _ in range(2 * len(CASES))]
+    caches = [Buffer.from_numpy(before.copy()) for _ in range(3 * len(CASES))]
     angles = np.arange(POSITIONS)[:, None] * 0.1 ** np.arange(WIDTH // 2)
     arrays: list[npt.NDArray[np.generic]] = [
         RANDOM.standard_normal((sum(counts), HIDDEN), dtype=np.float32),
@@ -165,8 +170,11 @@ def test_a_layer_is_its_halves_to_the_last_bit(model: Model, counts: tuple[int, 
         for one in model.execute(*caches, *map(Buffer.from_numpy, arrays), *stored)
     ]
     written = [np.array(cache.to_numpy()) for cache in caches]
-    for at in range(0, 2 * len(CASES), 2):
-        assert np.isfinite(found[at]).all()
-        np.testing.assert_array_equal(found[at].view(np.uint32), found[at + 1].view(np.uint32))
-        np.testing.assert_array_equal(written[at].view(np.uint32), written[at + 1].view(np.uint32))
-        assert (written[at] != before).sum() == sum(counts) * 2 * KEY_HEADS * WIDTH
+    for at in range(len(CASES)):
+        halves, layer = (one.view(np.uint32) for one in found[2 * at : 2 * at + 2])
+        assert np.isfinite(found[2 * at]).all()
+        np.testing.assert_array_equal(halves, layer)
+        first, *others = written[3 * at : 3 * at + 3]
+        assert (first != before).sum() == sum(counts) * 2 * KEY_HEADS * WIDTH
+        for other in others:
+            np.testing.assert_array_equal(first.view(np.uint32), other.view(np.uint32))

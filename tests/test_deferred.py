@@ -60,8 +60,7 @@ class Batch:
         for context, count in zip(contexts, drafts, strict=True):
             self.builder.row(context).drafts = [7] * count
         fields = self.builder.fields(contexts)
-        proposed = int(fields["num_speculative_tokens"].to_numpy())
-        self.deferred.settle(contexts, accepted, proposed=proposed > 0)
+        self.deferred.settle(contexts, accepted)
         for context, count in zip(contexts, accepted, strict=True):
             for _ in range(count + 1):
                 context.advance_token_buffer(100 + len(context.tokens))
@@ -161,7 +160,7 @@ def test_a_released_request_leaves_its_rows_of_the_log() -> None:
     assert batch.step([first], [0], [0], 0)["log_start"] == [1]
 
 
-def test_a_step_without_room_in_the_log_runs_the_draft() -> None:
+def test_the_draft_reads_in_a_step_without_room_in_the_log() -> None:
     """A step of 2 rows with 3 drafts each needs 8; those of its last rejected drafts are free."""
     batch = Batch()
     contexts = [batch.decoding(10), batch.decoding(20)]
@@ -169,10 +168,10 @@ def test_a_step_without_room_in_the_log_runs_the_draft() -> None:
     assert starts == [[0], [5], [10]]
     for context in contexts:
         batch.builder.row(context).drafts = [7, 7, 7]
-    assert not batch.deferred.must_run(contexts)
+    assert not batch.deferred.must_read(contexts)
     batch.step(contexts, [3, 3], [0, 0], 0)  # rows 15 to 22
     found = batch.step(contexts, [3, 3], [0, 0], 0)
-    assert (found["num_speculative_tokens"], found["num_logged"]) == ([1], [0])
+    assert (found["num_speculative_tokens"], found["num_logged"]) == ([0], [0])
     assert found["deferred_rows"] == [0, 5, 10, 15, 4, 9, 14, 19]
     assert batch.step(contexts, [3, 3], [0, 0], 0)["log_start"] == [0]
 
@@ -188,18 +187,20 @@ def test_a_step_without_room_in_the_log_runs_the_draft() -> None:
         (2 * PAGE, 0, True),
     ],
 )
-def test_a_step_that_may_fill_a_page_runs_the_draft(length: int, drafts: int, must: bool) -> None:
+def test_the_draft_reads_in_a_step_that_may_fill_a_page(
+    length: int, drafts: int, must: bool
+) -> None:
     batch = Batch()
     contexts = [batch.decoding(10), batch.decoding(length)]
     batch.builder.row(contexts[1]).drafts = [7] * drafts
-    assert batch.deferred.must_run(contexts) == must
+    assert batch.deferred.must_read(contexts) == must
 
 
 def test_a_page_that_nobody_shares_may_be_filled_without_the_draft() -> None:
     builder = builder_of(Buffer.zeros([LOG_ROWS, 8], DType.float32, CPU()), None)
     batch = Batch()
     batch.builder, batch.deferred = builder, builder.deferred  # type: ignore[assignment]
-    assert not batch.deferred.must_run([batch.decoding(PAGE)])
+    assert not batch.deferred.must_read([batch.decoding(PAGE)])
 
 
 def test_inputs_that_steps_share_stay_as_they_are() -> None:
@@ -215,23 +216,28 @@ def test_inputs_that_steps_share_stay_as_they_are() -> None:
     assert batch.step(contexts, [0, 0], [0, 0], 0) == skipped(0, 2, 2)
 
 
-def test_a_row_in_prefill_runs_the_draft() -> None:
+def test_the_draft_reads_what_a_row_in_prefill_does() -> None:
     batch = Batch()
     decoding = batch.decoding(10)
     new = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
-    assert not batch.deferred.must_run([decoding])
-    assert batch.deferred.must_run([decoding, new])
+    assert not batch.deferred.must_read([decoding])
+    assert batch.deferred.must_read([decoding, new])
     batch.builder.row(new)
-    assert batch.deferred.must_run([decoding, new])
+    assert batch.deferred.must_read([decoding, new])
     # One that was preempted has generated tokens, and reads them anew.
     batch.builder.row(new).generated = 2
-    assert batch.deferred.must_run([decoding, new])
+    assert batch.deferred.must_read([decoding, new])
 
 
-def test_a_draft_without_a_log_runs_in_each_step() -> None:
-    batch = builder_of(None)
-    batch.num_speculative_tokens = 0
-    context = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
-    fields = batch.fields([context])
-    assert int(fields["num_speculative_tokens"].to_numpy()) == 1
-    assert "feature_log" not in fields
+def test_a_step_whose_draft_reads_need_not_propose() -> None:
+    batch = Batch()
+    decoding = batch.decoding(10)
+    assert batch.step([decoding], [0], [0], 0) == skipped(0, 1, 1)
+    new = TextContext(max_length=64, tokens=TokenBuffer(np.arange(5, dtype=np.int64)))
+    # One deferred and one merged position of the first row, a prompt of five tokens.
+    assert batch.step([decoding, new], [0, 0], [0, 0], 0) == inputs(
+        0, [0], [110], [1, 0], [0, 1, 2, 3, 4, 5, 6], [0, 2, 7]
+    )
+    assert batch.step([decoding, new], [0, 0], [0, 0], 1) == inputs(
+        1, [], [], [0, 0], [0, 1], [0, 1, 2]
+    )

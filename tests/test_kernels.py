@@ -25,11 +25,13 @@ from unispec.kernels.library import kernels_for
 from unispec.kernels.operations import (
     Matrix,
     MLPHalf,
+    Norm,
     embedding,
     linear,
     linear_add,
     mlp,
     normed_linear,
+    pair,
 )
 from unispec.kernels.packing import pack
 
@@ -42,7 +44,7 @@ WIDTHS = (256, 256, 43)
 """N of three matrices; the last one ends within a tile."""
 SHAPES = (*((rows, COLUMNS) for rows in WIDTHS), (COLUMNS, WIDTHS[0]))
 """N and K of these, and of a fourth one that leads back to K columns."""
-FACTOR, EPS = 0.25, 1e-5
+FACTOR, EPS, EPS_BESIDE = 0.25, 1e-5, 0.5
 pytestmark = pytest.mark.compiles("kernels")
 
 CPU_REF = DeviceRef.CPU()
@@ -70,6 +72,8 @@ class Results(NamedTuple):
     normed_linear: Floats
     mlp: Floats
     embedding: Floats
+    pair: Floats
+    normed_pair: Floats
 
 
 def weights(form: str, rows: int, seed: int, columns: int = COLUMNS) -> Weights:
@@ -118,13 +122,17 @@ def model() -> Model:
         TensorType(DType.float32, [COLUMNS], CPU_REF),
         TensorType(DType.float32, ["m", WIDTHS[2]], CPU_REF),
         TensorType(DType.int64, ["ids"], CPU_REF),
+        TensorType(DType.float32, ["ids", WIDTHS[2]], CPU_REF),
+        TensorType(DType.float32, [WIDTHS[2]], CPU_REF),
     ]
     for form in FORMS:
         for rows, columns in SHAPES:
             dtype, shape = stored_shape(form, rows, columns)
             types.append(TensorType(dtype, shape, CPU_REF))
     with kernels_for(CPU_REF), Graph("kernels", input_types=types) as graph:
-        x, gamma, residual, ids, *stored = [value.tensor for value in graph.inputs]
+        x, gamma, residual, ids, beside, gamma_beside, *stored = [
+            value.tensor for value in graph.inputs
+        ]
         outputs = []
         for form in FORMS:
             *three, down = [Matrix(stored.pop(0), form, rows) for rows, _ in SHAPES]
@@ -134,6 +142,10 @@ def model() -> Model:
                 normed_linear(x, gamma, EPS, three),
                 mlp(x, MLPHalf(gamma, EPS, three[0], three[1], down, FACTOR)),
                 embedding(ids, three[2], COLUMNS),
+                pair(ids, three[2], COLUMNS, None, beside, None),
+                pair(
+                    ids, three[2], COLUMNS, Norm(gamma, EPS), beside, Norm(gamma_beside, EPS_BESIDE)
+                ),
             ]
         graph.output(*outputs)
     return InferenceSession(devices=[CPU()]).load(graph)
@@ -143,6 +155,8 @@ X = np.random.default_rng(1).standard_normal((max(COUNTS), COLUMNS), dtype=np.fl
 GAMMA = np.random.default_rng(2).standard_normal(COLUMNS, dtype=np.float32)
 RESIDUAL = np.random.default_rng(3).standard_normal((max(COUNTS), WIDTHS[2]), dtype=np.float32)
 IDS = np.array([0, 42, 17, 15, 16], np.int64)
+BESIDE = np.random.default_rng(4).standard_normal((len(IDS), WIDTHS[2]), dtype=np.float32)
+GAMMA_BESIDE = np.random.default_rng(5).standard_normal(WIDTHS[2], dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +167,8 @@ def results(
     stored = [one.stored for form in FORMS for one in matrices[form]]
 
     def run(count: int) -> Mapping[str, Results]:
-        fixed = [Buffer.from_numpy(array) for array in (X[:count], GAMMA, RESIDUAL[:count], IDS)]
+        arrays = (X[:count], GAMMA, RESIDUAL[:count], IDS, BESIDE, GAMMA_BESIDE)
+        fixed = [Buffer.from_numpy(array) for array in arrays]
         found = [np.array(buffer.to_numpy()) for buffer in model.execute(*fixed, *stored)]
         size = len(Results._fields)
         return {form: Results(*found[at * size : (at + 1) * size]) for at, form in enumerate(FORMS)}
@@ -229,7 +244,23 @@ def test_an_embedding_is_rows_of_the_matrix(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", Results._fields[:-1])
+def test_a_pair_is_an_embedding_beside_a_row(
+    results: Mapping[int, Mapping[str, Results]], matrices: Mapping[str, list[Weights]], form: str
+) -> None:
+    rows = matrices[form][2].floats[IDS].astype(np.float32)
+    found = results[1][form]
+    np.testing.assert_array_equal(found.pair, np.concatenate([rows, BESIDE], axis=1))
+    halves = [(rows, GAMMA, EPS), (BESIDE, GAMMA_BESIDE, EPS_BESIDE)]
+    normed = [
+        half / np.sqrt(np.square(half, dtype=float).mean(axis=1, keepdims=True) + eps) * gamma
+        for half, gamma, eps in halves
+    ]
+    expected = np.concatenate(normed, axis=1)
+    assert (np.abs(found.normed_pair - expected) <= 32 * FLOAT32 * np.abs(expected)).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ("linear", "linear_add", "normed_linear", "mlp"))
 def test_a_row_is_the_same_to_the_last_bit_whatever_is_computed_beside_it(
     results: Mapping[int, Mapping[str, Results]], form: str, name: str
 ) -> None:

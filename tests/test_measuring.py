@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from max.dtype import DType
+from max.graph import DeviceRef, Graph, TensorType, ops
 from runs import MAX_LENGTH, assert_left_empty
 from tiny import TinyPair
 
 from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.policy.costs import StepCost, StepCosts
 from unispec.pipelines.runtime import measuring
+from unispec.pipelines.runtime.model import digest_of
 
 PAIR = "llama_eagle_agreeing"
 PHASE = "measuring what steps cost"
@@ -95,3 +98,18 @@ def test_costs_hold_where_steps_compare_as_they_did(
     costs = StepCosts({(1, 64): cost})
     held = measuring.still_hold(costs, pipeline, max_length=MAX_LENGTH, vocab_size=9)
     assert held == holds
+
+
+def test_graphs_that_differ_within_a_layer_have_costs_of_their_own() -> None:
+    kind = TensorType(DType.float32, [2], DeviceRef.CPU())
+
+    def graph_of(factor: float) -> Graph:
+        with Graph("step", input_types=[kind]) as graph:
+            with graph.add_subgraph("layer", input_types=[kind]) as layer:
+                layer.output(layer.inputs[0].tensor * factor)
+            graph.output(*ops.call(layer, graph.inputs[0].tensor))
+        return graph
+
+    same, other = digest_of(graph_of(2.0)), digest_of(graph_of(3.0))
+    assert same == digest_of(graph_of(2.0))
+    assert same != other

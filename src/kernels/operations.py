@@ -21,15 +21,19 @@ __all__ = [
     "AttentionHalf",
     "MLPHalf",
     "Matrix",
+    "Norm",
     "attention",
     "attention_block",
     "can_join",
+    "can_store",
     "decoder_layer",
     "embedding",
     "linear",
     "linear_add",
     "mlp",
     "normed_linear",
+    "pair",
+    "store",
 ]
 
 
@@ -88,6 +92,42 @@ def embedding(ids: TensorValue, matrix: Matrix, columns: int) -> TensorValue:
     """Rows of a matrix by their numbers, float32 `[T, K]`, of int64 `[T]`."""
     return _call(
         "unispec_embedding", [ids, matrix.stored], [ids.shape[0], columns], form=matrix.form
+    )
+
+
+class Norm(NamedTuple):
+    """An RMSNorm."""
+
+    weight: TensorValue
+    """`[K]`."""
+    eps: float
+
+
+def pair(
+    ids: TensorValue,
+    matrix: Matrix,
+    columns: int,
+    id_norm: Norm | None,
+    x: TensorValue,
+    x_norm: Norm | None,
+) -> TensorValue:
+    """Rows of a matrix by their numbers, beside those of x: float32 `[T, columns + H]`.
+
+    Args:
+        ids: int64 `[T]`.
+        columns: of the matrix.
+        id_norm: of the matrix's rows; None: they are taken as they are.
+        x: `[T, H]`.
+        x_norm: of x's rows; None: likewise.
+    """
+    first, second = _norm_parameters(id_norm), _norm_parameters(x_norm)
+    return _call(
+        "unispec_pair",
+        [ids, matrix.stored, _gamma(id_norm), x, _gamma(x_norm)],
+        [ids.shape[0], columns + x.shape[1]],
+        form=matrix.form,
+        **{f"{name}0": value for name, value in first.items()},
+        **{f"{name}1": value for name, value in second.items()},
     )
 
 
@@ -150,6 +190,39 @@ def attention(qkv: TensorValue, attending: Attending) -> TensorValue:
     return _cached("unispec_attention", [qkv, *attending.values], out, attending.parameters)
 
 
+def can_store(key: Matrix) -> bool:
+    """Whether `store` takes the matrix of keys: whole tiles."""
+    return is_whole(key.rows)
+
+
+def store(
+    x: TensorValue,
+    norm: Norm | None,
+    key: Matrix,
+    value: Matrix,
+    attending: Attending,
+) -> None:
+    """Rotates and stores keys, and stores values, the products of RMSNorm(x) with two matrices.
+
+    Args:
+        x: `[T, K]`.
+        norm: of x; None: it is taken as it is.
+        key: `[key_heads * D, K]`.
+        value: likewise.
+        attending: its query heads do not count.
+    """
+    parameters = {
+        "form0": key.form,
+        "form1": value.form,
+        **_norm_parameters(norm),
+        "key_heads": attending.key_heads,
+        "head_dim": attending.head_dim,
+        "interleaved": int(attending.interleaved),
+    }
+    values = [x, _gamma(norm), key.stored, value.stored, *attending.values]
+    ops.inplace_custom("unispec_store", DeviceRef.CPU(), values, parameters=parameters)
+
+
 class AttentionHalf(NamedTuple):
     """Of a decoder layer: residual + factor * output(attention(RMSNorm(x))), `[T, N]`."""
 
@@ -157,8 +230,8 @@ class AttentionHalf(NamedTuple):
     """`[T, K]`."""
     residual: TensorValue
     """`[T, N]`."""
-    norm: tuple[TensorValue, float] | None
-    """Its weight `[K]` and eps; None: x is taken as it is."""
+    norm: Norm | None
+    """Of x; None: x is taken as it is."""
     projections: Sequence[Matrix]
     """Of queries, keys and values; see `can_join`."""
     output: Matrix
@@ -176,12 +249,8 @@ class AttentionHalf(NamedTuple):
     @property
     def values(self) -> list[TensorValue | BufferValue]:
         """The operands."""
-        if self.norm is None:
-            gamma = ops.constant(0.0, DType.float32, DeviceRef.CPU()).reshape([1])
-        else:
-            gamma = self.norm[0]
         stored = [matrix.stored for matrix in (*self.projections, self.output)]
-        return [self.x, self.residual, gamma, *stored, *self.attending.values]
+        return [self.x, self.residual, _gamma(self.norm), *stored, *self.attending.values]
 
     @property
     def parameters(self) -> dict[str, int | str]:
@@ -189,8 +258,7 @@ class AttentionHalf(NamedTuple):
         return {
             **{f"form{at}": matrix.form for at, matrix in enumerate(self.projections)},
             "form_out": self.output.form,
-            "normed": int(self.norm is not None),
-            "eps": 0 if self.norm is None else _bits(self.norm[1]),
+            **_norm_parameters(self.norm),
             "factor": _bits(self.factor),
             **self.attending.parameters,
         }
@@ -249,6 +317,17 @@ def decoder_layer(first: AttentionHalf, second: MLPHalf) -> TensorValue:
     }
     values = [*first.values, *second.values]
     return _cached("unispec_decoder_layer", values, first.result, parameters)
+
+
+def _gamma(norm: Norm | None) -> TensorValue:
+    """A norm's weight, or what stands in for it where there is no norm."""
+    if norm is None:
+        return ops.constant(0.0, DType.float32, DeviceRef.CPU()).reshape([1])
+    return norm.weight
+
+
+def _norm_parameters(norm: Norm | None) -> dict[str, int | str]:
+    return {"normed": int(norm is not None), "eps": 0 if norm is None else _bits(norm.eps)}
 
 
 def _cached(

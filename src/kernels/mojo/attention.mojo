@@ -409,6 +409,14 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
         return Int(self.before.unsafe_load(b)) + t - Int(self.offsets.unsafe_load(b))
 
     @always_inline
+    def _sequence(self, t: Int) -> Int:
+        """Which one a row is of."""
+        var b = 0
+        while b + 1 < self.B and Int(self.offsets.unsafe_load(b + 1)) <= t:
+            b += 1
+        return b
+
+    @always_inline
     def _page(self, b: Int, position: Int) -> Floats:
         """Keys of a position."""
         var page = Int(self.table.unsafe_load(b * self.row_pages + position // self.page_size))
@@ -418,24 +426,27 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
     @always_inline
     def store(self, t: Int):
         """Rotates the queries of a row, and rotates and stores its keys, and its values."""
-        var b = 0
-        while b + 1 < self.B and Int(self.offsets.unsafe_load(b + 1)) <= t:
-            b += 1
-        var position = self._position(b, t)
+        var b = self._sequence(t)
         var x = self.qkv.unsafe_offset(t * Self.WIDTH)
-        var f = self.rope.unsafe_offset(position * Self.D)
+        var f = self.rope.unsafe_offset(self._position(b, t) * Self.D)
         comptime for h in range(Self.heads):
             # [key_heads, T, G, D]: the query rows that share keys are neighbours.
             var at = ((h // Self.G) * self.T + t) * Self.G + h % Self.G
             var row = self.scratch.unsafe_offset(at * Self.D)
             _rotate[Self.D, Self.interleaved](x.unsafe_offset(h * Self.D), f, self.factor, row)
+        self.store_entry(b, t, x.unsafe_offset(Self.heads * Self.D))
+
+    @always_inline
+    def store_entry(self, b: Int, t: Int, x: Floats):
+        """Rotates and stores the keys of a row of sequence b, and its values, which lie behind them in x."""
+        var position = self._position(b, t)
+        var f = self.rope.unsafe_offset(position * Self.D)
         var key = self._page(b, position)
         comptime for h in range(Self.key_heads):
-            var from_head = x.unsafe_offset((Self.heads + h) * Self.D)
-            _rotate[Self.D, Self.interleaved](from_head, f, 1, key.unsafe_offset(h * Self.D))
+            _rotate[Self.D, Self.interleaved](x.unsafe_offset(h * Self.D), f, 1, key.unsafe_offset(h * Self.D))
         var value = key.unsafe_offset(self.to_values)
         comptime for c in range(0, Self.STRIDE, LANES):
-            value.unsafe_store(c, x.unsafe_load[width=LANES]((Self.heads + Self.key_heads) * Self.D + c))
+            value.unsafe_store(c, x.unsafe_load[width=LANES](Self.STRIDE + c))
 
     @always_inline
     def attend(self, item: _Item, chunk: Int, index: Int, task: Int):
@@ -505,6 +516,16 @@ struct Attending[heads: Int, key_heads: Int, D: Int, interleaved: Bool](Implicit
             var row = self.result.unsafe_offset(to * Self.D)
             comptime for c in range(0, Self.D, LANES):
                 row.unsafe_store(c, state.unsafe_load[width=LANES](r * Self.D + c) / totals.unsafe_load(r))
+
+    @always_inline
+    def share_entries(self, p: Phases, phase: Int, entries: Floats):
+        """One phase: `store_entry` of all rows of `[T, 2 * STRIDE]`."""
+        var me = self
+
+        def store(t: Int) {var me, var entries, imm}:
+            me.store_entry(me._sequence(t), t, entries.unsafe_offset(2 * t * Self.STRIDE))
+
+        p.share(phase, self.T, store)
 
     @always_inline
     def run(self, p: Phases, phase: Int, task: Int):

@@ -263,6 +263,73 @@ struct Attention:
         dealloc(counters^)
 
 
+@extensibility.register("unispec_store")
+struct Store:
+    """Stores keys and values, the products of rms_norm(x `[T, K]`) with two matrices, keys rotated.
+
+    The rows of the first matrix are whole units. x is taken as it is where `normed` is 0; see `Attending` for the
+    other operands.
+    """
+
+    @staticmethod
+    def execute[
+        form0: StaticString,
+        form1: StaticString,
+        normed: Int,
+        eps: Int,
+        key_heads: Int,
+        head_dim: Int,
+        interleaved: Int,
+        target: StaticString,
+    ](
+        x: InputTensor[dtype=DType.float32, rank=2, ...],
+        gamma: InputTensor[dtype=DType.float32, rank=1, ...],
+        w0: InputTensor[rank=2, ...],
+        w1: InputTensor[rank=2, ...],
+        offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
+        freqs: InputTensor[dtype=DType.float32, rank=2, ...],
+        blocks: MutableInputTensor[dtype=DType.float32, rank=6, ...],
+        page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
+        lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
+        table: InputTensor[dtype=DType.uint32, rank=2, ...],
+        layer: InputTensor[dtype=DType.uint32, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var K = x.dim_size[1]()
+        check[form0](w0.dim_size[1](), K)
+        check[form1](w1.dim_size[1](), K)
+        check_rows[form1](w1.dim_size[0](), key_heads * head_dim)
+        comptime if normed == 1:
+            check_gamma(gamma.dim_size[0](), K)
+        var T = x.dim_size[0]()
+        var tasks = parallelism_level(None)
+        var a = _attending[key_heads, key_heads, head_dim, interleaved](
+            T, 1, tasks, offsets, freqs, blocks, page_stride, lengths, table, layer
+        )
+        var keys = bytes(w0.unsafe_ptr().unsafe_bitcast[UInt8]())
+        # Nothing of the first of three matrices.
+        var projections = Projections[form0, form0, form1](
+            keys, keys, bytes(w1.unsafe_ptr().unsafe_bitcast[UInt8]()), 0, w0.dim_size[0](), T, K, 2 * a.STRIDE
+        )
+        var counters = alloc(Layout[Int64](count=COUNTERS))
+        var scratch = alloc(Layout[UInt8](count=projections.scratch_size()))
+        var entries = alloc(Layout[Float32](count=2 * T * a.STRIDE))
+        var p = Phases(counters.unsafe_ptr(), tasks)
+        var rows = bytes(scratch.unsafe_ptr())
+        var into = floats(entries.unsafe_ptr())
+        var xp = floats(x.unsafe_ptr())
+        var gp = floats(gamma.unsafe_ptr())
+
+        def task(t: Int) {var p, var a, var projections, var rows, var into, var xp, var gp, imm}:
+            projections.run[normed == 1](p, 0, xp, gp, number[eps](), rows, into)
+            a.share_entries(p, 2, into)
+
+        sync_parallelize(task, tasks)
+        dealloc(entries^)
+        dealloc(scratch^)
+        dealloc(counters^)
+
+
 @extensibility.register("unispec_attention_block")
 struct AttentionBlock:
     """The first half of a decoder layer; see `AttentionHalf`."""

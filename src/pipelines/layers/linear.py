@@ -16,7 +16,7 @@ from max.nn import Module, RMSNorm
 
 from unispec.kernels import operations
 from unispec.kernels.forms import FLOATS, Form, is_whole, stored_shape
-from unispec.kernels.operations import Matrix, MLPHalf
+from unispec.kernels.operations import Matrix, MLPHalf, Norm
 
 __all__ = [
     "Embedding",
@@ -24,8 +24,10 @@ __all__ = [
     "Linear",
     "Storing",
     "add_linear",
+    "as_norm",
     "fused_linear",
     "normed_linear",
+    "paired",
 ]
 
 
@@ -108,6 +110,35 @@ class Embedding(Storing, nn.Embedding):
         if self.form == "f32":
             return super().__call__(indices)
         return operations.embedding(TensorValue(indices), self.matrix, self.columns)
+
+
+def paired(
+    tokens: TensorValue,
+    embedding: Embedding,
+    token_norm: RMSNorm | None,
+    features: TensorValue,
+    feature_norm: RMSNorm | None,
+) -> TensorValue:
+    """A token's embedding beside a feature, each after its norm if it has one: `[T, K + H]`.
+
+    Args:
+        tokens: int64 `[T]`.
+        features: `[T, H]`.
+    """
+    if embedding.on_cpu:
+        matrix, norms = embedding.matrix, (as_norm(token_norm), as_norm(feature_norm))
+        return operations.pair(tokens, matrix, embedding.columns, norms[0], features, norms[1])
+    embedded = ops.rebind(embedding(tokens), [features.shape[0], embedding.columns])
+    halves = [
+        values if norm is None else norm(values)
+        for values, norm in ((embedded, token_norm), (features, feature_norm))
+    ]
+    return ops.concat(halves, axis=-1)
+
+
+def as_norm(norm: RMSNorm | None) -> Norm | None:
+    """As our kernels take it."""
+    return None if norm is None else Norm(TensorValue(norm.weight), norm.eps)
 
 
 def fused_linear(x: TensorValue, layers: Sequence[Linear]) -> list[TensorValue]:

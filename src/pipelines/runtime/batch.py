@@ -29,14 +29,14 @@ class BatchBuilder:
         num_speculative_tokens: the most tokens that a step proposes; 0 without a draft.
         sampled_drafts: whether the graph takes the drafts' distributions.
         thinking_phase: whether the graph takes which rows are inside a thinking block.
-        feature_log: `[L, F]` on the device, where a draft need not run in each step.
+        feature_log: `[L, F]` on the device, where a draft need not read in each step.
         shared_page_size: tokens of a cache page, where requests share pages that are full.
 
     Attributes:
         rows: what is kept of each request, by its id.
         num_speculative_tokens: how many tokens the next step proposes; may be lowered, and raised
-            again, between two steps. With a draft, 0 is 1 where the step has to run it.
-        deferred: what the draft has not read; None: no draft, or it runs in each step.
+            again, between two steps.
+        deferred: what the draft has not read; None: no draft, or it reads in each step.
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class BatchBuilder:
             if feature_log is None
             else Deferred(feature_log, shared_page_size, self.rows, device)
         )
-        self._has_draft = num_speculative_tokens > 0
         self._vocab_size = vocab_size
         self._device = device
         self._sampled_drafts = sampled_drafts
@@ -110,7 +109,7 @@ class BatchBuilder:
             position = context.tokens.current_position
             known_next[index] = context.tokens.all[position] if chunked else VOID_TOKEN
         bitmask = self._bitmask(contexts, rows, width)
-        proposed = self._num_proposed(contexts)
+        proposed = self.num_speculative_tokens
         tokens, row_offsets = self._persistent.write(self._tokens[: int(offsets[-1])], offsets)
         fields = {
             "tokens": tokens,
@@ -138,13 +137,6 @@ class BatchBuilder:
             lengths: merged tokens of each row.
         """
         return {} if self.deferred is None else self.deferred.nothing(lengths)
-
-    def _num_proposed(self, contexts: Sequence[TextContext]) -> int:
-        """How many tokens a step proposes: at least 1 where the draft has to run."""
-        count = self.num_speculative_tokens
-        if count or not self._has_draft:
-            return count
-        return int(self.deferred is None or self.deferred.must_run(contexts))
 
     def _bitmask(
         self, contexts: Sequence[TextContext], rows: Sequence[Row], width: int

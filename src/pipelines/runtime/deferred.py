@@ -24,10 +24,10 @@ _WIDEST_STEP: Final = 1 + max(LARGEST_DRAFT_TOKENS.values())
 
 
 class Deferred:
-    """What the draft has to read when it runs again.
+    """What the draft has to read, at the latest when it proposes again.
 
-    A step that proposes nothing writes its features behind the last row of the log that a request
-    still needs, so the log is empty again when a step has proposed for all of them.
+    A step that lets it wait writes its features behind the last row of the log that a request
+    still needs, so the log is empty again when the draft has read all of them.
 
     Args:
         log: `[L, F]`, see `DeferredInputs`.
@@ -59,8 +59,8 @@ class Deferred:
         # Decode steps are few in kind, and making their inputs takes time.
         self._even: dict[tuple[int, int], dict[str, Buffer]] = {}
 
-    def must_run(self, contexts: Sequence[TextContext]) -> bool:
-        """Whether the next step has to run the draft.
+    def must_read(self, contexts: Sequence[TextContext]) -> bool:
+        """Whether the draft has to read in the next step, though it may propose nothing.
 
         That is where a row is in prefill, where the log has no room for the step, and where a row
         may fill a page that others may share from then on, the draft's part of it too.
@@ -87,7 +87,7 @@ class Deferred:
             lengths: merged tokens of each row.
             count: how many tokens the step proposes.
         """
-        if not count:
+        if not count and not self.must_read(contexts):
             return self._writing(self._first_free(), sum(lengths)) | self._alone([0] * len(lengths))
         counts = []
         rows: list[int] = []
@@ -111,20 +111,17 @@ class Deferred:
         """
         return self._writing(0, 0) | self._alone(lengths)
 
-    def settle(
-        self, contexts: Sequence[TextContext], num_accepted: Sequence[int], *, proposed: bool
-    ) -> None:
+    def settle(self, contexts: Sequence[TextContext], num_accepted: Sequence[int]) -> None:
         """Takes note of what a step has logged, or that its draft has read all there was.
 
         To be called before contexts and rows move on.
 
         Args:
-            contexts: the step's.
+            contexts: of the step whose inputs were made last.
             num_accepted: of each row.
-            proposed: whether the step proposed tokens.
         """
         rows = [self._rows[context.request_id] for context in contexts]
-        if proposed:
+        if not self._count:
             for row in rows:
                 row.deferred = []
             return

@@ -83,13 +83,14 @@ class StepModelInputs(SamplingFields[Buffer | None], TokenInputs):
     """float32 `[B, K, V]`; taken by a graph with sampled drafts only."""
     feature_log: Buffer | None = None
     """`[L, F]`: features of positions that the draft has not read. This and what follows are taken
-    by a graph whose draft need not run in each step; see `DeferredInputs`."""
+    by a graph whose draft need not read in each step; see `DeferredInputs`."""
     logged_features: Buffer | None = None
     """The same buffer."""
     log_start: Buffer | None = None
-    """int64 scalar on the host: the log's row where a step that proposes nothing writes."""
+    """int64 scalar on the host: the log's row where a step writes whose draft does not read."""
     num_logged: Buffer | None = None
-    """int64 scalar on the host: how many features it writes; 0 in a step that proposes."""
+    """int64 scalar on the host: how many features it writes; 0 where the draft reads, as
+    it must where it proposes."""
     deferred_rows: Buffer | None = None
     """int64 `[E]`: the log's row of each position that the draft has to read, ragged."""
     deferred_tokens: Buffer | None = None

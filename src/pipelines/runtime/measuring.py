@@ -131,7 +131,7 @@ def _running(
             manager.claim(context)
             manager.alloc(context)
             context.tokens.skip_processing(context.tokens.active_length - 1)
-            # A row whose prompt was read: a step need not run the draft for it.
+            # A row whose prompt was read: the draft need not read it in a step.
             pipeline.model.batch.row(context).generated = 1
         yield contexts
     finally:

@@ -43,8 +43,9 @@ __all__ = ["StepModel", "digest_of"]
 
 
 def digest_of(graph: Graph) -> str:
-    """SHA-256 of a graph's text, in hexadecimal."""
-    return hashlib.sha256(str(graph).encode()).hexdigest()
+    """SHA-256 of the text of a graph and of its subgraphs, in hexadecimal."""
+    # `str(graph)` leaves the subgraphs out, where the layers' number formats are.
+    return hashlib.sha256(str(graph.module.mlir_module).encode()).hexdigest()
 
 
 class StepModel(PipelineModelWithKVCache[TextContext]):
@@ -159,7 +160,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
 
     @property
     def features(self) -> FeatureType | None:
-        """What the draft reads of a position; None: no draft, or it runs in each step."""
+        """What the draft reads of a position; None: no draft, or it reads in each step."""
         return None
 
     @abstractmethod
@@ -273,7 +274,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         return self.inputs_cls(**fields, **extra, kv_cache_inputs=kv_cache_inputs)
 
     def _feature_log(self, max_batch_size: int, device: Device) -> Buffer | None:
-        """`[L, F]` where a draft need not run in each step."""
+        """`[L, F]` where a draft need not read in each step."""
         if self.features is None:
             return None
         rows = LOG_ROWS_PER_REQUEST * max_batch_size
@@ -299,11 +300,12 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             prev_model_inputs: the inputs of the step that produced them.
 
         Raises:
-            InputError: the previous inputs have another number of rows, or K = 0 with a draft.
+            InputError: the previous inputs have another number of rows, or leave the draft
+                positions to read.
         """
         assert isinstance(prev_model_inputs, StepModelInputs)
-        before = prev_model_inputs.num_speculative_tokens
-        if self.features is not None and before is not None and not int(before.to_numpy()):
+        logged = prev_model_inputs.num_logged
+        if logged is not None and int(logged.to_numpy()):
             raise InputError(
                 "the previous step proposed nothing, so its draft has positions to read: build this"
                 " one with prepare_initial_token_inputs"

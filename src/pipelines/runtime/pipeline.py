@@ -128,9 +128,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         proposals = computed.proposals[:, : self.model.most_proposed]
         num_proposed = proposals.shape[1]
         if self.model.batch.deferred is not None:
-            self.model.batch.deferred.settle(
-                contexts, num_accepted.tolist(), proposed=num_proposed > 0
-            )
+            self.model.batch.deferred.settle(contexts, num_accepted.tolist())
         probs = outputs.next_draft_probs_full
         all_probs = None if probs is None else probs.to_numpy()
         asked = any(row.sampling.num_logprobs for row in rows)

@@ -71,7 +71,7 @@ def block_step(
         proposal = propose(draft, features, where, step.sampling if step.draft_probs else None)
         return [first_columns(values, wanted) for values in proposal.values()]
 
-    tokens, *probs = branch(step, verified, run, lambda: no_proposal(step).values())
+    tokens, *probs = branch(step, verified, run, no_proposal(step).values())
     return StepOutputs(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,

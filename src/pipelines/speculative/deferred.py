@@ -1,4 +1,4 @@
-"""What a draft has not read: a step without proposals logs it, the next one with some reads it."""
+"""What a draft has not read: a step that proposes nothing may log it for a later one to read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFERRED_INPUTS = (
     "unread_places",
     "unread_offsets",
 )
-"""The inputs of a graph whose draft need not run in each step, in order."""
+"""The inputs of a graph whose draft need not read in each step, in order."""
 
 
 class FeatureType(NamedTuple):
@@ -98,7 +98,7 @@ class DeferredInputs:
     start: TensorValue
     """int64 scalar on the CPU: the row of the log where the step writes."""
     num_logged: TensorValue
-    """int64 scalar on the CPU: how many features it writes, M, or 0 where the draft runs."""
+    """int64 scalar on the CPU: how many features it writes, M, or 0 where the draft reads."""
     rows: TensorValue
     """int64 `[E]`: the log's row of each position."""
     tokens: TensorValue
@@ -118,6 +118,11 @@ class DeferredInputs:
         """Those among the inputs of a graph, by name."""
         (log,), *others = (taken[name] for name in DEFERRED_INPUTS)
         return cls(log.buffer, *(value.tensor for (value,) in others))
+
+    @property
+    def reads(self) -> TensorValue:
+        """Whether the draft reads in this step, a bool scalar on the CPU."""
+        return self.num_logged == 0
 
     def write(self, features: TensorValue) -> None:
         """Writes the first of `[M, F]`, the merged positions' features, to the log."""

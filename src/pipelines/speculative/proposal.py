@@ -80,9 +80,9 @@ def propose(
 
 
 def no_proposal(step: StepInputs) -> Proposal:
-    """What stands in for the proposals of a step, J = `num_proposed`, where the draft does not run.
+    """Room for the proposals of a step, J = `num_proposed`, before a draft has made any.
 
-    J is then 0, so nothing is filled.
+    J is 0 where the draft does not run.
     """
     batch, device = step.draft_tokens.shape[0], step.tokens.device
     wanted, count = step.num_speculative_tokens, Dim("num_proposed")

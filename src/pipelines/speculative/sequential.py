@@ -13,7 +13,7 @@ from unispec.sampling.acceptance import AcceptanceRule
 
 from .deferred import Unread
 from .proposal import DraftVocabulary, Proposal, no_proposal, propose
-from .step import VOID_TOKEN, StepInputs, StepOutputs
+from .step import StepInputs, StepOutputs
 from .verify import Target, branch, verify
 
 __all__ = ["SequentialDraft", "sequential_step"]
@@ -31,6 +31,23 @@ class SequentialDraft(DraftVocabulary, Protocol):
         """`[U, H]`, what the draft reads of the target's features `[U, F]`."""
         ...
 
+    def read(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> None:
+        """Writes the rows' cache entries as a call would, but computes nothing behind them.
+
+        Args:
+            tokens: int64 `[U]`, the token after each position.
+            features: `[U, H]`, of `from_target`.
+            row_offsets: uint32 `[B + 1]`.
+            cache: the draft's cache.
+        """
+        ...
+
     def __call__(
         self,
         tokens: TensorValue,
@@ -38,7 +55,7 @@ class SequentialDraft(DraftVocabulary, Protocol):
         row_offsets: TensorValue,
         cache: PagedCacheValues,
     ) -> TensorValue:
-        """Writes the rows' keys and values; returns `[T, H]`, features for the next rows.
+        """Writes the rows' cache entries; returns `[T, H]`, features for the next rows.
 
         Args:
             tokens: int64 `[T]`, the token after each position.
@@ -52,26 +69,28 @@ class SequentialDraft(DraftVocabulary, Protocol):
 def sequential_step(
     target: Target, draft: SequentialDraft, rule: AcceptanceRule, step: StepInputs
 ) -> StepOutputs:
-    """Builds one step: merge, verify, accept, shift, propose.
+    """Builds one step: merge, verify, accept, read, propose.
 
-    The draft first runs over the verified tokens that it has not read, with the target's own
-    features, then over its own proposals, one a round. Rejected positions stay in both
-    caches and are overwritten by the next step.
+    The draft reads the verified tokens that it has not read, with the target's features. Then each
+    round proposes a token: the first one from the last verified position, with the target's
+    feature of it, the others from the draft's own. Rejected positions stay in both caches and are
+    overwritten by the next step.
     """
     verified = verify(target, rule, step)
-    rounds = _Rounds(draft, step, verified.features.dtype)
 
-    def run(unread: Unread) -> list[TensorValue]:
-        features = draft(
-            unread.tokens, draft.from_target(unread.features), unread.row_offsets, unread.cache
-        )
-        feature = ops.gather(features, unread.last_verified, axis=0)  # [B, H]
-        return rounds.first(feature, verified.lengths)
+    def read(unread: Unread) -> list[TensorValue]:
+        features = draft.from_target(unread.features)
+        draft.read(unread.tokens, features, unread.row_offsets, unread.cache)
+        return [ops.gather(features, unread.last_verified, axis=0)]  # [B, H]
 
-    _, _, _, tokens, *probs = rounds.loop(branch(step, verified, run, rounds.nothing))
+    zero = ops.constant(0, verified.features.dtype, device=step.tokens.device)
+    nothing = ops.broadcast_to(zero, [step.draft_tokens.shape[0], draft.hidden_size])
+    (feature,) = branch(step, verified, read, [nothing])
+    accepted = verified.accepted
+    tokens, *probs = _Rounds(draft, step).run(verified.lengths - 1, accepted.next_tokens, feature)
     return StepOutputs(
-        num_accepted_draft_tokens=verified.accepted.num_accepted,
-        next_tokens=verified.accepted.next_tokens,
+        num_accepted_draft_tokens=accepted.num_accepted,
+        next_tokens=accepted.next_tokens,
         next_draft_tokens=tokens,
         logprobs=verified.logprobs,
         next_draft_probs=probs[0] if probs else None,
@@ -79,18 +98,17 @@ def sequential_step(
 
 
 class _Rounds:
-    """The rounds after the draft's prefill. P tokens to propose.
+    """The rounds of a draft, each of which proposes one token a row. P tokens to propose.
 
-    Their state is the length of each row so far, uint32 `[B]`, its last proposed token, int64
-    `[B]`, the feature that it was proposed from, `[B, H]`, all proposed tokens, int64 `[B, P]`, and
-    for sampled drafts what they were drawn from, float32 `[B, P, V]`.
+    Their state is what the draft has read of each row, uint32 `[B]`, the token after that, int64
+    `[B]`, the feature before that token, `[B, H]`, all proposed tokens, int64 `[B, P]`, and for
+    sampled drafts what they were drawn from, float32 `[B, P, V]`.
     """
 
-    def __init__(self, draft: SequentialDraft, step: StepInputs, dtype: DType) -> None:
+    def __init__(self, draft: SequentialDraft, step: StepInputs) -> None:
         self.draft = draft
         self.step = step
         self.sampling = step.sampling if step.draft_probs else None
-        self.dtype = dtype
         self.device = step.tokens.device
         self.batch = step.draft_tokens.shape[0]
         wanted, count = step.num_speculative_tokens, Dim("num_proposed")
@@ -98,47 +116,37 @@ class _Rounds:
             0, wanted, 1, out_dim=count, dtype=DType.int64, device=self.device
         )  # [P]
 
-    def propose(self, feature: TensorValue, position: TensorValue) -> Proposal:
-        """One token a row.
+    def run(
+        self, lengths: TensorValue, token: TensorValue, feature: TensorValue
+    ) -> list[TensorValue]:
+        """All proposed tokens, and their probabilities where they are sampled.
 
         Args:
-            feature: `[B, H]`.
-            position: uint32 `[B]`, the position of the last token that is settled.
+            lengths: uint32 `[B]`, positions before the last verified one.
+            token: int64 `[B]`, the one after it.
+            feature: `[B, H]`, the target's, of it.
         """
-        where = ops.unsqueeze(position.cast(DType.int64) + 1, 1)  # [B, 1]
-        return propose(self.draft, ops.unsqueeze(feature, 1), where, self.sampling)
-
-    def first(self, feature: TensorValue, lengths: TensorValue) -> list[TensorValue]:
-        """The state after the first token of each row, which stands in all columns for now."""
-        proposal, count = self.propose(feature, lengths), self.columns.shape[0]
-        columns = [
-            ops.broadcast_to(values, [self.batch, count, *values.shape[2:]])
-            for values in proposal.values()
-        ]
-        return [lengths, ops.squeeze(proposal.tokens, 1), feature, *columns]
-
-    def nothing(self) -> list[TensorValue]:
-        """The state where nothing is proposed."""
-        zero = ops.constant(0, self.dtype, device=self.device)
-        feature = ops.broadcast_to(zero, [self.batch, self.draft.hidden_size])
-        no_token = ops.constant(VOID_TOKEN, DType.int64, device=self.device)
-        return [
-            self.step.caches[1].cache_lengths,
-            ops.broadcast_to(no_token, [self.batch]),
-            feature,
-            *no_proposal(self.step).values(),
-        ]
-
-    def loop(self, state: list[TensorValue]) -> list[TensorValue]:
-        """Runs the remaining rounds: the state after them."""
-        one = ops.constant(1, DType.int64, device=DeviceRef.CPU())
+        zero = ops.constant(0, DType.int64, device=DeviceRef.CPU())
         wanted = self.step.num_speculative_tokens
+        proposed = no_proposal(self.step).values()
 
         def unfinished(round_: TensorValue, *state: TensorValue) -> TensorValue:
             return round_ < wanted
 
-        _, *state = ops.while_loop([one, *state], unfinished, self._round)
-        return state
+        _, _, _, _, *proposed = ops.while_loop(
+            [zero, lengths, token, feature, *proposed], unfinished, self._round
+        )
+        return proposed
+
+    def _propose(self, feature: TensorValue, position: TensorValue) -> Proposal:
+        """One token a row.
+
+        Args:
+            feature: `[B, H]`.
+            position: uint32 `[B]`, of the token that was read last.
+        """
+        where = ops.unsqueeze(position.cast(DType.int64) + 1, 1)  # [B, 1]
+        return propose(self.draft, ops.unsqueeze(feature, 1), where, self.sampling)
 
     def _round(
         self,
@@ -154,7 +162,7 @@ class _Rounds:
         ramp = ops.range(0, width, 1, out_dim=width, dtype=DType.uint32, device=self.device)
         view = grown_view(self.step.caches[1], lengths, 1)
         feature = self.draft(token, feature, ramp, view).rebind(feature.shape)
-        proposal = self.propose(feature, lengths + 1)
+        proposal = self._propose(feature, lengths + 1)
         here = ops.unsqueeze(self.columns == round_.to(self.device), 0)  # [1, P]
         state = [
             round_ + 1,

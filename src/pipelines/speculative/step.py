@@ -50,8 +50,8 @@ class StepInputs:
     known_next_tokens: TensorValue
     """int64 `[B]`: the token after a prefill chunk; -1 where the step decides it."""
     num_speculative_tokens: TensorValue
-    """int64 scalar on the CPU: how many tokens to propose; 0: the draft does not run, where the
-    graph has `deferred`."""
+    """int64 scalar on the CPU: how many tokens to propose; 0: the draft may read, but proposes
+    nothing."""
     sampling: SamplingInputs
     """The sampling parameters of each row."""
     caches: Sequence[PagedCacheValues]
@@ -61,7 +61,7 @@ class StepInputs:
     in_thinking_phase: TensorValue | None
     """bool `[B]`: rows inside a thinking block, for relaxed acceptance."""
     deferred: DeferredInputs | None = None
-    """What the draft has not read yet; None: the target is alone, or its draft runs in each
+    """What the draft has not read yet; None: the target is alone, or its draft reads in each
     step."""
     extra: Mapping[str, Sequence[Value[Any]]] = field(default_factory=dict)
     """The inputs that only some architectures have, see `StepSignature`."""
@@ -123,7 +123,7 @@ class StepSignature:
     thinking_phase: bool = False
     """Whether the graph takes which rows are inside a thinking block."""
     features: FeatureType | None = None
-    """What the draft reads of a position, in a graph whose draft need not run in each step."""
+    """What the draft reads of a position, in a graph whose draft need not read in each step."""
     order: Sequence[str] = INPUT_ORDER
     """Names of the inputs in the graph's order."""
     extra: Mapping[str, Sequence[TensorType | BufferType]] = field(default_factory=dict)

@@ -111,23 +111,23 @@ def branch(
     step: StepInputs,
     verified: Verified,
     run: Callable[[Unread], Sequence[TensorValue]],
-    otherwise: Callable[[], Sequence[TensorValue]],
+    otherwise: Sequence[TensorValue],
 ) -> list[TensorValue]:
-    """Runs the draft over what it has not read, where the step proposes something.
+    """The draft's part over what it has not read, in a step that does not log that for later.
 
-    In a graph without deferred inputs it runs in each step.
+    In a graph without deferred inputs it reads in each step.
 
     Args:
         run: builds the draft's part, and is called inside the branch.
-        otherwise: builds what stands in for it, of the same types.
+        otherwise: what stands in for what it gives, of the same types.
     """
     deferred = step.deferred
     if deferred is None:
         return list(run(_merged(step, verified)))
     deferred.write(verified.features)
     return run_if(
-        step.num_speculative_tokens > 0,
-        otherwise(),
+        deferred.reads,
+        otherwise,
         lambda *_: run(deferred.before(_merged(step, verified))),
     )
 

@@ -65,7 +65,7 @@ class UnifiedConfig(ArchConfigWithKVCache):
 
     @property
     def features(self) -> FeatureType | None:
-        """What the draft reads of a position; None: the draft runs in each step."""
+        """What the draft reads of a position; None: the draft reads in each step."""
         width = self.target.hidden_size * max(len(self.tapped_layers), 1)
         return FeatureType(width, self.target.dtype)
 

@@ -69,7 +69,7 @@ class UnifiedModel(StepModel):
 
     @property
     def features(self) -> FeatureType | None:
-        """What the draft reads of a position; None: no draft, or it runs in each step."""
+        """What the draft reads of a position; None: no draft, or it reads in each step."""
         config: Any = self.arch_config
         return None if self.method is None else config.features
 

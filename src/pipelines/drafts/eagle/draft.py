@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from max.graph import TensorValue, ops
+from max.graph import TensorValue
 from max.nn import LayerList
 from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
-from unispec.pipelines.layers.linear import Linear
+from unispec.pipelines.layers.linear import Linear, paired
 from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.layers import DecoderLayer
 from unispec.pipelines.targets.llama.stack import llama_rope
@@ -51,6 +51,25 @@ class EagleDraft(TargetVocabularyDraft):
         """The same features: those of the final norm are what the draft reads."""
         return features
 
+    def joined(self, tokens: TensorValue, features: TensorValue) -> TensorValue:
+        """What the first layer reads, `[T, H]`."""
+        return self.fc(paired(tokens, self.embed_tokens, None, features, None))
+
+    def read(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> None:
+        """Writes the keys and values that a call would, which the last layer is not run for."""
+        x = self.joined(tokens, features)
+        freqs_cis = self.rope.freqs_cis
+        *earlier, last = self.layers
+        for index, layer in enumerate(earlier):
+            x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
+        last.read(layer_index(len(earlier)), x, cache, freqs_cis, row_offsets)
+
     def __call__(
         self,
         tokens: TensorValue,
@@ -64,8 +83,7 @@ class EagleDraft(TargetVocabularyDraft):
             tokens: int64 `[T]`, the token after each position.
             features: `[T, H]`, the feature of each position.
         """
-        embedded = ops.rebind(self.embed_tokens(tokens), features.shape)
-        x = self.fc(ops.concat([embedded, features], axis=-1))
+        x = self.joined(tokens, features)
         freqs_cis = self.rope.freqs_cis
         for index, layer in enumerate(self.layers):
             x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)

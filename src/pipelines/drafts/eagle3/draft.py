@@ -16,7 +16,7 @@ from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
 from unispec.pipelines.drafts.vocabulary import TargetVocabularyDraft
-from unispec.pipelines.layers.linear import Embedding, Linear
+from unispec.pipelines.layers.linear import Embedding, Linear, paired
 from unispec.pipelines.layers.stack import layer_index
 from unispec.pipelines.targets.llama.layers import AttentionAndMLP, DecoderLayer
 from unispec.pipelines.targets.llama.stack import llama_rope
@@ -46,17 +46,30 @@ class _FirstLayer(AttentionAndMLP):
     def __call__(
         self,
         layer: TensorValue,
-        embedded: TensorValue,
+        pair: TensorValue,
         feature: TensorValue,
         cache: PagedCacheValues,
         freqs_cis: TensorValue,
         row_offsets: TensorValue,
     ) -> TensorValue:
-        """`[T, H]` of embedding and feature, `[T, H]` each; writes the rows' keys and values."""
-        normed = self.hidden_norm(feature)
-        pair = ops.concat([self.input_layernorm(embedded), normed], axis=-1)  # [T, 2H]
-        x = normed if self.norm_before_residual else feature
+        """`[T, H]` of features `[T, H]` and their `pair`; writes the rows' keys and values."""
+        x = self.hidden_norm(feature) if self.norm_before_residual else feature
         return self.run(x, layer, pair, cache, freqs_cis, row_offsets, norm=None)
+
+    def pair(self, tokens: TensorValue, embedding: Embedding, features: TensorValue) -> TensorValue:
+        """What attention reads, `[T, 2H]`: the tokens' embeddings and the features, both normed."""
+        return paired(tokens, embedding, self.input_layernorm, features, self.hidden_norm)
+
+    def read(
+        self,
+        layer: TensorValue,
+        pair: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> None:
+        """Writes the rows' keys and values as a call would, and computes nothing else."""
+        self.store(layer, pair, cache, freqs_cis, row_offsets, norm=None)
 
 
 class Eagle3Draft(TargetVocabularyDraft):
@@ -98,11 +111,38 @@ class Eagle3Draft(TargetVocabularyDraft):
         if self.input_norm is not None:
             features = self.input_norm(features)
         if len(self.fc_norm):
-            size = features.shape[1] // self.num_taps
-            taps = ops.split(features, [size] * self.num_taps, axis=-1)
-            normed = [norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)]
-            features = ops.concat(normed, axis=-1)
+            features = self._normed_taps(features)
         return self.fc(features)
+
+    def _normed_taps(self, features: TensorValue) -> TensorValue:
+        """Each tap after its own norm: all of them by one norm without a weight, then by theirs."""
+        weights = ops.stack([TensorValue(norm.weight) for norm in self.fc_norm])  # [n, Ht]
+        taps = features.reshape([features.shape[0], *weights.shape])
+        ones = ops.broadcast_to(
+            ops.constant(1, weights.dtype, device=weights.device), [weights.shape[1]]
+        )
+        normed = ops.rms_norm(taps, ones, self.norm.eps) * weights
+        return normed.reshape(features.shape)
+
+    def read(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> None:
+        """Writes the keys and values that a call would, which the last layer is not run for."""
+        freqs_cis = self.rope.freqs_cis
+        first, *others = self.layers
+        pair = first.pair(tokens, self.embed_tokens, features)
+        if not others:
+            first.read(layer_index(0), pair, cache, freqs_cis, row_offsets)
+            return
+        x = first(layer_index(0), pair, features, cache, freqs_cis, row_offsets)
+        *between, last = others
+        for index, layer in enumerate(between, start=1):
+            x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
+        last.read(layer_index(len(others)), x, cache, freqs_cis, row_offsets)
 
     def __call__(
         self,
@@ -117,10 +157,10 @@ class Eagle3Draft(TargetVocabularyDraft):
             tokens: int64 `[T]`, the token after each position.
             features: `[T, H]`, the feature of each position.
         """
-        embedded = ops.rebind(self.embed_tokens(tokens), features.shape)
         freqs_cis = self.rope.freqs_cis
         first, *others = self.layers
-        x = first(layer_index(0), embedded, features, cache, freqs_cis, row_offsets)
+        pair = first.pair(tokens, self.embed_tokens, features)
+        x = first(layer_index(0), pair, features, cache, freqs_cis, row_offsets)
         for index, layer in enumerate(others, start=1):
             x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
         return self.norm(x) if self.norm_output else x

@@ -7,6 +7,8 @@ of token i + 1 and the target's feature of position i after its final norm. The 
 
 from __future__ import annotations
 
+from typing import Any
+
 from max.dtype import DType
 from max.graph import TensorValue, ops
 from max.nn import Linear, Module, RMSNorm
@@ -60,6 +62,18 @@ class MtpDraft(Module):
         assert self.rope.freqs_cis is not None
         return _DraftOfStep(self, mesh_of(step, 1))
 
+    def read(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+        mesh: Mesh,
+    ) -> None:
+        """Writes the rows' cache entries as a call would, without the layer's experts."""
+        x = self._joined(tokens, features, mesh)
+        self.layer.read(layer_index(0), *self._scattered(x, row_offsets, cache, mesh))
+
     def __call__(
         self,
         tokens: TensorValue,
@@ -74,20 +88,25 @@ class MtpDraft(Module):
             tokens: int64 `[T]`, the token after each position.
             features: `[T, H]`, the feature of each position.
         """
+        x = self._joined(tokens, features, mesh)
+        scattered = self._scattered(x, row_offsets, cache, mesh)
+        hidden = self.layer(layer_index(0), *scattered, mesh.communication)
+        return self.norm(mesh.gather(hidden, x))
+
+    def _joined(self, tokens: TensorValue, features: TensorValue, mesh: Mesh) -> TensorValue:
+        """What the layer reads, `[T, H]`."""
         embedded, *_ = mesh.embed(self.embed_tokens, tokens)
         embedded = ops.rebind(embedded, features.shape)
-        x = self.eh_proj(ops.concat([self.enorm(embedded), self.hnorm(features)], axis=-1))
+        return self.eh_proj(ops.concat([self.enorm(embedded), self.hnorm(features)], axis=-1))
+
+    def _scattered(
+        self, x: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues, mesh: Mesh
+    ) -> tuple[Any, Any, Any, Any, Any]:
+        """What the layer is called with on each device: states, caches and how to attend."""
         scattered, offsets, caches = mesh.scatter([x], row_offsets, cache)
-        hidden = self.layer(
-            layer_index(0),
-            scattered,
-            caches,
-            [self.rope.freqs_cis.to(device) for device in self.devices],
-            offsets,
-            kernels.prefill_plans(self.layer.attention, offsets, caches, mesh.context_lengths),
-            mesh.communication,
-        )
-        return self.norm(mesh.gather(hidden, x))
+        freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
+        plans = kernels.prefill_plans(self.layer.attention, offsets, caches, mesh.context_lengths)
+        return scattered, caches, freqs_cis, offsets, plans
 
     def logits(self, features: TensorValue, mesh: Mesh) -> TensorValue:
         """float32 `[..., V]` for features `[..., H]`."""
@@ -105,6 +124,15 @@ class _DraftOfStep:
     def from_target(self, features: TensorValue) -> TensorValue:
         """The same features: those of the final norm are what the layer reads."""
         return features
+
+    def read(
+        self,
+        tokens: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> None:
+        self._draft.read(tokens, features, row_offsets, cache, self._mesh)
 
     def __call__(
         self,

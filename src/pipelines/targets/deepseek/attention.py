@@ -59,32 +59,16 @@ class AbsorbedLatentAttention(Module):
         row_offsets: TensorValue,
     ) -> TensorValue:
         """Writes the tokens' rows and attends to all before them."""
+        self.store(layer, x, cache, freqs_cis, row_offsets)
         config = self.config
-
-        def rotated(part: TensorValue) -> TensorValue:
-            return rope_ragged(
-                part,
-                row_offsets,
-                cache.cache_lengths,
-                freqs_cis,
-                interleaved=config.rope_interleave,
-            )
-
         rank, tokens = config.kv_lora_rank, x.shape[0]
-        latent, key_rope = ops.split(
-            self.kv_a_proj_with_mqa(x), [rank, config.qk_rope_head_dim], axis=-1
-        )
-        key_rope = rotated(ops.unsqueeze(key_rope, 1))  # [T, 1, P]
-        row = ops.concat([ops.unsqueeze(self.kv_a_layernorm(latent), 1), key_rope], axis=-1)
-        for which in (0, 1):  # the key, and the value that is part of it
-            kv_cache_store_paged_ragged(cache, row, row_offsets, layer, key_or_value=which)
-
         query = self._query(x).reshape([tokens, -1, config.query_head_dim])
         query, query_rope = ops.split(
             query, [config.qk_nope_head_dim, config.qk_rope_head_dim], axis=-1
         )
         turned = query.permute([1, 0, 2]) @ self.k_b_proj  # [heads, T, R]
-        query = ops.concat([turned.permute([1, 0, 2]), rotated(query_rope)], axis=-1)
+        query_rope = self._rotated(query_rope, cache, freqs_cis, row_offsets)
+        query = ops.concat([turned.permute([1, 0, 2]), query_rope], axis=-1)
         attended = flash_attention_ragged(
             config.kv_params,
             query,
@@ -96,6 +80,42 @@ class AbsorbedLatentAttention(Module):
         )  # [T, heads, R + P]
         values = attended[:, :, :rank].permute([1, 0, 2]) @ self.v_b_proj  # [heads, T, v_head_dim]
         return self.o_proj(values.permute([1, 0, 2]).reshape([tokens, -1]))
+
+    def store(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> None:
+        """Writes the tokens' rows."""
+        latent, key_rope = ops.split(
+            self.kv_a_proj_with_mqa(x),
+            [self.config.kv_lora_rank, self.config.qk_rope_head_dim],
+            axis=-1,
+        )
+        key_rope = self._rotated(ops.unsqueeze(key_rope, 1), cache, freqs_cis, row_offsets)
+        latent = ops.unsqueeze(self.kv_a_layernorm(latent), 1)  # [T, 1, R]
+        row = ops.concat([latent, key_rope], axis=-1)  # [T, 1, R + P]
+        for which in (0, 1):  # the key, and the value that is part of it
+            kv_cache_store_paged_ragged(cache, row, row_offsets, layer, key_or_value=which)
+
+    def _rotated(
+        self,
+        part: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> TensorValue:
+        """`[T, heads, P]` turned by each token's position."""
+        return rope_ragged(
+            part,
+            row_offsets,
+            cache.cache_lengths,
+            freqs_cis,
+            interleaved=self.config.rope_interleave,
+        )
 
     def _query(self, x: TensorValue) -> TensorValue:
         if self.config.q_lora_rank is None:

@@ -42,6 +42,7 @@ __all__ = [
     "mlp",
     "prefill_plans",
     "shards",
+    "store",
     "through_mlps",
     "unpacked",
 ]
@@ -74,6 +75,17 @@ def latent_attention(config: DeepseekV3Config) -> Module:
     if config.fp8 is None:
         return LatentAttentionWithRope(**shared, dtype=config.dtype)
     return LatentAttentionWithRopeFp8(**shared, quant_config=config.fp8, norm_dtype=config.dtype)
+
+
+def store(attention: Any, layer: TensorValue, x: TensorValue, *others: Any) -> None:
+    """Writes what a call of a layer's attention with the same arguments writes to the cache.
+
+    MAX's layers have no way to do that alone, so they attend as well.
+    """
+    if isinstance(attention, AbsorbedLatentAttention):
+        attention.store(layer, x, *others)
+    else:
+        attention(layer, x, *others)
 
 
 def mlp(config: DeepseekV3Config) -> Module:

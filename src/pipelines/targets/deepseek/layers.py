@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from max.graph import TensorValue, ops
 from max.nn import Module, RMSNorm
@@ -54,23 +55,43 @@ class DecoderLayer(Module):
             `[T, H]` each.
         """
         attended = [
-            attention(layer, norm(x), cache, freqs, offsets, *kernels.unpacked(plan))
-            for attention, norm, x, cache, freqs, offsets, plan in zip(
-                self.attention,
-                self._input_norms,
-                xs,
-                caches,
-                freqs_cis,
-                row_offsets,
-                plans,
-                strict=True,
-            )
+            attention(layer, *arguments)
+            for attention, arguments in self._attending(xs, caches, freqs_cis, row_offsets, plans)
         ]
         xs = _added(xs, communication.sum(attended))
         normed = [norm(x) for norm, x in zip(self._mlp_norms, xs, strict=True)]
         return _added(
             xs, communication.sum(kernels.through_mlps(self.mlps, normed, communication.ep_inputs))
         )
+
+    def read(
+        self,
+        layer: TensorValue,
+        xs: Sequence[TensorValue],
+        caches: Sequence[PagedCacheValues],
+        freqs_cis: Sequence[TensorValue],
+        row_offsets: Sequence[TensorValue],
+        plans: Sequence[Sequence[TensorValue]],
+    ) -> None:
+        """Writes the rows' cache entries as a call would, without what comes after attention."""
+        for attention, arguments in self._attending(xs, caches, freqs_cis, row_offsets, plans):
+            kernels.store(attention, layer, *arguments)
+
+    def _attending(
+        self,
+        xs: Sequence[TensorValue],
+        caches: Sequence[PagedCacheValues],
+        freqs_cis: Sequence[TensorValue],
+        row_offsets: Sequence[TensorValue],
+        plans: Sequence[Sequence[TensorValue]],
+    ) -> Iterator[tuple[Any, Sequence[Any]]]:
+        """Each device's attention, and what it is called with after the layer's index."""
+        normed = (norm(x) for norm, x in zip(self._input_norms, xs, strict=True))
+        unpacked = (kernels.unpacked(plan) for plan in plans)
+        for attention, x, cache, freqs, offsets, plan in zip(
+            self.attention, normed, caches, freqs_cis, row_offsets, unpacked, strict=True
+        ):
+            yield attention, (x, cache, freqs, offsets, *plan)
 
 
 def _added(xs: Sequence[TensorValue], changes: Sequence[TensorValue]) -> list[TensorValue]:

@@ -8,7 +8,12 @@ from max.dtype import DType
 from max.graph import TensorValue, ops
 from max.nn import Module, RMSNorm
 from max.nn.attention import MHAMaskVariant
-from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
+from max.nn.kernels import (
+    flash_attention_ragged,
+    kv_cache_store_paged_ragged,
+    rope_ragged,
+    rope_split_store_ragged,
+)
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.rotary_embedding import RotaryEmbedding
 
@@ -17,8 +22,10 @@ from unispec.kernels.operations import (
     AttentionHalf,
     attention,
     can_join,
+    can_store,
+    store,
 )
-from unispec.pipelines.layers.linear import Linear, add_linear, normed_linear
+from unispec.pipelines.layers.linear import Linear, add_linear, as_norm, fused_linear, normed_linear
 
 from .stack_config import StackConfig
 
@@ -103,8 +110,31 @@ class Attention(Module):
         matrices = [one.matrix for one in (self.q_proj, self.k_proj, self.v_proj)]
         if not can_join(matrices):
             return None
-        before = None if norm is None else (TensorValue(norm.weight), norm.eps)
+        before = as_norm(norm)
         return AttentionHalf(x, residual, before, matrices, self.o_proj.matrix, attending, factor)
+
+    def store(self, x: TensorValue, attending: Attending, *, norm: RMSNorm | None) -> None:
+        """Writes the keys and values that a call with the same arguments would, and no more."""
+        key, value = self.k_proj, self.v_proj
+        if self.has_own_kernel and self.is_plain and can_store(key.matrix):
+            store(x, as_norm(norm), key.matrix, value.matrix, attending)
+            return
+        keys, values = (
+            part.reshape([x.shape[0], self.key_heads, self.head_dim])
+            for part in fused_linear(x if norm is None else norm(x), [key, value])
+        )
+        if self.has_qk_norm:
+            keys = self.k_norm(keys)
+        offsets, cache = attending.row_offsets, attending.cache
+        keys = rope_ragged(
+            keys,
+            offsets,
+            cache.cache_lengths,
+            attending.freqs_cis,
+            interleaved=self.rope.interleaved,
+        )
+        for which, entry in enumerate((keys, values)):
+            kv_cache_store_paged_ragged(cache, entry, offsets, attending.layer, key_or_value=which)
 
     def attending(
         self,

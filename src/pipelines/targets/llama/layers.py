@@ -61,6 +61,20 @@ class AttentionAndMLP(Module):
             return self.mlp.added(attention_block(attend), self.post_attention_layernorm, factor)
         return decoder_layer(attend, transform)
 
+    def store(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+        *,
+        norm: RMSNorm | None,
+    ) -> None:
+        """Writes the keys and values that `run` would, and computes nothing else."""
+        attending = self.self_attn.attending(layer, cache, freqs_cis, row_offsets)
+        self.self_attn.store(x, attending, norm=norm)
+
 
 class DecoderLayer(AttentionAndMLP):
     """A layer whose attention reads, after an RMSNorm, what it adds to.
@@ -87,6 +101,20 @@ class DecoderLayer(AttentionAndMLP):
         row_offsets: TensorValue,
     ) -> TensorValue:
         """Runs the layer over ragged rows and writes their keys and values."""
-        norm = self.input_layernorm if self.has_input_norm else None
         factor = self.residual_multiplier
-        return self.run(x, layer, x, cache, freqs_cis, row_offsets, norm=norm, factor=factor)
+        return self.run(x, layer, x, cache, freqs_cis, row_offsets, norm=self._norm, factor=factor)
+
+    def read(
+        self,
+        layer: TensorValue,
+        x: TensorValue,
+        cache: PagedCacheValues,
+        freqs_cis: TensorValue,
+        row_offsets: TensorValue,
+    ) -> None:
+        """Writes the rows' keys and values as a call would, and computes nothing else."""
+        self.store(layer, x, cache, freqs_cis, row_offsets, norm=self._norm)
+
+    @property
+    def _norm(self) -> RMSNorm | None:
+        return self.input_layernorm if self.has_input_norm else None
