@@ -275,14 +275,19 @@ def test_what_the_draft_did_not_read_needs_inputs_made_of_the_requests(
 ) -> None:
     model, one = eagle_engine.pipeline.model, Buffer.from_numpy(np.array([7]))
     void = np.full((1, 2), -1)
+    assert model.batch.deferred is not None
+    nothing = model.batch.nothing_deferred([3])
     inputs = model.inputs_cls(
         tokens=one,
         input_row_offsets=Buffer.from_numpy(np.array([0, 1], np.uint32)),
         return_n_logits=Buffer.from_numpy(np.array([3])),
         draft_tokens=Buffer.from_numpy(void),
         num_speculative_tokens=Buffer.from_numpy(np.array(0)),
+        **nothing,
     )
-    with pytest.raises(InputError, match=r"proposed nothing.*prepare_initial_token_inputs"):
+    assert model.prepare_next_token_inputs(one, inputs).tokens is one
+    inputs.num_logged = Buffer.from_numpy(np.array(1))
+    with pytest.raises(InputError, match=r"did not read.*prepare_initial_token_inputs"):
         model.prepare_next_token_inputs(one, inputs)
 
 

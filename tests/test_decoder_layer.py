@@ -23,6 +23,7 @@ from unispec.kernels.operations import (
     AttentionHalf,
     Matrix,
     MLPHalf,
+    Norm,
     attention_block,
     decoder_layer,
     mlp,
@@ -119,7 +120,7 @@ def model() -> Model:
                 )
                 shape = (HEADS, KEY_HEADS, WIDTH, 0.1, case.interleaved)
                 attending = Attending(offsets, freqs, pages, layer, *shape)
-                read, norm = (x, (gamma, 1e-6)) if case.width == HIDDEN else (wide, None)
+                read, norm = (x, Norm(gamma, 1e-6)) if case.width == HIDDEN else (wide, None)
                 first = AttentionHalf(read, x, norm, [q, k, v], out, attending, case.factors[0])
                 if way == "layer":
                     outputs.append(decoder_layer(first, second))

@@ -151,27 +151,28 @@ def test_a_draft_at_hand_is_verified_for_less_than_a_new_one_is_proposed_for() -
 
 
 @pytest.mark.parametrize(
-    ("verify", "proposed", "rows", "could_pay"),
+    ("verify", "proposed", "rows", "better", "right"),
     [
         # Half as many failures: 1.5 tokens in 13 ms are more than 1 in 10.
-        ([10, 12, 14], [0.0, 0.0, 0.0], 1, True),
-        # 1.75 in 21 are less.
-        ([10, 20, 30], [0.0, 0.5, 0.5], 1, False),
+        ([10, 12, 14], [0.0, 0.0, 0.0], 1, True, True),
+        # 1.75 in 19.5 are less, 2 are more; and 2 in 21 are less.
+        ([10, 18.5, 30], [0.0, 0.5, 0.5], 1, False, True),
+        ([10, 20, 30], [0.0, 0.5, 0.5], 1, False, False),
         # One pays already: 1.9 in 13. The second comes true 0.3 of 0.9 times; 2.5 in 16 are more,
-        # 2.5 in 20 are not.
-        ([10, 12, 14], [0.0, 0.9, 1.2], 1, True),
-        ([10, 12, 18], [0.0, 0.9, 1.2], 1, False),
-        # Rows add up: 2 + 2 * 0.75 in 20 are less than 2 in 10.
-        ([10, 19, 28], [0.0, 0.5, 0.5], 2, False),
-        ([10, 12, 14], [0.0, 0.9, 1.7], 1, False),  # there is none more
+        # 2.5 in 20 are not, nor are 2.8.
+        ([10, 12, 14], [0.0, 0.9, 1.2], 1, True, True),
+        ([10, 12, 18], [0.0, 0.9, 1.2], 1, False, False),
+        # Rows add up: 2 + 2 * 0.75 in 20 are less than 2 in 10, and 2 + 2 are no more.
+        ([10, 19, 28], [0.0, 0.5, 0.5], 2, False, False),
+        ([10, 12, 14], [0.0, 0.9, 1.7], 1, False, False),  # there is none more
     ],
 )
 def test_whether_one_more_could_pay(
-    verify: list[float], proposed: list[float], rows: int, could_pay: bool
+    verify: list[float], proposed: list[float], rows: int, better: bool, right: bool
 ) -> None:
     row = RowOutlook([0.0, 0.0, 0.0], proposed)
     choice = best_choice([row] * rows, cost(verify, [0, 1, 2]))
-    assert choice.one_more_could_pay is could_pay
+    assert (choice.one_more_could_pay, choice.one_more_right_would_pay) == (better, right)
 
 
 def test_what_is_at_hand_is_verified_though_nothing_more_is_proposed() -> None:

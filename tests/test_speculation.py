@@ -38,11 +38,21 @@ class Asked:
         self.row: Row = make_row(sampling, prompt, VOCABULARY)
 
     def step(
-        self, speculation: Speculation, emitted: Sequence[int], proposed: Sequence[int] = ()
+        self,
+        speculation: Speculation,
+        emitted: Sequence[int],
+        proposed: Sequence[int] = (),
+        *,
+        right: bool = False,
     ) -> tuple[list[int], int]:
-        """Plans a step and takes what it brought; the drafts that it verified, and K."""
+        """Plans a step and takes what it brought; the drafts that it verified, and K.
+
+        Where they are right, they stand before what is emitted.
+        """
         count = speculation.plan([self.context], [self.row])
         verified = self.row.drafts
+        if right:
+            emitted = [*verified, *emitted]
         for token in emitted:
             self.context.advance_token_buffer(token)
             self.row.emit(token)
@@ -226,14 +236,44 @@ def test_a_draft_that_pays_is_asked_for_more_and_one_that_does_not_is_left_alone
 
 
 def test_where_it_could_not_pay_nothing_is_proposed_to_see_whether_it_does() -> None:
-    # 1.75 tokens in 20 ms are less than one in 10.
-    times = costs(0.009, 0.001, widest=4, most=4)
+    # Two tokens in 20.1 ms are less than one in 10.
+    times = costs(0.0091, 0.001, widest=4, most=4)
     speculation = Speculation(most_verified=4, most_proposed=4, pinned=None, costs=times)
     one = Asked([1, 2])
     counts = [one.step(speculation, [*one.row.drafts[at % 2 :], 3], [9])[1] for at in range(450)]
     # At first it is looked at all the same, to say whether it is of any use.
     assert sum(counts) > 30
     assert counts[-64:] == [0] * 64
+
+
+def test_a_draft_becomes_right_where_one_that_fails_half_as_often_would_not_pay() -> None:
+    """1.0 tokens in 15.5 ms, and 1.5, are less than one in 10; 2 are more."""
+    times = costs(0.0045, 0.001, widest=4, most=4)
+    speculation = Speculation(most_verified=4, most_proposed=4, pinned=None, costs=times)
+
+    def answer(right: bool) -> list[int]:
+        one = Asked([1, 2])
+        return [
+            one.step(speculation, [3], [3 if right else 4] * 4, right=right)[1] for _ in range(400)
+        ]
+
+    for _ in range(3):
+        answer(right=False)
+    assert speculation.choice is not None
+    assert not speculation.choice.one_more_could_pay
+    found = [count for _ in range(30) for count in answer(right=True)]
+    assert any(found[:1024])
+    assert all(found[-20:])
+
+
+def test_nothing_is_proposed_that_nobody_takes() -> None:
+    """For a chunk that is not the prompt's last, whether K is chosen or given."""
+    for speculation in (choosing(), pinned(3, most=8)):
+        one = Asked(list(range(1, 9)))
+        one.context.tokens.chunk(4)
+        assert speculation.plan([one.context], [one.row]) == 0
+        one.context.tokens.advance_chunk()
+        assert speculation.plan([one.context], [one.row]) > 0
 
 
 def test_a_draft_that_becomes_right_is_found_out() -> None:

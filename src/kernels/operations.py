@@ -25,7 +25,6 @@ __all__ = [
     "attention",
     "attention_block",
     "can_join",
-    "can_store",
     "decoder_layer",
     "embedding",
     "linear",
@@ -101,6 +100,7 @@ class Norm(NamedTuple):
     weight: TensorValue
     """`[K]`."""
     eps: float
+    """What is added to the mean of squares."""
 
 
 def pair(
@@ -190,11 +190,6 @@ def attention(qkv: TensorValue, attending: Attending) -> TensorValue:
     return _cached("unispec_attention", [qkv, *attending.values], out, attending.parameters)
 
 
-def can_store(key: Matrix) -> bool:
-    """Whether `store` takes the matrix of keys: whole tiles."""
-    return is_whole(key.rows)
-
-
 def store(
     x: TensorValue,
     norm: Norm | None,
@@ -207,7 +202,7 @@ def store(
     Args:
         x: `[T, K]`.
         norm: of x; None: it is taken as it is.
-        key: `[key_heads * D, K]`.
+        key: `[key_heads * D, K]`, whole tiles.
         value: likewise.
         attending: its query heads do not count.
     """

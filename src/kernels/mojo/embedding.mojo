@@ -6,7 +6,7 @@ from max.gpu.host import DeviceContext
 from .activations import inverse_rms
 from .formats import LANES, block_bytes, codes, group_size, groups_per_block, has_least, is_rows, least, scale, unit_bytes, zero
 from .linear import number
-from .operations import check_gamma
+from .operations import check, check_gamma
 from .product import load_row
 
 
@@ -95,6 +95,9 @@ struct Pair:
     ) raises:
         var H = x.dim_size[1]()
         var K = y.dim_size[1]() - H
+        check[form](w.dim_size[1](), K)
+        if x.dim_size[0]() != ids.dim_size[0]():
+            raise Error(t"{ids.dim_size[0]()} ids were given, and {x.dim_size[0]()} rows beside them")
         comptime if normed0 == 1:
             check_gamma(gamma0.dim_size[0](), K)
         comptime if normed1 == 1:

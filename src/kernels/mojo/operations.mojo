@@ -50,6 +50,13 @@ def check_rows[form: StaticString](rows: Int, N: Int) raises:
 
 
 @always_inline
+def check_units[form: StaticString](rows: Int, N: Int) raises:
+    """Raises if weights with so many rows as they are stored have more or less than N rows."""
+    if rows * (1 if is_rows[form]() else LANES) != N:
+        raise Error(t"weights with {rows} stored rows in the form {form} have not {N} rows")
+
+
+@always_inline
 def check_gamma(length: Int, K: Int) raises:
     """Raises if a norm's weight is not for rows of x of K."""
     if length != K:
@@ -298,6 +305,7 @@ struct Store:
         var K = x.dim_size[1]()
         check[form0](w0.dim_size[1](), K)
         check[form1](w1.dim_size[1](), K)
+        check_units[form0](w0.dim_size[0](), key_heads * head_dim)
         check_rows[form1](w1.dim_size[0](), key_heads * head_dim)
         comptime if normed == 1:
             check_gamma(gamma.dim_size[0](), K)
@@ -527,6 +535,8 @@ def _attention_half[
     check[form1](w1.dim_size[1](), x.dim_size[1]())
     check[form2](w2.dim_size[1](), x.dim_size[1]())
     check[form_out](out_proj.dim_size[1](), heads * head_dim)
+    check_units[form0](w0.dim_size[0](), heads * head_dim)
+    check_units[form1](w1.dim_size[0](), key_heads * head_dim)
     check_rows[form2](w2.dim_size[0](), key_heads * head_dim)
     check_rows[form_out](out_proj.dim_size[0](), r.dim_size[1]())
     comptime if normed == 1:

@@ -50,6 +50,8 @@ class Choice:
     ... W drafts a row, with the number of proposals that is best for it."""
     one_more_could_pay: bool = False
     """Whether one proposal more would be best if it failed half as often as is expected."""
+    one_more_right_would_pay: bool = False
+    """Whether it would be best if it never failed."""
 
 
 class GoingRate:
@@ -124,20 +126,27 @@ def best_choice(
         rate = going.value(len(rows), rate, cost.both[0][0])
     gains = [max(brought - rate * seconds for brought, seconds in each) for each in steps]
     proposals = max(range(len(gains)), key=lambda count: gains[count])
+    brought = [len(rows), *proposed]
     return Choice(
         width=max(widths, key=lambda width: at_hand[width] - rate * cost.both[0][width]),
         proposals=proposals,
         rates=rates,
-        one_more_could_pay=_one_more_could_pay(proposals, [len(rows), *proposed], cost, rates),
+        one_more_could_pay=_one_more_pays(0.5, proposals, brought, cost, rates),
+        one_more_right_would_pay=_one_more_pays(0.0, proposals, brought, cost, rates),
     )
 
 
-def _one_more_could_pay(
-    proposals: int, brought: Sequence[float], cost: StepCost, rates: Sequence[float]
+def _one_more_pays(
+    failures: float,
+    proposals: int,
+    brought: Sequence[float],
+    cost: StepCost,
+    rates: Sequence[float],
 ) -> bool:
-    """See `Choice`.
+    """Whether one proposal more would be best if it failed less often.
 
     Args:
+        failures: the share of its failures that would stay.
         brought: the number of rows, then what 0, 1, ... K proposals bring beside a token each.
     """
     count = proposals + 1
@@ -145,7 +154,8 @@ def _one_more_could_pay(
         return False
     rows, *proposed = brought
     reached = proposed[proposals] - proposed[proposals - 1] if proposals else rows
-    hopeful = (proposed[count] - proposed[proposals] + reached) / 2
+    expected = proposed[count] - proposed[proposals]
+    hopeful = reached - failures * (reached - expected)
     width = min(count, len(rates) - 1)
     return (rows + proposed[proposals] + hopeful) / cost.both[count][width] > max(rates)
 

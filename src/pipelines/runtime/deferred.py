@@ -50,6 +50,8 @@ class Deferred:
         # Those who may have something in the log.
         self._behind: set[RequestID] = set()
         self._start, self._count = np.zeros((), np.int64), np.zeros((), np.int64)
+        # Of the last step: its requests, and where it writes to the log; None: its draft reads.
+        self._step: tuple[list[RequestID], int | None] = [], None
         self._log = {
             "feature_log": log,
             "logged_features": log,
@@ -87,8 +89,12 @@ class Deferred:
             lengths: merged tokens of each row.
             count: how many tokens the step proposes.
         """
+        step = [context.request_id for context in contexts]
         if not count and not self.must_read(contexts):
-            return self._writing(self._first_free(), sum(lengths)) | self._alone([0] * len(lengths))
+            start = self._first_free()
+            self._step = step, start
+            return self._writing(start, sum(lengths)) | self._alone([0] * len(lengths))
+        self._step = step, None
         counts = []
         rows: list[int] = []
         tokens: list[int] = []
@@ -117,19 +123,21 @@ class Deferred:
         To be called before contexts and rows move on.
 
         Args:
-            contexts: of the step whose inputs were made last.
+            contexts: those that `fields` was called with last.
             num_accepted: of each row.
         """
-        rows = [self._rows[context.request_id] for context in contexts]
-        if not self._count:
+        step, start = self._step
+        assert step == [context.request_id for context in contexts]
+        rows = [self._rows[name] for name in step]
+        if start is None:
             for row in rows:
                 row.deferred = []
             return
-        start, width = self._first_free(), max(len(row.drafts) for row in rows)
+        width = max(len(row.drafts) for row in rows)
         for index, (row, accepted) in enumerate(zip(rows, num_accepted, strict=True)):
             first = start + index * (1 + width)
             row.deferred += range(first, first + 1 + accepted)
-        self._behind |= {context.request_id for context in contexts}
+        self._behind |= set(step)
 
     def _first_free(self) -> int:
         """The log's row behind the last one in use."""
@@ -148,7 +156,7 @@ class Deferred:
         """The inputs that say that the draft reads merged tokens only.
 
         Args:
-            lengths: of each row; all 0: it does not run.
+            lengths: of each row; all 0: it does not read.
         """
         kind = len(lengths), lengths[0]
         is_even = kind[1] <= _WIDEST_STEP and lengths.count(kind[1]) == kind[0]

@@ -22,7 +22,7 @@ from .prompts import Prompt
 __all__ = ["measure_step_costs"]
 
 # Lengths of sequences, in tokens; others are on the line through both. They end in the middle of a
-# page of 128 tokens, so that no draft has to run because a page is full.
+# page of 128 tokens, so that no draft has to read because a page is full.
 _SHORT: Final = 64
 _LONG: Final = 1984
 # Widths that are measured; those between are on the line between.

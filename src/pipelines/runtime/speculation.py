@@ -23,9 +23,11 @@ __all__ = ["Speculation"]
 # MAX's server shows what its own loggers say, and no others.
 logger = logging.getLogger("max.pipelines.unispec")
 
-# Steps after which one more token is proposed than pays, to see whether it comes true by now;
-# where it could not pay, though, it is not.
+# Steps after which one more token is proposed than pays, to see whether it comes true by now; the
+# second number where it would have to fail less than half as often. Where it could not pay if it
+# always came true, it is not looked at.
 _PROBE_EVERY: Final = 32
+_PROBE_SELDOM: Final = 512
 # A draft is called useless after so many first proposals of which less than this share came true.
 # Until it is judged it is looked at more often.
 _JUDGED_AFTER: Final = 60
@@ -83,6 +85,8 @@ class Speculation:
         self._going = GoingRate()
         # The last step: its rows, tokens that it brought, and what it was expected to take.
         self._rows, self._brought, self._seconds = 0, 0, 0.0
+        # Of its rows, those that had a draft's proposals, and whose first one came true.
+        self._tried, self._true = 0, 0
         self._since_probe = 0
         self._judged = False
         # What the last choice was made of, and whether that step taught something.
@@ -102,18 +106,20 @@ class Speculation:
         states = [self._state(row) for row in rows]
         for context, row, state in zip(contexts, rows, states, strict=True):
             state.outlook = self._outlook(context, row, state)
+        # Of an answer's last step, and of a prompt's chunk before the last, nobody takes proposals.
+        proposes = any(map(_goes_on, contexts))
         if self.pinned is not None:
             self.choice = None
             width = min(self.pinned(len(rows)), self._most_verified)
-            proposals = min(width, self._most_proposed)
+            proposals = min(width, self._most_proposed) if proposes else 0
         else:
-            width, proposals = self._choose(contexts, states)
+            width, proposals = self._choose(contexts, states, proposes)
         for row, state in zip(rows, states, strict=True):
             state.source, chosen = state.outlook.best(width)
             if state.source == "ngram":
                 row.draft_probs = None
             row.drafts = chosen
-        self._brought = 0
+        self._brought = self._tried = self._true = 0
         self._seconds = 0.0
         if self.pinned is None and not any(map(in_prefill, contexts, rows)):
             used = max(len(row.drafts) for row in rows)
@@ -129,6 +135,8 @@ class Speculation:
             state.acceptance[state.source].verified(len(row.drafts), len(emitted) - 1)
         if outlook.draft:
             state.draft.observe(outlook.draft, emitted)
+            self._tried += 1
+            self._true += outlook.draft[0] == emitted[0]
             self._judge()
         if outlook.match:
             state.match.observe(outlook.match_length, outlook.match, emitted)
@@ -178,22 +186,35 @@ class Speculation:
         return match.length, known.continuation(match.end, self._most_verified)
 
     def _choose(
-        self, contexts: Sequence[TextContext], states: Sequence[RowSpeculation]
+        self, contexts: Sequence[TextContext], states: Sequence[RowSpeculation], proposes: bool
     ) -> tuple[int, int]:
-        """The width and the number of proposals that pay, or a probe."""
+        """The width and the number of proposals that pay, or a probe.
+
+        Args:
+            proposes: whether a proposal is of any use.
+        """
         if self._seconds and self._brought:
             self._going.after(self._rows, self._brought, self._seconds)
         self._rows = len(contexts)
         choice = self._best(states, self._cost(contexts))
-        if not any(map(_room, contexts)):
-            # Each answer ends with this step's token.
+        if not proposes:
             return choice.width, 0
         self._since_probe += 1
-        if self._since_probe < (_PROBE_EVERY if self._judged else _PROBE_UNJUDGED):
+        # What a probe proposed came true: it may have become right, so the next one follows.
+        again = not choice.proposals and 0 < self._tried == self._true
+        after = self._probe_after(choice)
+        if after is None or (self._since_probe < after and not again):
             return choice.width, choice.proposals
         self._since_probe = 0
-        more = choice.one_more_could_pay or not self._judged
-        return choice.width, min(choice.proposals + more, self._most_proposed)
+        return choice.width, min(choice.proposals + 1, self._most_proposed)
+
+    def _probe_after(self, choice: Choice) -> int | None:
+        """After how many steps a probe is made; None: never."""
+        if not self._judged:
+            return _PROBE_UNJUDGED
+        if choice.one_more_could_pay:
+            return _PROBE_EVERY
+        return _PROBE_SELDOM if choice.one_more_right_would_pay else None
 
     def _best(self, states: Sequence[RowSpeculation], cost: StepCost) -> Choice:
         """The best choice; the last one where nothing has changed since."""
@@ -249,6 +270,11 @@ class Speculation:
 def _room(context: TextContext) -> int:
     """How many tokens a step can bring beside the one that it brings anyhow."""
     return max(context.max_length - len(context.tokens) - 1, 0)
+
+
+def _goes_on(context: TextContext) -> bool:
+    """Whether the next step can verify what this one proposes."""
+    return not context.tokens.actively_chunked and _room(context) > 0
 
 
 def _filled(expected: Sequence[float], width: int) -> list[float]:

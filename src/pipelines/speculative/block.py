@@ -13,7 +13,7 @@ from unispec.sampling.acceptance import AcceptanceRule
 from unispec.sampling.seeds import positions
 
 from .deferred import Unread
-from .proposal import DraftVocabulary, first_columns, no_proposal, propose
+from .proposal import DraftVocabulary, first_columns, propose, room_for_proposals
 from .step import StepInputs, StepOutputs
 from .verify import Target, branch, verify
 
@@ -71,7 +71,7 @@ def block_step(
         proposal = propose(draft, features, where, step.sampling if step.draft_probs else None)
         return [first_columns(values, wanted) for values in proposal.values()]
 
-    tokens, *probs = branch(step, verified, run, no_proposal(step).values())
+    tokens, *probs = branch(step, verified, run, room_for_proposals(step).values())
     return StepOutputs(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,

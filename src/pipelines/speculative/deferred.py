@@ -87,7 +87,7 @@ class DeferredInputs:
     """The positions that the draft has not read: E of all rows, ragged. L rows of the log.
 
     The host says where each of a step's U positions is, each row's deferred ones before its M
-    merged ones, so that a step without proposals computes nothing of it.
+    merged ones, so that a step whose draft does not read computes nothing of it.
     """
 
     log: BufferValue

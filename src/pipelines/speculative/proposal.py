@@ -14,7 +14,7 @@ from unispec.sampling.seeds import Stream, uniform
 
 from .step import StepInputs
 
-__all__ = ["DraftVocabulary", "Proposal", "first_columns", "no_proposal", "propose"]
+__all__ = ["DraftVocabulary", "Proposal", "first_columns", "propose", "room_for_proposals"]
 
 
 class DraftVocabulary(Protocol):
@@ -79,10 +79,10 @@ def propose(
     return Proposal(draft.target_ids(sampled), draft.target_probs(probs))
 
 
-def no_proposal(step: StepInputs) -> Proposal:
+def room_for_proposals(step: StepInputs) -> Proposal:
     """Room for the proposals of a step, J = `num_proposed`, before a draft has made any.
 
-    J is 0 where the draft does not run.
+    J is 0 where none is wanted.
     """
     batch, device = step.draft_tokens.shape[0], step.tokens.device
     wanted, count = step.num_speculative_tokens, Dim("num_proposed")

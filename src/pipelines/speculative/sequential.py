@@ -12,7 +12,7 @@ from unispec.kv_cache.views import grown_view
 from unispec.sampling.acceptance import AcceptanceRule
 
 from .deferred import Unread
-from .proposal import DraftVocabulary, Proposal, no_proposal, propose
+from .proposal import DraftVocabulary, Proposal, propose, room_for_proposals
 from .step import StepInputs, StepOutputs
 from .verify import Target, branch, verify
 
@@ -38,7 +38,7 @@ class SequentialDraft(DraftVocabulary, Protocol):
         row_offsets: TensorValue,
         cache: PagedCacheValues,
     ) -> None:
-        """Writes the rows' cache entries as a call would, but computes nothing behind them.
+        """Writes the rows' cache entries as a call would; nobody needs what it would return.
 
         Args:
             tokens: int64 `[U]`, the token after each position.
@@ -100,8 +100,8 @@ def sequential_step(
 class _Rounds:
     """The rounds of a draft, each of which proposes one token a row. P tokens to propose.
 
-    Their state is what the draft has read of each row, uint32 `[B]`, the token after that, int64
-    `[B]`, the feature before that token, `[B, H]`, all proposed tokens, int64 `[B, P]`, and for
+    Their state is where the draft goes on in each row, uint32 `[B]`, the token after that
+    position, int64 `[B]`, the feature of it, `[B, H]`, all proposed tokens, int64 `[B, P]`, and for
     sampled drafts what they were drawn from, float32 `[B, P, V]`.
     """
 
@@ -128,7 +128,7 @@ class _Rounds:
         """
         zero = ops.constant(0, DType.int64, device=DeviceRef.CPU())
         wanted = self.step.num_speculative_tokens
-        proposed = no_proposal(self.step).values()
+        proposed = room_for_proposals(self.step).values()
 
         def unfinished(round_: TensorValue, *state: TensorValue) -> TensorValue:
             return round_ < wanted

@@ -63,12 +63,9 @@ class EagleDraft(TargetVocabularyDraft):
         cache: PagedCacheValues,
     ) -> None:
         """Writes the keys and values that a call would, which the last layer is not run for."""
-        x = self.joined(tokens, features)
-        freqs_cis = self.rope.freqs_cis
         *earlier, last = self.layers
-        for index, layer in enumerate(earlier):
-            x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
-        last.read(layer_index(len(earlier)), x, cache, freqs_cis, row_offsets)
+        x = self._through(len(earlier), self.joined(tokens, features), row_offsets, cache)
+        last.read(layer_index(len(earlier)), x, cache, self.rope.freqs_cis, row_offsets)
 
     def __call__(
         self,
@@ -84,7 +81,12 @@ class EagleDraft(TargetVocabularyDraft):
             features: `[T, H]`, the feature of each position.
         """
         x = self.joined(tokens, features)
-        freqs_cis = self.rope.freqs_cis
-        for index, layer in enumerate(self.layers):
-            x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
+        return self._through(len(self.layers), x, row_offsets, cache)
+
+    def _through(
+        self, count: int, x: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
+    ) -> TensorValue:
+        """`[T, H]` after the first so many layers."""
+        for index, layer in enumerate([*self.layers][:count]):
+            x = layer(layer_index(index), x, cache, self.rope.freqs_cis, row_offsets)
         return x

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from max.dtype import DType
 from max.graph import TensorValue, ops
 from max.nn import LayerList, RMSNorm
 from max.nn.kv_cache import PagedCacheValues
@@ -116,13 +117,13 @@ class Eagle3Draft(TargetVocabularyDraft):
 
     def _normed_taps(self, features: TensorValue) -> TensorValue:
         """Each tap after its own norm: all of them by one norm without a weight, then by theirs."""
-        weights = ops.stack([TensorValue(norm.weight) for norm in self.fc_norm])  # [n, Ht]
-        taps = features.reshape([features.shape[0], *weights.shape])
-        ones = ops.broadcast_to(
-            ops.constant(1, weights.dtype, device=weights.device), [weights.shape[1]]
-        )
+        device, floats = features.device, DType.float32
+        weights = ops.stack([norm.weight.cast(floats).to(device) for norm in self.fc_norm])
+        count, size = weights.shape
+        taps = features.cast(floats).reshape([features.shape[0], count, size])  # [U, n, Ht]
+        ones = ops.broadcast_to(ops.constant(1, floats, device=device), [size])
         normed = ops.rms_norm(taps, ones, self.norm.eps) * weights
-        return normed.reshape(features.shape)
+        return normed.cast(features.dtype).reshape(features.shape)
 
     def read(
         self,
@@ -132,17 +133,13 @@ class Eagle3Draft(TargetVocabularyDraft):
         cache: PagedCacheValues,
     ) -> None:
         """Writes the keys and values that a call would, which the last layer is not run for."""
-        freqs_cis = self.rope.freqs_cis
         first, *others = self.layers
-        pair = first.pair(tokens, self.embed_tokens, features)
+        pair, freqs_cis = first.pair(tokens, self.embed_tokens, features), self.rope.freqs_cis
         if not others:
             first.read(layer_index(0), pair, cache, freqs_cis, row_offsets)
             return
-        x = first(layer_index(0), pair, features, cache, freqs_cis, row_offsets)
-        *between, last = others
-        for index, layer in enumerate(between, start=1):
-            x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
-        last.read(layer_index(len(others)), x, cache, freqs_cis, row_offsets)
+        x = self._through(len(others), pair, features, row_offsets, cache)
+        others[-1].read(layer_index(len(others)), x, cache, freqs_cis, row_offsets)
 
     def __call__(
         self,
@@ -157,13 +154,26 @@ class Eagle3Draft(TargetVocabularyDraft):
             tokens: int64 `[T]`, the token after each position.
             features: `[T, H]`, the feature of each position.
         """
-        freqs_cis = self.rope.freqs_cis
         first, *others = self.layers
         pair = first.pair(tokens, self.embed_tokens, features)
-        x = first(layer_index(0), pair, features, cache, freqs_cis, row_offsets)
+        x = self._through(1 + len(others), pair, features, row_offsets, cache)
+        return self.norm(x) if self.norm_output else x
+
+    def _through(
+        self,
+        count: int,
+        pair: TensorValue,
+        features: TensorValue,
+        row_offsets: TensorValue,
+        cache: PagedCacheValues,
+    ) -> TensorValue:
+        """`[T, H]` after the first so many layers, of one at least."""
+        first, *others = [*self.layers][:count]
+        freqs_cis = self.rope.freqs_cis
+        x: TensorValue = first(layer_index(0), pair, features, cache, freqs_cis, row_offsets)
         for index, layer in enumerate(others, start=1):
             x = layer(layer_index(index), x, cache, freqs_cis, row_offsets)
-        return self.norm(x) if self.norm_output else x
+        return x
 
     def logits(self, features: TensorValue) -> TensorValue:
         """float32 `[..., N]` over the draft's vocabulary for features `[..., H]`."""

@@ -22,7 +22,6 @@ from unispec.kernels.operations import (
     AttentionHalf,
     attention,
     can_join,
-    can_store,
     store,
 )
 from unispec.pipelines.layers.linear import Linear, add_linear, as_norm, fused_linear, normed_linear
@@ -116,7 +115,7 @@ class Attention(Module):
     def store(self, x: TensorValue, attending: Attending, *, norm: RMSNorm | None) -> None:
         """Writes the keys and values that a call with the same arguments would, and no more."""
         key, value = self.k_proj, self.v_proj
-        if self.has_own_kernel and self.is_plain and can_store(key.matrix):
+        if self.has_own_kernel and self.is_plain:
             store(x, as_norm(norm), key.matrix, value.matrix, attending)
             return
         keys, values = (
