@@ -10,6 +10,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from unispec.allocator import restart_with_jemalloc
+from unispec.commands.compile import compile_graph
 from unispec.commands.convert import convert
 from unispec.commands.generate import generate
 from unispec.commands.serve import serve
@@ -72,6 +73,7 @@ def unispec() -> None:
     """Speculative decoding as one compiled MAX graph."""
 
 
+unispec.add_command(compile_graph)
 unispec.add_command(convert)
 unispec.add_command(generate)
 unispec.add_command(serve)

@@ -72,7 +72,7 @@ def nothing_compiled() -> Iterator[None]:
         weights = options.get("weights_registry") or {}
         raise Built(text, {name: weight_type(weight) for name, weight in weights.items()})
 
-    names = ("load", "load_all", "compile_reusing_mefs")
+    names = ("load", "load_all", "compile", "compile_reusing_mefs")
     before = {name: getattr(InferenceSession, name) for name in names}
     for name in names:
         setattr(InferenceSession, name, stop)

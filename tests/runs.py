@@ -28,6 +28,7 @@ __all__ = [
     "proposing",
     "run_python",
     "scheduled",
+    "tiny_config",
 ]
 
 MAX_LENGTH = 512
@@ -37,24 +38,27 @@ PROPOSED = 5
 """Tokens that a tiny engine proposes where a test does not say how many."""
 
 
-def load_tiny(pair: TinyPair) -> Engine:
-    """Up to 12 rows, chunks of 64 tokens; K up to 8, or a block's, and at first `PROPOSED`."""
-    engine = Engine(
-        EngineConfig(
-            model=str(pair.target),
-            draft_model=None if pair.draft is None else str(pair.draft),
-            speculative_method=pair.method,
-            draft_proposal=pair.draft_proposal,
-            use_relaxed_acceptance_for_thinking=pair.relaxed,
-            relaxed_topk=NEAR_TOP_N,
-            relaxed_delta=NEAR_DELTA,
-            num_speculative_tokens=None if pair.method == "dflash" else 8,
-            prompt_lookup_max=0,
-            max_batch_size=12,
-            max_batch_input_tokens=64,
-            max_length=MAX_LENGTH,
-        )
+def tiny_config(pair: TinyPair) -> EngineConfig:
+    """Up to 12 rows, chunks of 64 tokens; K up to 8, or a block's."""
+    return EngineConfig(
+        model=str(pair.target),
+        draft_model=None if pair.draft is None else str(pair.draft),
+        speculative_method=pair.method,
+        draft_proposal=pair.draft_proposal,
+        use_relaxed_acceptance_for_thinking=pair.relaxed,
+        relaxed_topk=NEAR_TOP_N,
+        relaxed_delta=NEAR_DELTA,
+        num_speculative_tokens=None if pair.method == "dflash" else 8,
+        prompt_lookup_max=0,
+        max_batch_size=12,
+        max_batch_input_tokens=64,
+        max_length=MAX_LENGTH,
     )
+
+
+def load_tiny(pair: TinyPair) -> Engine:
+    """An engine of `tiny_config`, which proposes `PROPOSED` tokens at first."""
+    engine = Engine(tiny_config(pair))
     engine.num_speculative_tokens = PROPOSED
     return engine
 

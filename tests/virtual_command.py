@@ -1,4 +1,4 @@
-"""Runs `unispec generate` on GPUs that are not there, up to the compilation; prints the graph.
+"""Runs a command for GPUs that are not there, up to the compilation; prints the graph.
 
 A process of its own: virtual devices are a setting of the process.
 """
@@ -17,11 +17,16 @@ from max.driver import (
 
 from unispec.cli import main
 
-arch, *arguments = sys.argv[1:]
-set_virtual_device_api("cuda")
-set_virtual_device_target_arch(arch)
-set_virtual_device_count(1)
-sys.argv = ["unispec", "generate", "--devices", "gpu", "--prompt", "x", *arguments]
+command, arch, *arguments = sys.argv[1:]
+if command == "generate":
+    set_virtual_device_api("cuda")
+    set_virtual_device_target_arch(arch)
+    set_virtual_device_count(1)
+    arguments += ["--devices", "gpu", "--prompt", "x"]
+else:
+    # It makes its own devices.
+    arguments += ["--target", f"cuda:{arch}"]
+sys.argv = ["unispec", command, *arguments]
 with nothing_compiled():
     try:
         main()

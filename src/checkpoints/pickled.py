@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from unispec.checkpoints.weight_names import (
     SAFETENSORS,
 )
 from unispec.errors import InputError
+from unispec.new_folder import check_new_folder, new_folder
 
 if TYPE_CHECKING:
     import torch
@@ -57,26 +57,12 @@ def convert(model: str, output: Path) -> dict[str, tuple[int, ...]]:
         InputError: no such checkpoint, one that needs no conversion, a folder that is not
             empty, a damaged file, or one that holds more than tensors.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there already and not empty; give another folder")
+    check_new_folder(output)
     paths = pickled_files(model)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        working = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise InputError(f"{output} cannot be written ({error}); give another folder") from error
-    try:
+    with new_folder(output) as working:
         shapes = _write_all(paths, working)
         for path in _companions(model):
             shutil.copyfile(path, working / path.name)
-        working.chmod(0o755)
-        working.rename(output)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written ({error}); make room, or give another") from (
-            error
-        )
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
     return shapes
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
 
 import click
 
 from unispec.commands.constraint import ConstraintOptions, constraint_options
 from unispec.commands.files import check_checkpoints
 from unispec.commands.libraries import quieten_libraries
-from unispec.commands.model import ModelOptions, model_options
+from unispec.commands.model import ModelOptions, compiled_option, model_options
 from unispec.commands.prompts import PromptOptions, prompt_options
 from unispec.commands.sampling import SamplingOptions, sampling_options
 from unispec.sampling.ranges import LOGPROBS
@@ -22,6 +23,7 @@ __all__ = ["generate"]
 @click.command()
 @prompt_options
 @model_options
+@compiled_option
 @sampling_options
 @constraint_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -34,6 +36,7 @@ __all__ = ["generate"]
 def generate(
     prompts: PromptOptions,
     model: ModelOptions,
+    compiled: Path | None,
     sampling: SamplingOptions,
     constraint: ConstraintOptions,
     as_json: bool,
@@ -76,7 +79,7 @@ def generate(
         from unispec.checkpoints.generation_config import read_generation_config
         from unispec.engine import Engine, Request
 
-        engine = Engine(model.engine_config(len(texts)), on_progress=phase)
+        engine = Engine(model.engine_config(len(texts), compiled), on_progress=phase)
         if prompts.image and not engine.reads_images:
             raise click.UsageError(
                 f"--image is given, but {model.model} reads no images; leave it out"

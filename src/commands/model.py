@@ -27,7 +27,7 @@ from unispec.pipelines.lookup.options import DEFAULT_LOOKUP_MAX, DEFAULT_LOOKUP_
 if TYPE_CHECKING:
     from unispec.engine import EngineConfig
 
-__all__ = ["ModelOptions", "model_options"]
+__all__ = ["ModelOptions", "compiled_option", "model_options"]
 
 DEFAULT_MAX_BATCH_SIZE = 8
 
@@ -134,8 +134,12 @@ class ModelOptions:
         """The draft that runs."""
         return None if self.no_speculation else self.draft_model_path
 
-    def engine_config(self, num_prompts: int) -> EngineConfig:
-        """Returns the configuration of an engine for this many prompts."""
+    def engine_config(self, num_prompts: int, compiled: Path | None = None) -> EngineConfig:
+        """Returns the configuration of an engine for this many prompts.
+
+        Args:
+            compiled: folder with the compiled graph; None: it is compiled.
+        """
         from unispec.engine import EngineConfig
 
         speculation: dict[str, Any] = {
@@ -159,6 +163,7 @@ class ModelOptions:
             enable_prefix_caching=self.enable_prefix_caching,
             max_batch_input_tokens=self.max_batch_input_tokens,
             kv_cache_pages=self.kv_cache_pages,
+            compiled=compiled,
         )
 
 
@@ -278,3 +283,10 @@ model_options = option_group(
     ),
 )
 """Adds the options of `ModelOptions` to a command."""
+
+compiled_option = click.option(
+    "--compiled",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that `unispec compile` has written with the same options: nothing is compiled.",
+)
+"""Adds where the graph is compiled already."""

@@ -13,7 +13,12 @@ import click
 
 from unispec.commands.files import check_checkpoints
 from unispec.commands.libraries import quieten_libraries
-from unispec.commands.model import DEFAULT_MAX_BATCH_SIZE, ModelOptions, model_options
+from unispec.commands.model import (
+    DEFAULT_MAX_BATCH_SIZE,
+    ModelOptions,
+    compiled_option,
+    model_options,
+)
 from unispec.waiting import wait_asleep
 
 if TYPE_CHECKING:
@@ -51,6 +56,7 @@ def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> 
     help="Serve SmolLM2-135M-Instruct with its EAGLE-3 draft; other options may still change that.",
 )
 @model_options
+@compiled_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
     "--port", type=_PORT, default=8000, show_default=True, help="The port; 0: a free one."
@@ -84,6 +90,7 @@ def _use_demo(context: click.Context, option: click.Parameter, wanted: bool) -> 
 )
 def serve(
     model: ModelOptions,
+    compiled: Path | None,
     host: str,
     port: int,
     metrics_port: int,
@@ -123,11 +130,15 @@ def serve(
     with bind(host, port, "--port") as listening:
         with bind(host, metrics_port, "--metrics-port") as reserved:
             metrics_port = reserved.getsockname()[1]
-        sys.exit(_serve(model, config, listening, metrics_port))
+        sys.exit(_serve(model, compiled, config, listening, metrics_port))
 
 
 def _serve(
-    model: ModelOptions, config: ServeConfig, listening: socket.socket, metrics_port: int
+    model: ModelOptions,
+    compiled: Path | None,
+    config: ServeConfig,
+    listening: socket.socket,
+    metrics_port: int,
 ) -> int:
     import logging
 
@@ -143,7 +154,8 @@ def _serve(
     def load(on_progress: Callable[[str], None]) -> Loaded:
         from unispec.serving.loading import load
 
-        return load(model.engine_config(DEFAULT_MAX_BATCH_SIZE), config, on_progress)
+        engine = model.engine_config(DEFAULT_MAX_BATCH_SIZE, compiled)
+        return load(engine, config, on_progress)
 
     with ExitStack() as waiting:
         phase = waiting.enter_context(progress(terminal))

@@ -110,6 +110,8 @@ class EngineConfig:
     """How far below the best token's probability, 0 to 1, one that is near may be."""
     thinking_tokens: tuple[str, str] = ("<think>", "</think>")
     """What opens and what closes a thinking block; for relaxed acceptance only."""
+    compiled: Path | None = None
+    """A folder of `Engine.compile` with the compiled graph; None: it is compiled."""
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -283,6 +285,8 @@ class EngineConfig:
         paths = self.weight_path
         if not isinstance(paths, tuple | list) or not all(isinstance(p, Path) for p in paths):
             raise InputError(f"weight_path is {paths!r}; give a tuple of Paths")
+        if self.compiled is not None and not isinstance(self.compiled, Path):
+            raise InputError(f"compiled is {self.compiled!r}; give a Path")
 
     def _check_draft_encoding(self) -> None:
         encoding = self.draft_quantization_encoding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence, Set
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,11 +22,13 @@ from unispec.checkpoints.tokenizer import read_tokenizer
 from unispec.errors import InputError
 from unispec.kv_cache.manager import make_cache_manager, with_room
 from unispec.methods import AUTO, DRAFTLESS, Method, check_num_speculative_tokens
+from unispec.new_folder import new_folder
 from unispec.pipelines.architectures.registry import pipeline_model
 from unispec.pipelines.runtime.metrics import StepTimes
 from unispec.pipelines.runtime.pipeline import SpeculativePipeline
 from unispec.pipelines.runtime.speculating import DraftCount, SpeculationOptions, speculate
 from unispec.pipelines.runtime.thinking import ThinkingTokens
+from unispec.pipelines.unified.model import UnifiedModel
 
 from .answer import Answer, Outbox
 from .cache_pages import count_pages
@@ -117,6 +120,20 @@ class Engine:
             InputError: a checkpoint that does not fit.
         """
         self._batch()
+
+    def compile(self, folder: Path) -> None:
+        """Compiles the graph and writes it to a folder, for `EngineConfig.compiled`.
+
+        Where MAX's devices are virtual, no engine can use this one for anything else.
+
+        Args:
+            folder: a new or empty one.
+
+        Raises:
+            InputError: a checkpoint that does not fit, or a folder that cannot be written.
+        """
+        with new_folder(folder) as working:
+            self._load_model(compile_to=working)
 
     @property
     def pipeline(self) -> SpeculativePipeline:
@@ -347,27 +364,9 @@ class Engine:
             raise InputError(f"{name}: {error}") from error
 
     def _load(self) -> SpeculativePipeline:
-        config = self._pipeline_config
-        devices = load_devices(config.model.device_specs)
-        session = InferenceSession(devices=[*devices])
-        paths = config.model.resolved_weight_paths()
         # On a CPU first: it is set to zero while the weights are read.
-        manager = self._allocate() if devices[0].is_host else None
-        self._progress("loading weights and compiling the graph")
-        # Only a target alone has room to ask for: a pair has that for its draft.
-        looked_up = self._config.num_looked_up
-        room: Any = {"num_looked_up": looked_up} if looked_up else {}
-        model = self._model_class(
-            config,
-            session,
-            list(devices),
-            config.model.kv_cache,
-            # Named for the documented signature; the model reads the files itself.
-            SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
-            max_batch_size=self._config.max_batch_size,
-            encodings=weight_encodings(self._config),
-            **room,
-        )
+        manager = self._allocate() if self._config.devices == "cpu" else None
+        model = self._load_model()
         pipeline = SpeculativePipeline(model, manager or self._allocate(), thinking=self._thinking)
         if self.speculative_method is not None:
             speculate(
@@ -379,6 +378,30 @@ class Engine:
                 on_measure=lambda: self._progress("measuring what steps cost"),
             )
         return pipeline
+
+    def _load_model(self, compile_to: Path | None = None) -> UnifiedModel:
+        config, compiled = self._pipeline_config, self._config.compiled
+        devices = load_devices(config.model.device_specs)
+        session = InferenceSession(devices=[*devices])
+        paths = config.model.resolved_weight_paths()
+        # Only a target alone has room to ask for: a pair has that for its draft.
+        looked_up = self._config.num_looked_up
+        room: Any = {"num_looked_up": looked_up} if looked_up else {}
+        graph = "compiling the graph" if compiled is None else "the compiled graph"
+        self._progress(f"loading weights and {graph}")
+        return self._model_class(
+            config,
+            session,
+            list(devices),
+            config.model.kv_cache,
+            # Named for the documented signature; the model reads the files itself.
+            SafetensorWeights([path for path in paths if path.suffix == ".safetensors"]),
+            max_batch_size=self._config.max_batch_size,
+            encodings=weight_encodings(self._config),
+            compiled=compiled,
+            compile_to=compile_to,
+            **room,
+        )
 
     def _allocate(self) -> PagedKVCacheManagerInterface:
         self._progress("allocating the cache")

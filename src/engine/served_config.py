@@ -72,6 +72,7 @@ def served_pipeline(config: EngineConfig) -> Served:
             encodings=weight_encodings(config),
             num_looked_up=config.num_looked_up,
             speculation=_speculation(config, params),
+            compiled=config.compiled,
         ),
         tokenizer=tokenizer,
         memory_plan=plan,

@@ -71,6 +71,9 @@ class FakeEngine:
             if on_progress is not None:
                 on_progress(phase)
 
+    def compile(self, folder: Path) -> None:
+        folder.mkdir()
+
     def generate(
         self,
         requests: Sequence[engine_package.Request],
@@ -110,10 +113,12 @@ class FakeEngine:
         )
 
 
-def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
-    """Runs `unispec generate` and lets defects through."""
+def run(
+    *arguments: str | Path, stdin: str | bytes | None = None, command: str = "generate"
+) -> Result:
+    """Runs a command and lets defects through."""
     return CliRunner(env={"COLUMNS": "80"}).invoke(
-        unispec, ["generate", *map(str, arguments)], input=stdin, catch_exceptions=False
+        unispec, [command, *map(str, arguments)], input=stdin, catch_exceptions=False
     )
 
 

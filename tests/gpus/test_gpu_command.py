@@ -1,4 +1,5 @@
-"""DeepSeek-V3's FP8 blocks through the command: computed in where the GPU can, else dequantised."""
+"""Graphs for a GPU through the command: Llama with each draft, and DeepSeek-V3's FP8 blocks, which
+are computed in where the GPU can, and else dequantised."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deepseek_gpus import BLOCKS
-from tiny import in_fp8_blocks, tiny_deepseek
+from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
 
 MATRIX = "target.layers.0.mlp.up_proj.weight"
 
@@ -23,11 +25,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return in_fp8_blocks(tiny_deepseek(folder, **BLOCKS, rope_interleave=False), (128, 128))
 
 
-def generate(folder: Path, arch: str, *options: str) -> subprocess.CompletedProcess[str]:
+def generate(
+    folder: Path, arch: str, *options: str, method: str = "mtp"
+) -> subprocess.CompletedProcess[str]:
+    chosen = ("--speculative-method", method, "--no-chat-template")
+    return run("generate", arch, "--model", str(folder), *chosen, *options)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     script = Path(__file__).parent.parent / "virtual_command.py"
-    method = ("--speculative-method", "mtp", "--no-chat-template")
     return subprocess.run(
-        [sys.executable, str(script), arch, "--model", str(folder), *method, *options],
+        [sys.executable, str(script), *arguments],
         env=dict(os.environ),
         capture_output=True,
         text=True,
@@ -52,6 +60,40 @@ def test_the_target_decides_what_is_computed_in(
     assert (f"{MATRIX}_scale" in built["weights"]) is (dtype == "float8_e4m3fn")
     # Experts multiply in the same format.
     assert ("f8e4m3fn" in built["text"]) is (dtype == "float8_e4m3fn")
+
+
+@pytest.mark.parametrize("name", ["llama_eagle", "llama_eagle3_sampled", "llama_dflash_agreeing"])
+def test_a_llama_and_its_draft_are_built_for_a_gpu(
+    tiny_pair: Callable[[str], TinyPair], name: str
+) -> None:
+    pair = tiny_pair(name)
+    assert pair.method is not None
+    draft = ("--draft-model-path", str(pair.draft))
+    done = generate(pair.target, "sm_90a", *draft, method=pair.method)
+    assert done.returncode == 0, done.stderr
+    built: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # Token numbers of the draft's vocabulary are the only others.
+    formats = {kind.split()[0] for kind in built["weights"].values()}
+    assert formats <= {"bfloat16", "int64"}
+    assert "unispec_" not in built["text"]
+    products = re.findall(r"mo\.matmul[^\n]*-> !mo\.tensor<[^>]*>", built["text"])
+    assert products
+    assert all("gpu:0" in product for product in products)
+
+
+def test_a_graph_is_compiled_for_a_gpu_as_it_is_on_one(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path
+) -> None:
+    pair = tiny_pair("llama_eagle")
+    assert pair.method is not None
+    there = generate(pair.target, "sm_90a", "--draft-model-path", str(pair.draft), method="eagle")
+    model = ("--model", str(pair.target), "--draft-model-path", str(pair.draft))
+    output = ("--speculative-method", "eagle", "-o", str(tmp_path / "graph"))
+    here = run("compile", "sm_90a", *model, *output)
+    assert here.returncode == 0, here.stderr
+    texts = [json.loads(done.stdout.splitlines()[-1])["text"] for done in (here, there)]
+    assert texts[0] == texts[1]
+    assert not (tmp_path / "graph").exists()  # nothing was compiled
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from unispec.pipelines.speculative.deferred import DEFERRED_INPUTS, FeatureType
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
 from .batch import BatchBuilder
+from .compiled import Identity, read_compiled, write_compiled
 from .deferred import LOG_ROWS_PER_REQUEST
 from .inputs import StepModelInputs, needed_input, refuse_inputs, wait_for_copies
 from .lengths import longest_sequence
@@ -66,6 +68,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         max_batch_size: most rows of a replica in one step.
         encodings: how matrices are stored on a CPU; None: as the checkpoints have them.
         num_looked_up: most drafts of a row that are looked up where there is no draft.
+        compiled: folder of `write_compiled` to take the compiled graph from; None: compile it.
+        compile_to: new or empty folder to write the compiled graph to; None: nowhere.
 
     Attributes:
         kv_params: parameters of the caches, see `get_kv_params` of the configuration.
@@ -76,7 +80,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             compiled by itself.
 
     Raises:
-        InputError: more devices than the graph is built for, or a checkpoint that does not fit.
+        InputError: more devices than the graph is built for, a checkpoint that does not fit, or a
+            graph that was compiled for something else.
     """
 
     inputs_cls: ClassVar[type[StepModelInputs]] = StepModelInputs
@@ -103,6 +108,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         max_batch_size: int = 1,
         encodings: WeightEncodings | None = None,
         num_looked_up: int = 0,
+        compiled: Path | None = None,
+        compile_to: Path | None = None,
     ) -> None:
         if len(devices) != 1 and not self.several_devices:
             raise InputError(f"{len(devices)} devices were given; a unified graph runs on one")
@@ -127,6 +134,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         self.kv_params = with_room(self.arch_config.get_kv_params(), num_looked_up)
         self.encodings = encodings or WeightEncodings()
         self.graph_digest = ""
+        self._compiled, self._compile_to = compiled, compile_to
         loaded = self.load_model(session)
         self.model = loaded[-1] if isinstance(loaded, tuple) else loaded
         speculative = pipeline_config.speculative
@@ -307,8 +315,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         logged = prev_model_inputs.num_logged
         if logged is not None and int(logged.to_numpy()):
             raise InputError(
-                "the previous step proposed nothing, so its draft has positions to read: build this"
-                " one with prepare_initial_token_inputs"
+                "the draft did not read what the previous step verified: build this step with"
+                " prepare_initial_token_inputs"
             )
         count = next_tokens.shape[0]
         rows = prev_model_inputs.input_row_offsets.shape[0] - 1
@@ -327,12 +335,54 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             **self.batch.nothing_deferred([1 + width] * count),
         )
 
-    def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:
-        """Compiles the graph and keeps its weights alive as long as this model."""
-        # On a CPU the compiled graph reads the weights where they lie and does not own them.
+    def compile(
+        self,
+        session: InferenceSession,
+        build: Callable[[], Graph],
+        weights: Mapping[str, Any],
+        config: Any,
+    ) -> Any:
+        """Compiles a graph, or takes it as it was compiled, and keeps its weights alive.
+
+        Args:
+            build: builds the graph; not called where it is compiled already.
+            weights: by name.
+            config: dataclass of all that the graph is built from beside the weights' shapes.
+
+        Raises:
+            InputError: the graph was compiled for something else.
+        """
+        (model,) = self.compile_all(session, build, weights, config).values()
+        return model
+
+    def compile_all(
+        self,
+        session: InferenceSession,
+        build: Callable[[], Graph],
+        weights: Mapping[str, Any],
+        config: Any,
+    ) -> dict[str, Model]:
+        """As `compile`, of all graphs in the module of the one that is built: by name."""
+        # On a CPU the compiled graphs read the weights where they lie and do not own them.
         self.weights_registry = weights
+        identity = Identity.of(config, weights, self.devices[0])
+        if self._compiled is not None:
+            code, self.graph_digest = read_compiled(self._compiled, identity)
+            return session.init_all(code, weights_registry=weights)
+        graph = build()
         self.graph_digest = digest_of(graph)
-        return session.load(graph, weights_registry=weights)
+        several = len(graph.module.top_level_graph_names()) > 1
+        # MAX takes what kernels a graph has from a graph alone, not from a unit of several.
+        kernels = graph.kernel_libraries_paths
+        if self._compile_to is not None:
+            code = session.compile(graph.module, custom_extensions=kernels)
+            write_compiled(self._compile_to, code, self.graph_digest, identity)
+            return session.init_all(code, weights_registry=weights)
+        if several:
+            return session.load_all(
+                graph.module, custom_extensions=kernels, weights_registry=weights
+            )
+        return {graph.name: session.load(graph, weights_registry=weights)}
 
     @classmethod
     def draft_reads_next_token(cls) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from unispec.batch_schedule import BatchSchedule
 from unispec.checkpoints.gguf_folder import cache_folder
@@ -18,6 +17,7 @@ from unispec.methods import AUTO
 from unispec.pipelines.lookup.options import LookupOptions
 from unispec.pipelines.policy.costs import StepCosts
 
+from . import processor
 from .measuring import measure_step_costs, still_hold
 from .pipeline import SpeculativePipeline
 from .speculation import Speculation
@@ -26,8 +26,6 @@ __all__ = ["DraftCount", "SpeculationOptions", "pinned_by", "speculate"]
 
 DraftCount = int | Literal["auto"] | BatchSchedule
 """K of every step; `"auto"`: each step chooses; or by the number of requests."""
-
-_CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _path(pipeline: SpeculativePipeline, num_pages: int, max_length: int) -> Pat
         version("max"),
         model.graph_digest,
         [str(device) if device.is_host else device.architecture_name for device in model.devices],
-        _processor(),
+        processor.name(),
         len(os.sched_getaffinity(0)),
         pipeline.max_batch_size,
         model.kv_params.num_draft_tokens,
@@ -105,12 +103,3 @@ def _path(pipeline: SpeculativePipeline, num_pages: int, max_length: int) -> Pat
     )
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
     return cache_folder() / "step_costs" / f"{digest[:32]}.json"
-
-
-def _processor() -> str:
-    """The name of the processor."""
-    with suppress(OSError):
-        for line in _CPU_INFO.read_text().splitlines():
-            if line.startswith("model name"):
-                return line
-    return platform.processor()

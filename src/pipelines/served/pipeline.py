@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from max.driver import is_virtual_device_mode, load_devices
@@ -57,6 +58,7 @@ class ServedPipeline(SpeculativePipeline):
         encodings: see `StepModel`.
         num_looked_up: likewise.
         speculation: how many tokens steps propose and verify; None: as `pipeline_config` has it.
+        compiled: see `StepModel`.
 
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
@@ -72,6 +74,7 @@ class ServedPipeline(SpeculativePipeline):
         encodings: WeightEncodings | None = None,
         num_looked_up: int = 0,
         speculation: SpeculationOptions | None = None,
+        compiled: Path | None = None,
     ) -> None:
         pipeline_model = resolve_draft(pipeline_config, pipeline_model)
         devices = load_devices(list(memory_plan.require_device_specs()))
@@ -88,6 +91,7 @@ class ServedPipeline(SpeculativePipeline):
             memory_plan=memory_plan,
             max_batch_size=memory_plan.planned_max_batch_size,
             encodings=encodings,
+            compiled=compiled,
             **room,
         )
         exact = tokenizer.longest_in_cache is not None

@@ -97,7 +97,7 @@ class UnifiedModel(StepModel):
             config = config.with_draft(draft)
         module = UnifiedStep(config, self.family, self.method, self.inputs_cls)
         load_weights(module, state)
-        return self.compile(session, build_graph(module), module.state_dict())
+        return self.compile(session, lambda: build_graph(module), module.state_dict(), config)
 
     def read_target(self, stack: Any) -> Checkpoint:
         """The target's checkpoint, as the stack takes it.

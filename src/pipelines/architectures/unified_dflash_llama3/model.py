@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from max.driver import Device
@@ -47,6 +48,8 @@ class UnifiedDflashLlama3Model(UnifiedModel):
         *,
         memory_plan: MemoryPlan | None = None,
         encodings: WeightEncodings | None = None,
+        compiled: Path | None = None,
+        compile_to: Path | None = None,
     ) -> None:
         super().__init__(
             pipeline_config,
@@ -60,4 +63,6 @@ class UnifiedDflashLlama3Model(UnifiedModel):
             memory_plan=memory_plan,
             max_batch_size=max_batch_size,
             encodings=encodings,
+            compiled=compiled,
+            compile_to=compile_to,
         )

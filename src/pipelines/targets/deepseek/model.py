@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -32,11 +32,16 @@ class DeepseekV3Model(UnifiedModel):
     _connected: EPCommInitializer | None = None
     _ep_inputs: tuple[Buffer, ...] = ()
 
-    def compile(self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]) -> Any:
+    def compile(
+        self,
+        session: InferenceSession,
+        build: Callable[[], Graph],
+        weights: Mapping[str, Any],
+        config: Any,
+    ) -> Any:
         """As `StepModel.compile`, after GPUs were connected that have some of the experts each."""
-        config: Any = self.arch_config
         self.connect_experts(session, config.ep if self.method is None else config.target.ep)
-        return super().compile(session, graph, weights)
+        return super().compile(session, build, weights, config)
 
     def prepare_initial_token_inputs(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, ClassVar
@@ -17,7 +17,6 @@ from max.pipelines.lib import ModelInputs
 
 from unispec.errors import InputError
 from unispec.pipelines.runtime.inputs import StepModelInputs
-from unispec.pipelines.runtime.model import digest_of
 from unispec.pipelines.runtime.outputs import StepModelOutputs
 from unispec.pipelines.runtime.prompts import Prompt
 from unispec.pipelines.targets.deepseek.model import DeepseekV3Model
@@ -29,7 +28,7 @@ from .encoder import MediaEncoder
 from .inputs import KimiK2_5ModelInputs
 from .preprocessing import patches_of
 from .step_images import step_image_features
-from .vision import VisionModel, build_vision_graph
+from .vision import VISION_GRAPH, VisionModel, build_vision_graph
 from .weights import vision_state_dict
 
 __all__ = ["KimiK2_5Model"]
@@ -62,27 +61,28 @@ class KimiK2_5Model(DeepseekV3Model):
         return checkpoint
 
     def compile(
-        self, session: InferenceSession, graph: Graph, weights: Mapping[str, Any]
+        self,
+        session: InferenceSession,
+        build: Callable[[], Graph],
+        weights: Mapping[str, Any],
+        config: Any,
     ) -> tuple[Model, Model]:
-        """Compiles the language graph and the vision graph at once.
+        """Compiles the language graph and the vision graph at once; see `StepModel.compile`.
 
         Returns:
             The vision graph, then the language graph.
         """
-        self.graph_digest = digest_of(graph)
-        vision = build_vision_graph(self._vision, graph.module)
-        # On a CPU the compiled graphs read the weights where they lie and do not own them.
-        self.weights_registry = {**weights, **self._vision.state_dict()}
-        # MAX takes what kernels a graph has from a graph alone, not from a unit of several.
-        models = session.load_all(
-            graph.module,
-            custom_extensions=graph.kernel_libraries_paths,
-            weights_registry=self.weights_registry,
-        )
-        self.encoder = MediaEncoder(
-            models[vision.name], self._vision.config, self._positions, self.devices[0]
-        )
-        return models[vision.name], models[graph.name]
+
+        def both() -> Graph:
+            graph = build()
+            build_vision_graph(self._vision, graph.module)
+            return graph
+
+        models = self.compile_all(session, both, {**weights, **self._vision.state_dict()}, config)
+        vision = models.pop(VISION_GRAPH)
+        (language,) = models.values()
+        self.encoder = MediaEncoder(vision, self._vision.config, self._positions, self.devices[0])
+        return vision, language
 
     def execute(self, model_inputs: ModelInputs) -> StepModelOutputs:
         """Runs one step, after encoding the patches that its inputs have, if any.

@@ -7,6 +7,7 @@ directions, those of its frames included, and no other item's.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from max.dtype import DType
 from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
@@ -16,7 +17,10 @@ from max.nn import LayerList, LayerNorm, Linear, Module
 from .config import VisionConfig
 from .positions import ROTARY_STRIDE
 
-__all__ = ["VisionModel", "build_vision_graph"]
+__all__ = ["VISION_GRAPH", "VisionModel", "build_vision_graph"]
+
+VISION_GRAPH: Final = "kimik2_5_vision"
+"""The graph's name."""
 
 _MERGED = 4
 _NORM_EPS = 1e-5
@@ -134,7 +138,7 @@ def build_vision_graph(module: VisionModel, unit: CompilationUnit) -> Graph:
         TensorType(DType.int64, ["num_patches"], device=device),
         TensorType(DType.int64, ["num_features", _MERGED, "num_frames"], device=device),
     ]
-    with Graph("kimik2_5_vision", input_types=types, module=unit) as graph:
+    with Graph(VISION_GRAPH, input_types=types, module=unit) as graph:
         graph.output(module(*(value.tensor for value in graph.inputs)))
     return graph
 
