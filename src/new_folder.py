@@ -25,21 +25,29 @@ def check_new_folder(output: Path) -> None:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` to write to, which takes its place at the end, if nothing failed.
+    """A folder to write to, which becomes `output` at the end, if nothing failed.
 
     Raises:
         InputError: `output` is not empty, or cannot be written.
     """
     check_new_folder(output)
+    # An empty folder may be where something is mounted, so it stays.
+    place = output.resolve()
+    keeps = place.exists()
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        working = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        parent = place if keeps else place.parent
+        working = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=parent))
     except OSError as error:
         raise InputError(f"{output} cannot be written ({error}); give another folder") from error
     try:
         yield working
-        working.chmod(0o755)
-        working.rename(output)
+        if keeps:
+            for path in sorted(working.iterdir()):
+                path.rename(place / path.name)
+        else:
+            working.chmod(0o755)
+            working.rename(place)
     except OSError as error:
         raise InputError(
             f"{output} cannot be written ({error}); make room, or give another"

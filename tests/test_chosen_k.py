@@ -224,17 +224,14 @@ def test_a_schedule_of_batch_sizes_is_followed(tiny_engine: Callable[[str], Engi
         asked = [
             Request(
                 token_ids=random_prompt(256, 5, seed=count),
-                sampling=SamplingParams(max_new_tokens=8 * count, ignore_eos=True),
+                sampling=SamplingParams(temperature=0, max_new_tokens=8 * count, ignore_eos=True),
             )
             for count in range(1, 6)
         ]
         engine.generate(asked)
     engine.num_speculative_tokens = before
-    assert {rows: counts for rows, counts in seen.items() if rows in (1, 3, 5)} == {
-        1: {4},
-        3: {2},
-        5: {1},
-    }
+    # For the last token of the last answer nothing is proposed.
+    assert {rows: seen[rows] - {0} for rows in (1, 3, 5)} == {1: {4}, 3: {2}, 5: {1}}
 
 
 @pytest.mark.compiles(PAIR)

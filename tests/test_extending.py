@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(registry, "_RUN", dict(registry._RUN))
 
     def stop(
-        model: StepModel, session: InferenceSession, graph: Graph, weights: dict[str, Any]
+        model: StepModel,
+        session: InferenceSession,
+        build: Callable[[], Graph],
+        weights: dict[str, Any],
+        facts: dict[str, str],
     ) -> None:
-        raise CompileReachedError(model, graph, weights)
+        raise CompileReachedError(model, build(), weights)
 
     monkeypatch.setattr(StepModel, "compile", stop)
     own = PIPELINE_REGISTRY.retrieve_architecture("Phi3ForCausalLM")

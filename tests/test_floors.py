@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent / "src"
 
 FLOORS = (
     ("errors", "allocator", "telemetry", "waiting"),
+    ("new_folder",),
     ("batch_schedule", "encodings", "methods"),
     ("checkpoints", "images", "chat"),
     ("sampling", "kv_cache", "kernels"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -17,6 +16,10 @@ from unispec.commands.model import ModelOptions, model_options
 from unispec.new_folder import check_new_folder
 
 __all__ = ["compile_graph"]
+
+
+# Of GPUs that MAX knows.
+_ARCHITECTURES: Final = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 
 
 class Target(click.ParamType[str | None]):
@@ -30,15 +33,14 @@ class Target(click.ParamType[str | None]):
         """Returns a GPU's architecture, None for a CPU; fails of anything else."""
         if value == "cpu":
             return None
-        found = re.fullmatch(r"cuda:(sm_\d+a?)", str(value))
-        if found is None:
-            self.fail(
-                f"'{value}' is neither 'cpu' nor a GPU such as 'cuda:sm_90a' (H100, H200) or"
-                " 'cuda:sm_100a' (B200).",
-                param,
-                ctx,
-            )
-        return found[1]
+        api, _, rest = str(value).partition(":")
+        architecture, _, count = rest.partition(":")
+        if api != "cuda" or architecture not in _ARCHITECTURES:
+            known = ", ".join(f"'cuda:{name}'" for name in _ARCHITECTURES)
+            self.fail(f"'{value}' is neither 'cpu' nor one of {known}.", param, ctx)
+        if count not in ("", "1"):
+            self.fail(f"'{value}' has {count} GPUs; generate and serve run on one.", param, ctx)
+        return architecture
 
 
 @click.command("compile")
@@ -50,7 +52,7 @@ class Target(click.ParamType[str | None]):
     default="cpu",
     show_default=True,
     help="What it is compiled for: cpu, which is this machine's, or cuda:ARCHITECTURE, a GPU that "
-    "need not be here.",
+    "need not be here, such as cuda:sm_90a (H100, H200).",
 )
 @click.option(
     "-o",
@@ -62,12 +64,12 @@ class Target(click.ParamType[str | None]):
 def compile_graph(model: ModelOptions, architecture: str | None, output: Path) -> None:
     """Compile a model's graph, for generate and serve with --compiled.
 
-    The options have to be those of the later command; the number of prompts, tokens a step and
-    pages may differ.
+    Give the options of the later command. Those that the graph does not depend on, the number of
+    prompts, of cache pages and of prompt tokens a step, may be others there.
     """
     quieten_libraries()
     check_new_folder(output)
-    if architecture is not None and model.devices != "cpu":
+    if model.devices != "cpu":
         raise click.UsageError(
             f"--devices {model.devices} is given, but --target says what is compiled for; leave"
             " --devices out"

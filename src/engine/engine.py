@@ -130,8 +130,13 @@ class Engine:
             folder: a new or empty one.
 
         Raises:
-            InputError: a checkpoint that does not fit, or a folder that cannot be written.
+            InputError: a checkpoint that does not fit, a folder that cannot be written, or the
+                engine has a compiled graph.
         """
+        if self._config.compiled is not None:
+            raise InputError(
+                f"{self._config.compiled} has the graph compiled already: leave compiled out"
+            )
         with new_folder(folder) as working:
             self._load_model(compile_to=working)
 

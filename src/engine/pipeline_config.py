@@ -35,6 +35,7 @@ from unispec.pipelines.architectures.registry import (
     check_target,
     find,
 )
+from unispec.pipelines.runtime.compiled import check_compiled
 from unispec.pipelines.runtime.lengths import longest_sequence
 from unispec.pipelines.unified.method import DraftMethod
 from unispec.pipelines.unified.target import TargetFamily
@@ -53,9 +54,12 @@ def make_pipeline_config(config: EngineConfig, *, weights: bool = True) -> Pipel
             `add_weights` does it later.
 
     Raises:
-        InputError: a model, encoding, device or length that MAX or unispec refuses.
+        InputError: a model, encoding, device or length that MAX or unispec refuses, or a folder
+            without a compiled graph of this version and for this processor.
     """
     device = _device_spec(config.devices)
+    if config.compiled is not None:
+        check_compiled(config.compiled)
     model = str(resolve_model(config.model))
     keys = read_config_object(model)
     paths = draft_paths(config)

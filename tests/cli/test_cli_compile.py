@@ -33,8 +33,11 @@ def test_generate_takes_the_graph_from_a_folder(
     ("arguments", "words"),
     [
         ("", ["Missing option", "--output"]),
-        ("-o {new} --target rocm", ["'rocm' is neither 'cpu' nor", "'cuda:sm_90a' (H100, H200)"]),
+        ("-o {new} --target rocm", ["'rocm' is neither 'cpu' nor one of", "'cuda:sm_90a'"]),
+        ("-o {new} --target cuda:sm_1", ["'cuda:sm_1' is neither 'cpu' nor one of"]),
+        ("-o {new} --target cuda:sm_90a:2", ["has 2 GPUs; generate and serve run on one"]),
         ("-o {new} --target cuda:sm_90a --devices gpu", ["--devices gpu", "leave --devices out"]),
+        ("-o {new} --devices gpu", ["--devices gpu", "leave --devices out"]),
         ("-o {full}", ["{full} is there already and not empty; give another folder"]),
     ],
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +18,20 @@ from typing import Any, Final, NamedTuple
 
 from max.driver import Device
 from max.engine import CompiledModel, read
+from pydantic import BaseModel
 
 from unispec.errors import InputError
 
-from .processor import features
+from . import processor
 
-__all__ = ["CompiledGraph", "Identity", "read_compiled", "write_compiled"]
+__all__ = [
+    "CompiledGraph",
+    "Identity",
+    "check_compiled",
+    "facts_of",
+    "read_compiled",
+    "write_compiled",
+]
 
 MANIFEST: Final = "manifest.json"
 CODE: Final = "step.mef"
@@ -30,8 +39,9 @@ _FORMAT: Final = 1
 _PACKAGES: Final = ("unispec", "max", "mojo-compiler")
 # What a graph is made by.
 _SOURCES: Final = ("pipelines", "sampling", "kernels", "kv_cache")
-_KIND: Final = "configuration"
+_CHUNK: Final = 1 << 20
 _AGAIN: Final = "run unispec compile again"
+_SAME: Final = f"give the options that it was compiled with, or {_AGAIN}"
 
 
 @dataclass(frozen=True)
@@ -42,55 +52,40 @@ class Identity:
     """Of the packages."""
     sources: str
     """SHA-256 of the source files that graphs are made by."""
-    device: Mapping[str, Any]
-    """`api`, and the GPU's `architecture` or the processor's `features` that code may use."""
-    config: Mapping[str, str]
-    """Each value of the graph's configuration, by its path."""
+    processor: Mapping[str, Any]
+    """`machine`, and the `features` of the processor, for a graph has code for the host, too."""
+    device: str
+    """`cpu`, or a GPU's interface and architecture."""
+    facts: Mapping[str, str]
+    """See `facts_of`."""
     weights: Mapping[str, str]
     """Number format and shape of each weight, by its name."""
 
     @classmethod
-    def of(cls, config: Any, weights: Mapping[str, Any], device: Device) -> Identity:
+    def of(cls, facts: Mapping[str, str], weights: Mapping[str, Any], device: Device) -> Identity:
         """The identity of a graph that is or would be built now."""
         return cls(
-            versions={name: version(name) for name in _PACKAGES},
+            versions=_versions(),
             sources=_sources(),
-            device=_device(device),
-            config=dict(_leaves(config, "")),
+            processor=_processor(),
+            device="cpu" if device.is_host else f"{device.api}:{device.architecture_name}",
+            facts=facts,
             weights={name: _kind(weights[name]) for name in sorted(weights)},
         )
 
-    def difference(self, other: Identity) -> str | None:
-        """Why code of the other identity cannot run as this one; None where it can."""
-        for name, here in self.versions.items():
-            if (then := other.versions.get(name)) != here:
-                return f"by {name} {then}, this is {here}: {_AGAIN}"
-        if reason := self._other_device(other.device):
-            return reason
-        options = f"give the options that it was compiled with, or {_AGAIN}"
-        for what, now, before in (
-            ("", self.config, other.config),
-            ("weight ", self.weights, other.weights),
+    def difference(self, made: Identity) -> str | None:
+        """Why code that was made for the other identity cannot run as this one; None if it can."""
+        if made.device != self.device:
+            return f"for {made.device}, this is {self.device}: {_AGAIN} with its --target"
+        for what, now, then in (
+            ("", self.facts, made.facts),
+            ("weight ", self.weights, made.weights),
         ):
-            # The kind of configuration first: another one has other values.
-            for name in sorted({*now, *before}, key=lambda name: (name != _KIND, name)):
-                if now.get(name) != before.get(name):
-                    then, here = before.get(name, "nothing"), now.get(name, "nothing")
-                    return f"with {what}{name} {then}, here it is {here}: {options}"
-        if self.sources != other.sources:
-            return f"by other source files of unispec {self.versions['unispec']}: {_AGAIN}"
-        return None
-
-    def _other_device(self, device: Mapping[str, Any]) -> str | None:
-        now, before = (
-            " ".join(str(each[key]) for key in ("api", "architecture") if key in each)
-            for each in (self.device, device)
-        )
-        if now != before:
-            return f"for {before}, this is {now}: {_AGAIN} with its --target"
-        missing = sorted({*device.get("features", ())} - {*self.device.get("features", ())})
-        if missing:
-            return f"for a processor with {', '.join(missing)}, which this one lacks: {_AGAIN} here"
+            # In the order in which they stand, the graph's name first.
+            for name in dict.fromkeys([*now, *then]):
+                if now.get(name) != then.get(name):
+                    before, here = then.get(name, "nothing"), now.get(name, "nothing")
+                    return f"with {what}{name} {before}, here it is {here}: {_SAME}"
         return None
 
 
@@ -98,26 +93,53 @@ class CompiledGraph(NamedTuple):
     """What a folder has."""
 
     code: CompiledModel
+    """To be initialised with the weights."""
     digest: str
     """SHA-256 of the graph's text, in hexadecimal."""
 
 
-def write_compiled(folder: Path, code: CompiledModel, digest: str, identity: Identity) -> None:
-    """Writes compiled code and its manifest, which comes last.
+def facts_of(name: str, inputs: Sequence[Any], config: Any) -> dict[str, str]:
+    """What a graph is built from, each fact as text by its name.
 
     Args:
-        folder: a new or empty one.
-        digest: SHA-256 of the graph's text, in hexadecimal.
+        name: the graph's.
+        inputs: types of its inputs, in order.
+        config: dataclass; each value in it is a fact, by its path.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    code.export_mef(folder / CODE)
+    types = {f"input {index}": str(kind) for index, kind in enumerate(inputs)}
+    return {"graph": name, **dict(_leaves(config, "")), **types}
+
+
+def write_compiled(folder: Path, code: CompiledModel, digest: str, identity: Identity) -> None:
+    """Writes compiled code and its manifest.
+
+    Args:
+        folder: an empty one.
+        digest: SHA-256 of the graph's text, in hexadecimal.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        code.export_mef(folder / CODE)
+    except RuntimeError as error:
+        raise InputError(f"{CODE} cannot be written ({error}); make room") from error
     manifest = {
         "format": _FORMAT,
         "code": _checksum(folder / CODE),
         "graph": digest,
-        "identity": {field.name: getattr(identity, field.name) for field in fields(identity)},
+        "identity": asdict(identity),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def check_compiled(folder: Path) -> None:
+    """Checks all of a folder that takes neither weights nor a device.
+
+    Raises:
+        InputError: it has no compiled graph, or one of another version or processor.
+    """
+    _read_manifest(folder)
 
 
 def read_compiled(folder: Path, identity: Identity) -> CompiledGraph:
@@ -130,45 +152,112 @@ def read_compiled(folder: Path, identity: Identity) -> CompiledGraph:
         InputError: the folder has none, it is damaged, or it was compiled for something else.
     """
     manifest = _read_manifest(folder)
-    made = Identity(**manifest["identity"])
-    if reason := identity.difference(made):
+    if reason := identity.difference(Identity(**manifest["identity"])):
         raise InputError(f"{folder} was compiled {reason}")
     path = folder / CODE
-    if not path.is_file() or _checksum(path) != manifest["code"]:
-        raise InputError(f"{path} is missing or damaged: copy the folder again, or {_AGAIN}")
-    return CompiledGraph(read(path), manifest["graph"])
+    try:
+        if _checksum(path) == manifest["code"]:
+            return CompiledGraph(read(path), manifest["graph"])
+    except (OSError, RuntimeError):
+        pass
+    raise InputError(f"{path} is missing or damaged: copy the folder again, or {_AGAIN}")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
+    """A manifest of this version of the packages, and for this processor."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-        if manifest["format"] == _FORMAT:
-            Identity(**manifest["identity"])
-            return dict(manifest)
-    except FileNotFoundError:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder} has no {MANIFEST}: give a folder that unispec compile has written"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{path} cannot be read by this version of unispec: {_AGAIN}")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): change that") from error
+    try:
+        manifest = json.loads(text)
+        valid = manifest["format"] == _FORMAT and _is_identity(manifest["identity"])
+        valid = valid and all(isinstance(manifest[name], str) for name in ("code", "graph"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise InputError(f"{path} is damaged, or of another version of unispec: {_AGAIN}")
+    identity = manifest["identity"]
+    reason = (
+        _other_versions(identity["versions"])
+        or _other_sources(identity["sources"])
+        or _other_processor(identity["processor"])
+    )
+    if reason:
+        raise InputError(f"{folder} was compiled {reason}: {_AGAIN}")
+    return dict(manifest)
 
 
-def _device(device: Device) -> dict[str, Any]:
-    if device.is_host:
-        return {"api": "cpu", "features": features()}
-    return {"api": device.api, "architecture": device.architecture_name}
+def _is_identity(found: Any) -> bool:
+    """Whether JSON has the types of an `Identity`."""
+    Identity(**found)
+    mappings = ("versions", "facts", "weights")
+    return (
+        all(isinstance(found[name], str) for name in ("sources", "device"))
+        and all(_has_texts(found[name].values()) for name in mappings)
+        and isinstance(found["processor"]["machine"], str)
+        and _has_texts(found["processor"]["features"])
+    )
+
+
+def _has_texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _other_versions(then: Mapping[str, str]) -> str | None:
+    for name, here in _versions().items():
+        if then.get(name) != here:
+            return f"by {name} {then.get(name)}, this is {here}"
+    return None
+
+
+def _other_sources(then: str) -> str | None:
+    if then == _sources():
+        return None
+    return f"by other source files of unispec {version('unispec')}"
+
+
+def _other_processor(then: Mapping[str, Any]) -> str | None:
+    here = _processor()
+    if then["machine"] != here["machine"]:
+        return f"for {then['machine']}, this is {here['machine']}"
+    missing = sorted({*then["features"]} - {*here["features"]})
+    if missing:
+        return f"for a processor with {', '.join(missing)}, which this one lacks"
+    return None
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
+
+
+def _processor() -> dict[str, Any]:
+    # Where the system does not tell, code runs on a processor of the same name only.
+    return {
+        "machine": platform.machine(),
+        "features": processor.features() or [processor.name()],
+    }
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Each value of a configuration of dataclasses, by its path."""
-    if not is_dataclass(value):
+    """Each value of a configuration, by its path."""
+    if is_dataclass(value):
+        inner = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif isinstance(value, BaseModel):
+        inner = {name: getattr(value, name) for name in type(value).model_fields}
+    elif isinstance(value, Mapping):
+        inner = {str(name): value[name] for name in value}
+    else:
         yield path, repr(value)
         return
-    yield path or _KIND, type(value).__name__
-    for field in fields(value):
-        yield from _leaves(getattr(value, field.name), f"{path}.{field.name}".lstrip("."))
+    yield path or "configuration", type(value).__name__
+    for name, part in inner.items():
+        yield from _leaves(part, f"{path}.{name}".lstrip("."))
 
 
 def _kind(weight: Any) -> str:
@@ -179,8 +268,11 @@ def _kind(weight: Any) -> str:
 
 def _checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @cache

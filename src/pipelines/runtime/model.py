@@ -340,19 +340,19 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         session: InferenceSession,
         build: Callable[[], Graph],
         weights: Mapping[str, Any],
-        config: Any,
+        facts: Mapping[str, str],
     ) -> Any:
         """Compiles a graph, or takes it as it was compiled, and keeps its weights alive.
 
         Args:
             build: builds the graph; not called where it is compiled already.
             weights: by name.
-            config: dataclass of all that the graph is built from beside the weights' shapes.
+            facts: `facts_of` what the graph is built from beside the weights' shapes.
 
         Raises:
             InputError: the graph was compiled for something else.
         """
-        (model,) = self.compile_all(session, build, weights, config).values()
+        (model,) = self.compile_all(session, build, weights, facts).values()
         return model
 
     def compile_all(
@@ -360,12 +360,12 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         session: InferenceSession,
         build: Callable[[], Graph],
         weights: Mapping[str, Any],
-        config: Any,
+        facts: Mapping[str, str],
     ) -> dict[str, Model]:
         """As `compile`, of all graphs in the module of the one that is built: by name."""
         # On a CPU the compiled graphs read the weights where they lie and do not own them.
         self.weights_registry = weights
-        identity = Identity.of(config, weights, self.devices[0])
+        identity = Identity.of(facts, weights, self.devices[0])
         if self._compiled is not None:
             code, self.graph_digest = read_compiled(self._compiled, identity)
             return session.init_all(code, weights_registry=weights)

@@ -13,6 +13,7 @@ from max.pipelines.lib import KVCacheConfig, PipelineConfig
 
 from unispec.checkpoints.quantise import encode_state
 from unispec.checkpoints.tied_head import HEAD
+from unispec.pipelines.runtime.compiled import facts_of
 from unispec.pipelines.runtime.model import StepModel
 from unispec.pipelines.speculative.deferred import FeatureType
 
@@ -97,7 +98,8 @@ class UnifiedModel(StepModel):
             config = config.with_draft(draft)
         module = UnifiedStep(config, self.family, self.method, self.inputs_cls)
         load_weights(module, state)
-        return self.compile(session, lambda: build_graph(module), module.state_dict(), config)
+        facts = facts_of(module.name, module.signature().types(), config)
+        return self.compile(session, lambda: build_graph(module), module.state_dict(), facts)
 
     def read_target(self, stack: Any) -> Checkpoint:
         """The target's checkpoint, as the stack takes it.

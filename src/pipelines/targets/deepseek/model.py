@@ -37,11 +37,12 @@ class DeepseekV3Model(UnifiedModel):
         session: InferenceSession,
         build: Callable[[], Graph],
         weights: Mapping[str, Any],
-        config: Any,
+        facts: Mapping[str, str],
     ) -> Any:
         """As `StepModel.compile`, after GPUs were connected that have some of the experts each."""
+        config: Any = self.arch_config
         self.connect_experts(session, config.ep if self.method is None else config.target.ep)
-        return super().compile(session, build, weights, config)
+        return super().compile(session, build, weights, facts)
 
     def prepare_initial_token_inputs(
         self,

@@ -65,7 +65,7 @@ class KimiK2_5Model(DeepseekV3Model):
         session: InferenceSession,
         build: Callable[[], Graph],
         weights: Mapping[str, Any],
-        config: Any,
+        facts: Mapping[str, str],
     ) -> tuple[Model, Model]:
         """Compiles the language graph and the vision graph at once; see `StepModel.compile`.
 
@@ -78,7 +78,7 @@ class KimiK2_5Model(DeepseekV3Model):
             build_vision_graph(self._vision, graph.module)
             return graph
 
-        models = self.compile_all(session, both, {**weights, **self._vision.state_dict()}, config)
+        models = self.compile_all(session, both, {**weights, **self._vision.state_dict()}, facts)
         vision = models.pop(VISION_GRAPH)
         (language,) = models.values()
         self.encoder = MediaEncoder(vision, self._vision.config, self._positions, self.devices[0])
