@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from max.engine import InferenceSession
+from PIL import Image
 from runs import MAX_LENGTH, answers, greedy_requests, tiny_config
 from tiny import TinyPair
+from tiny.kimi import PLACEHOLDER
 
 from unispec.engine import Engine, EngineConfig
 from unispec.engine.served_config import served_pipeline
@@ -267,6 +270,8 @@ def test_a_model_of_two_graphs_is_one_file(
     """Kimi's language and vision."""
     config = tiny_config(tiny_pair("kimi_dflash"))
     Engine(config).compile(tmp_path / "graph")
-    requests = greedy_requests(PROMPTS, 12)
+    requests = greedy_requests([*PROMPTS, [5, PLACEHOLDER, 6]], 12)
+    pixels = np.random.default_rng(1).integers(0, 256, (28, 40, 3), np.uint8)
+    requests[-1] = replace(requests[-1], images=[Image.fromarray(pixels)])
     expected = answers(tiny_engine("kimi_dflash"), requests)
     assert answers(Engine(replace(config, compiled=tmp_path / "graph")), requests) == expected
