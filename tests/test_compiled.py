@@ -265,13 +265,14 @@ def test_a_server_takes_it_and_refuses_another_before_it_starts(
 
 @pytest.mark.compiles("kimi_dflash")
 def test_a_model_of_two_graphs_is_one_file(
-    tiny_pair: Callable[[str], TinyPair], tiny_engine: Callable[[str], Engine], tmp_path: Path
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path
 ) -> None:
     """Kimi's language and vision."""
     config = tiny_config(tiny_pair("kimi_dflash"))
-    Engine(config).compile(tmp_path / "graph")
+    engine = Engine(config)
+    engine.compile(tmp_path / "graph")
     requests = greedy_requests([*PROMPTS, [5, PLACEHOLDER, 6]], 12)
     pixels = np.random.default_rng(1).integers(0, 256, (28, 40, 3), np.uint8)
     requests[-1] = replace(requests[-1], images=[Image.fromarray(pixels)])
-    expected = answers(tiny_engine("kimi_dflash"), requests)
+    expected = answers(engine, requests)
     assert answers(Engine(replace(config, compiled=tmp_path / "graph")), requests) == expected
