@@ -27,6 +27,13 @@ class Loaded:
     """Makes the pipeline, in a process of its own."""
 
     @property
+    def phase(self) -> str:
+        """What its process does first, as a log says it."""
+        if self.frontend.config.compiled is None:
+            return "loading weights and compiling the graph, which takes minutes for a new model"
+        return "loading weights and the compiled graph"
+
+    @property
     def about(self) -> dict[str, Any]:
         """What clients may know of it."""
         config, engine = self.frontend.config, self.frontend.engine

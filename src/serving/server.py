@@ -152,7 +152,7 @@ class HttpServer:
         import_module(f"{__package__}.loading")
         loaded = await _in_thread(lambda: self.load(self._phase))
         self._state.about = loaded.about
-        self._phase("loading weights and compiling the graph, which takes minutes for a new model")
+        self._phase(loaded.phase)
         # Not before MAX is there.
         from .interface import ModelInterface
         from .max_server import WorkerEnded, start_worker
