@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from unispec.errors import InputError
 
 __all__ = ["check_new_folder", "new_folder"]
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Of files that are written, whatever their names."""
 
 
 def check_new_folder(output: Path) -> None:
@@ -49,6 +54,9 @@ def new_folder(output: Path) -> Iterator[Path]:
             working.chmod(0o755)
             working.rename(place)
     except OSError as error:
+        # What is written may be read from files, whose errors are their own.
+        if error.errno not in _FULL and str(working) not in str(error.filename):
+            raise
         raise InputError(
             f"{output} cannot be written ({error}); make room, or give another"
         ) from error

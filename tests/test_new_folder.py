@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def test_nothing_of_it_is_there_if_something_fails(
         raise RuntimeError("halfway")
     assert not output.exists() or not list(output.iterdir())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), InputError, "cannot be written .* room"),
+        (FileNotFoundError(errno.ENOENT, "gone", "weights"), FileNotFoundError, "weights"),
+    ],
+)
+def test_an_error_is_the_folder_s_where_writing_failed(
+    tmp_path: Path, error: OSError, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message), new_folder(tmp_path / "a"):
+        raise error
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path) -> None:

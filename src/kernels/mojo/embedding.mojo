@@ -3,7 +3,7 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from .activations import inverse_rms
+from .activations import write_row
 from .formats import LANES, block_bytes, codes, group_size, groups_per_block, has_least, is_rows, least, scale, unit_bytes, zero
 from .linear import number
 from .operations import check, check_gamma
@@ -36,21 +36,6 @@ def _read[form: StaticString](w: ImmPointer[UInt8, _], id: Int, row: MutPointer[
                 for k in range(4):
                     var q = c[4 * lane + k].cast[DType.int32]() - Int32(zero[form]())
                     row.unsafe_store(G * g + 4 * four + k, q.cast[DType.float32]() * d - m)
-
-
-@always_inline
-def _norm[
-    normed: Bool
-](x: ImmPointer[Float32, _], gamma: ImmPointer[Float32, _], eps: Float32, row: MutPointer[Float32, _], K: Int):
-    """Writes a row of x, which may be the same, after an RMSNorm if `normed`."""
-    var factor = Float32(1)
-    comptime if normed:
-        factor = inverse_rms(x, K, eps)
-    for k in range(K):
-        var v = x.unsafe_load(k)
-        comptime if normed:
-            v = v * factor * gamma.unsafe_load(k)
-        row.unsafe_store(k, v)
 
 
 @extensibility.register("unispec_embedding")
@@ -107,7 +92,13 @@ struct Pair:
             var row = y.unsafe_ptr().unsafe_offset(t * (K + H))
             _read[form](weights, Int(ids.unsafe_ptr().unsafe_load(t)), row, K)
             comptime if normed0 == 1:
-                _norm[True](row, gamma0.unsafe_ptr(), number[eps0](), row, K)
-            _norm[normed1 == 1](
-                x.unsafe_ptr().unsafe_offset(t * H), gamma1.unsafe_ptr(), number[eps1](), row.unsafe_offset(K), H
+                write_row["f32", True](
+                    row, gamma0.unsafe_ptr(), number[eps0](), row.unsafe_bitcast[UInt8](), K
+                )
+            write_row["f32", normed1 == 1](
+                x.unsafe_ptr().unsafe_offset(t * H),
+                gamma1.unsafe_ptr(),
+                number[eps1](),
+                row.unsafe_offset(K).unsafe_bitcast[UInt8](),
+                H,
             )

@@ -365,9 +365,9 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         """As `compile`, of all graphs in the module of the one that is built: by name."""
         # On a CPU the compiled graphs read the weights where they lie and do not own them.
         self.weights_registry = weights
-        identity = Identity.of(facts, weights, self.devices[0])
+        made_of = facts, weights, self.devices[0]
         if self._compiled is not None:
-            code, self.graph_digest = read_compiled(self._compiled, identity)
+            code, self.graph_digest = read_compiled(self._compiled, Identity.of(*made_of))
             return session.init_all(code, weights_registry=weights)
         graph = build()
         self.graph_digest = digest_of(graph)
@@ -376,7 +376,7 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         kernels = graph.kernel_libraries_paths
         if self._compile_to is not None:
             code = session.compile(graph.module, custom_extensions=kernels)
-            write_compiled(self._compile_to, code, self.graph_digest, identity)
+            write_compiled(self._compile_to, code, self.graph_digest, Identity.of(*made_of))
             return session.init_all(code, weights_registry=weights)
         if several:
             return session.load_all(
