@@ -15,9 +15,10 @@ import numpy.typing as npt
 from unispec.checkpoints.tensors import Tensor
 from unispec.errors import InputError
 
-__all__ = ["dequantise_blocks"]
+__all__ = ["SCALE", "dequantise_blocks", "quantise_blocks"]
 
-_SCALE: Final = "_scale_inv"
+SCALE: Final = "_scale_inv"
+"""How the name of a matrix's scales ends, behind that of the matrix."""
 
 
 def dequantise_blocks(
@@ -32,11 +33,11 @@ def dequantise_blocks(
     Raises:
         InputError: scales without a matrix, or of another shape than its blocks.
     """
-    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(_SCALE)}
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
     for scale_name, scale in tensors.items():
-        if not scale_name.endswith(_SCALE):
+        if not scale_name.endswith(SCALE):
             continue
-        name = scale_name.removesuffix(_SCALE)
+        name = scale_name.removesuffix(SCALE)
         if name not in plain:
             raise InputError(
                 f"{source} has {scale_name!r} without {name!r}: give all files of the checkpoint"
@@ -52,6 +53,46 @@ def dequantise_blocks(
         values = _E4M3[weight] if weight.dtype == np.uint8 else weight.astype(np.float32)
         plain[name] = values * _spread(scale, weight.shape, block)
     return plain
+
+
+def quantise_blocks(
+    matrix: Tensor, block: Sequence[int]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Rounds a matrix to float8 e4m3, each block by the scale that makes its largest entry 448.
+
+    Args:
+        matrix: `[rows, columns]`.
+        block: rows and columns of a block; the last ones may be cut off by the matrix's end.
+
+    Returns:
+        Bytes `[rows, columns]`, NaN for what is not finite, and a scale for each block, which is 1
+        where all of it is 0.
+    """
+    rows, columns = block
+    starts = np.arange(0, matrix.shape[1], columns)
+    codes = np.empty(matrix.shape, np.uint8)
+    scales = np.empty([-(-size // width) for size, width in zip(matrix.shape, block, strict=True)])
+    # A row of blocks at a time: what is made on the way stays in the processor's cache.
+    for index, first in enumerate(range(0, len(matrix), rows)):
+        part = matrix[first : first + rows].astype(np.float32)
+        largest = np.maximum.reduceat(np.abs(part).max(axis=0), starts)
+        scales[index] = scale = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
+        codes[first : first + rows] = _as_e4m3(part / np.repeat(scale, columns)[: part.shape[1]])
+    return codes, scales.astype(np.float32)
+
+
+def _as_e4m3(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The byte of the nearest float8 e4m3, of two equally near ones the even; beyond 448: 448."""
+    bits = values.view(np.uint32)
+    magnitude = bits & 0x7FFFFFFF
+    # Of 23 bits of mantissa 3 stay; what is carried over goes to the exponent.
+    code = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - _NO_EXPONENT
+    code = np.minimum(code.view(np.int32), _LARGEST_CODE)
+    # Below the smallest normal number steps are of 2 ** -9.
+    small = magnitude < _SMALLEST_NORMAL
+    code[small] = np.rint(np.abs(values[small]) * 2.0**9)
+    code[magnitude > _INFINITE] = _NAN_CODE
+    return (code | (bits >> 24 & 0x80).view(np.int32)).astype(np.uint8)
 
 
 def _e4m3_values() -> npt.NDArray[np.float32]:
@@ -70,6 +111,13 @@ def _e4m3_values() -> npt.NDArray[np.float32]:
 
 
 _E4M3: Final = _e4m3_values()
+_LARGEST: Final = np.float32(448)
+_LARGEST_CODE: Final = 0x7E
+_NAN_CODE: Final = 0x7F
+_INFINITE: Final = np.float32(np.inf).view(np.uint32)
+_SMALLEST_NORMAL: Final = np.float32(2**-6).view(np.uint32)
+_NO_EXPONENT: Final = np.uint32((127 - 7) << 3)
+"""A float32's exponent and three bits of mantissa, less this, are the code of the same number."""
 
 
 def _spread(scale: Tensor, shape: tuple[int, ...], block: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -49,20 +49,27 @@ VISION: dict[str, Any] = {
 }
 
 
-def tiny_kimi(folder: Path, *, seed: int = 0) -> Path:
-    """Writes a random Kimi K2.5 with tokenizer to ``folder`` and returns it."""
-    tiny_deepseek(
-        folder,
-        q_lora_rank=24,
-        n_routed_experts=8,
-        n_group=1,
-        topk_group=1,
-        num_experts_per_tok=2,
-        layers=3,
-        first_k_dense_replace=1,
-        rope="yarn",
-        seed=seed,
-    )
+LANGUAGE: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "n_routed_experts": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "layers": 3,
+    "first_k_dense_replace": 1,
+    "rope": "yarn",
+}
+
+
+def tiny_kimi(folder: Path, *, seed: int = 0, **shape: Any) -> Path:
+    """Writes a random Kimi K2.5 with tokenizer to ``folder`` and returns it.
+
+    Args:
+        folder: Created if it does not exist.
+        seed: Equal seeds and shapes give equal weights.
+        shape: What differs in the language model, as ``tiny_deepseek`` takes it.
+    """
+    tiny_deepseek(folder, seed=seed, **{**LANGUAGE, **shape})
     text, language = read(folder)
     layers, hidden = text["num_hidden_layers"], text["hidden_size"]
     # Kimi K2.5 has no multi-token prediction layer.
@@ -87,13 +94,16 @@ def tiny_kimi(folder: Path, *, seed: int = 0) -> Path:
     return write(folder, config, tensors)
 
 
-def tiny_kimi_draft(folder: Path, target: Path, scratch: Path, *, seed: int = 0) -> Path:
+def tiny_kimi_draft(
+    folder: Path, target: Path, scratch: Path, *, head_dim: int = 16, seed: int = 0
+) -> Path:
     """Writes a random DFlash draft, rotated as YaRN does, for ``tiny_kimi``'s target.
 
     Args:
         folder: Created if it does not exist.
         target: The target's folder.
         scratch: Where the language model's configuration may lie as a checkpoint of its own.
+        head_dim: Width of a head of the draft.
         seed: Equal seeds give equal weights.
     """
     text = json.loads((target / "config.json").read_text())["text_config"]
@@ -111,7 +121,7 @@ def tiny_kimi_draft(folder: Path, target: Path, scratch: Path, *, seed: int = 0)
         layers=2,
         heads=4,
         kv_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         block_size=4,
         target_layer_ids=(0, 2),
         mask_token_id=255,

@@ -26,7 +26,7 @@ from unispec.pipelines.layers.encoding import choose_encoding
 from unispec.pipelines.layers.fields import check_cache_format, check_sizes, positive, text_config
 
 from .checks import check_routing, check_stack
-from .fp8 import block_scaled, fp8_obstacle
+from .fp8 import BLOCK, block_scaled, fp8_obstacle
 from .placement import check_gpus, check_placement, expert_parallelism, spread_over
 from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
@@ -161,8 +161,9 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     ) -> SupportedEncoding:
         """The number format that the layers compute in.
 
-        The one asked for; else FP8 where a checkpoint in FP8 blocks and the GPUs allow it, else
-        the device's.
+        The one asked for; else FP8 where the checkpoint is in the kernels' FP8 blocks and the GPUs
+        compute in them, else the device's. Another checkpoint is rounded to FP8 if that is asked
+        for.
 
         Raises:
             InputError: an encoding that the stack or the device does not support.
@@ -175,7 +176,9 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         check_stack(hf, source)
         block = read_fp8_block(hf, source) or read_fp8_block(full_config, source)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in specs]
-        obstacle = fp8_obstacle(hf, block, devices, spread=spread)
+        if requested is None and block != BLOCK:
+            return choose_encoding(None, specs, cls.SUPPORTED_ENCODINGS)
+        obstacle = fp8_obstacle(hf, devices, spread=spread)
         if obstacle is None:
             return FP8
         if requested is not None:
@@ -251,7 +254,7 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         encoding = cls.choose_encoding(model_config, spread=spread)
         fp8 = block_scaled(hf) if encoding == FP8 else None
         dtype = DType.bfloat16 if fp8 else supported_encoding_dtype(encoding)
-        check_gpus(hf, dtype, devices, source, spread=spread)
+        check_gpus(hf, dtype, devices, source, in_fp8=fp8 is not None, spread=spread)
         rope = read_deepseek_rope(hf, source)
         return cls(
             hidden_size=hf.hidden_size,

@@ -1,26 +1,38 @@
-"""FP8 checkpoints on GPUs: computed with in FP8 where the kernels can, else dequantised."""
+"""FP8 on GPUs: a checkpoint in the kernels' blocks is computed with as it is stored, another rounded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 from max.driver import accelerator_api, accelerator_architecture_name
 from max.graph import DeviceRef
 from max.nn.quant_config import QuantConfig
 
 from unispec.checkpoints import Tensor
+from unispec.checkpoints.block_fp8 import SCALE, quantise_blocks
 from unispec.errors import InputError
 
-__all__ = ["as_stored", "block_scaled", "fp8_obstacle", "with_scales"]
+__all__ = [
+    "BLOCK",
+    "as_stored",
+    "block_scaled",
+    "experts_need_fp8",
+    "fp8_obstacle",
+    "rounded",
+    "with_scales",
+]
 
-_SCALE: Final = "_scale_inv"
+_LAYER_SCALE: Final = "_scale"
 _PLAIN: Final = (".gate.weight", "eh_proj.weight", "embed_tokens.weight", "head.weight")
 """Matrices among the layers that are not in FP8."""
-_BLOCK: Final = 128
+_SIDE: Final = 128
+BLOCK: Final = (_SIDE, _SIDE)
 """Rows and columns of a block that MAX's kernels take, those of DeepSeek-V3."""
 _FIRST_WITH_FP8: Final = 90
-"""Hopper, the first architecture for which max 26.7 has grouped products in FP8."""
+"""Hopper, the first architecture for which max 26.7 has grouped products in FP8; in bfloat16 it
+has none that compile there."""
 
 
 def block_scaled(hf: Any) -> QuantConfig:
@@ -41,14 +53,25 @@ def as_stored(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor
         InputError: a matrix of a layer is not in FP8, or one that is no layer's is.
     """
     for name, tensor in tensors.items():
-        expected = tensor.ndim == 2 and ".layers." in f".{name}" and not name.endswith(_PLAIN)
-        if not name.endswith(_SCALE) and expected != (name + _SCALE in tensors):
+        expected = _is_quantised(name, tensor)
+        if not name.endswith(SCALE) and expected != (name + SCALE in tensors):
             found = "has no scales" if expected else "has scales"
             raise InputError(
                 f"{source}: {name!r} {found}, but FP8 layers take all matrices of attention and"
                 " experts in FP8 and no others; use quantization encoding 'bfloat16'"
             )
-    return {name.replace(_SCALE, "_scale"): tensor for name, tensor in tensors.items()}
+    return {name.replace(SCALE, _LAYER_SCALE): tensor for name, tensor in tensors.items()}
+
+
+def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that is not in FP8, matrices of layers rounded to FP8 blocks."""
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if _is_quantised(name, tensor) and np.issubdtype(tensor.dtype, np.floating):
+            stored[name], stored[name + _LAYER_SCALE] = quantise_blocks(tensor, BLOCK)
+        else:
+            stored[name] = tensor
+    return stored
 
 
 def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -56,22 +79,14 @@ def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, .
     scaled = dict(shapes)
     for name, shape in shapes.items():
         if len(shape) == 2 and not name.endswith(_PLAIN):
-            scaled[name + "_scale"] = tuple(-(-size // _BLOCK) for size in shape)
+            scaled[name + _LAYER_SCALE] = tuple(-(-size // _SIDE) for size in shape)
     return scaled
 
 
-def fp8_obstacle(
-    hf: Any, block: tuple[int, int] | None, devices: Sequence[DeviceRef], *, spread: bool
-) -> str | None:
-    """Why the layers cannot compute in FP8; None if they can.
-
-    Args:
-        block: rows and columns of the checkpoint's blocks; None: it is not in FP8.
-    """
-    if devices[0].is_cpu() or not _have_fp8():
+def fp8_obstacle(hf: Any, devices: Sequence[DeviceRef], *, spread: bool) -> str | None:
+    """Why the layers cannot compute in FP8; None if they can."""
+    if devices[0].is_cpu() or _cuda_architecture() < _FIRST_WITH_FP8:
         return "the device has no kernels for it"
-    if block != (_BLOCK, _BLOCK):
-        return f"the checkpoint's blocks are {block}, the kernels' are {(_BLOCK, _BLOCK)}"
     if hf.q_lora_rank is None:
         return "q_lora_rank is not set"
     query = hf.qk_nope_head_dim + hf.qk_rope_head_dim
@@ -85,13 +100,23 @@ def fp8_obstacle(
         "a device's part of moe_intermediate_size": hf.moe_intermediate_size / shares,
     }
     for name, size in sizes.items():
-        if size % _BLOCK:
-            return f"{name} is {size:g}, no multiple of {_BLOCK}"
+        if size % _SIDE:
+            return f"{name} is {size:g}, no multiple of {_SIDE}"
     return None
 
 
-def _have_fp8() -> bool:
+def experts_need_fp8(devices: Sequence[DeviceRef]) -> bool:
+    """Whether max 26.7 has no product of experts in bfloat16 that compiles for the devices."""
+    return not devices[0].is_cpu() and _cuda_architecture() == _FIRST_WITH_FP8
+
+
+def _is_quantised(name: str, tensor: Tensor) -> bool:
+    """Whether FP8 layers have this tensor in FP8."""
+    return tensor.ndim == 2 and ".layers." in f".{name}" and not name.endswith(_PLAIN)
+
+
+def _cuda_architecture() -> int:
+    """Of sm_90a: 90; 0 of another maker's."""
     if accelerator_api() != "cuda":
-        return False
-    number = "".join(filter(str.isdigit, accelerator_architecture_name()))  # of sm_90a: 90
-    return bool(number) and int(number) >= _FIRST_WITH_FP8
+        return 0
+    return int("".join(filter(str.isdigit, accelerator_architecture_name())) or 0)

@@ -16,9 +16,11 @@ from max.pipelines.lib import MAXModelConfig, PipelineConfig
 
 from unispec.errors import InputError
 
+from .fp8 import experts_need_fp8
+
 __all__ = [
     "check_gpus",
-    "check_one_cpu",
+    "check_one_device",
     "check_placement",
     "expert_parallelism",
     "spread_over",
@@ -38,15 +40,15 @@ _SPREAD: Final = ("n_routed_experts", "vocab_size")
 """What they share equally by expert parallelism."""
 
 
-def check_one_cpu(devices: Sequence[DeviceRef], model: str) -> None:
-    """Refuses all but one CPU.
+def check_one_device(devices: Sequence[DeviceRef], model: str) -> None:
+    """Refuses all but one device.
 
     Raises:
-        InputError: a GPU, or several devices.
+        InputError: several devices.
     """
-    if len(devices) != 1 or not devices[0].is_cpu():
+    if len(devices) != 1:
         raise InputError(
-            f"{model} does not run on {_named(devices)} here; use one CPU, or MAX's own"
+            f"{model} does not run on {_named(devices)} together; use one of them, or MAX's own"
             " architecture"
         )
 
@@ -69,21 +71,32 @@ def check_placement(devices: Sequence[DeviceRef]) -> None:
 
 
 def check_gpus(
-    hf: Any, dtype: DType, devices: Sequence[DeviceRef], source: str, *, spread: bool = False
+    hf: Any,
+    dtype: DType,
+    devices: Sequence[DeviceRef],
+    source: str,
+    *,
+    in_fp8: bool = False,
+    spread: bool = False,
 ) -> None:
     """Refuses what MAX's layers for GPUs do not take; a CPU takes everything.
 
+    Args:
+        in_fp8: whether layers compute in FP8, and only what is between them in `dtype`.
+
     Raises:
-        InputError: another dtype than bfloat16, other widths of attention than DeepSeek-V3's,
+        InputError: another dtype than bfloat16, or bfloat16 experts on Hopper, other widths of attention than DeepSeek-V3's,
             weights of experts that are not normalised though there is one group, or a size
             that the devices cannot share equally.
     """
     if devices[0].is_cpu():
         return
-    if dtype != DType.bfloat16:
+    in_bfloat16 = dtype == DType.bfloat16 and not in_fp8
+    if dtype != DType.bfloat16 or (in_bfloat16 and experts_need_fp8(devices)):
+        use = "'float8_e4m3fn', to which other numbers are rounded"
         raise InputError(
-            f"quantization encoding {dtype.name!r} of {source} does not run on"
-            f" {_named(devices)}; use 'bfloat16', or one CPU"
+            f"quantization encoding {dtype.name!r} of {source} does not run on {_named(devices)};"
+            f" use {use if experts_need_fp8(devices) else repr('bfloat16')}, or one CPU"
         )
     for name, supported in _KERNEL_SIZES.items():
         if getattr(hf, name) != supported:

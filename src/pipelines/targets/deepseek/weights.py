@@ -12,7 +12,7 @@ from unispec.checkpoints.tied_head import EMBEDDING, HEAD, tied_names
 from unispec.checkpoints.validation import canonical_names, validated_state_dict
 
 from .config import DeepseekV3Config
-from .fp8 import as_stored, with_scales
+from .fp8 import BLOCK, as_stored, rounded, with_scales
 from .layouts import in_layout
 from .quantisation import USE_QUANTISED
 
@@ -34,7 +34,8 @@ def dequantised(
 ) -> Mapping[str, Tensor]:
     """The tensors as the stack takes them: multiplied by their scales if they are quantised.
 
-    A stack that computes in FP8 takes matrices and scales as they are stored.
+    A stack that computes in FP8 takes matrices and scales as they are stored in the blocks of its
+    kernels, and rounds to these what is stored in another way.
 
     Args:
         config: the stack, for the size of blocks or groups.
@@ -42,13 +43,14 @@ def dequantised(
     Raises:
         InputError: scales that do not fit, or not those that FP8 layers need.
     """
-    if config.fp8 is not None:
+    if config.fp8 is not None and config.fp8_block == BLOCK:
         return as_stored(tensors, source=source)
+    plain = tensors
     if config.fp8_block is not None:
-        return dequantise_blocks(tensors, config.fp8_block, source=source)
-    if config.int4_group_size is not None:
-        return dequantise_packed(tensors, config.int4_group_size, source=source)
-    return tensors
+        plain = dequantise_blocks(tensors, config.fp8_block, source=source)
+    elif config.int4_group_size is not None:
+        plain = dequantise_packed(tensors, config.int4_group_size, source=source)
+    return plain if config.fp8 is None else rounded(plain)
 
 
 def target_state_dict(

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from unispec.errors import InputError
 from unispec.pipelines.layers.fields import check_only, positive_integer
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
-from unispec.pipelines.targets.deepseek.placement import check_one_cpu
+from unispec.pipelines.targets.deepseek.placement import check_one_device
 
 __all__ = ["KimiK2_5Config", "VisionConfig"]
 
@@ -139,7 +139,7 @@ class KimiK2_5Config(DeepseekV3Config):
         """
         model_config = model_config or pipeline_config.model
         stack = DeepseekV3Config.initialize(pipeline_config, model_config, max_seq_len=max_seq_len)
-        check_one_cpu(stack.devices, "Kimi K2.5")
+        check_one_device(stack.devices, "Kimi K2.5")
         vision = VisionConfig.read(
             model_config.huggingface_config,
             text_hidden_size=stack.hidden_size,

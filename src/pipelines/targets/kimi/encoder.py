@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer, Device
-from max.dtype import DType
 from max.engine import Model
 
 from unispec.errors import InputError
@@ -87,9 +86,8 @@ class MediaEncoder:
             Buffer.from_numpy(rotary_ids(frames, rows, columns)).to(self._device),
             Buffer.from_numpy(merge_order(frames, rows, columns)).to(self._device),
         )
-        features: npt.NDArray[np.float32] = outputs[0].to_numpy().astype(np.float32)
+        features: npt.NDArray[np.float32] = outputs[0].to_numpy()
         return features
 
     def _floats(self, values: npt.NDArray[np.float32]) -> Buffer:
-        assert self._config.dtype == DType.float32
         return Buffer.from_numpy(np.ascontiguousarray(values)).to(self._device)

@@ -36,7 +36,7 @@ def _state(
 
 
 def _extra_types(config: KimiK2_5Config) -> ExtraTypes:
-    return kimi_types(config.hidden_size, config.dtype, config.devices[0])
+    return kimi_types(config.hidden_size, config.devices[0])
 
 
 KIMI_K25 = TargetFamily(

@@ -26,10 +26,10 @@ KIMI_ORDER = (*DEEPSEEK_ORDER, *_IMAGES)
 
 
 def kimi_types(
-    hidden_size: int, dtype: DType, device: DeviceRef
+    hidden_size: int, device: DeviceRef
 ) -> dict[str, Sequence[TensorType | BufferType]]:
     """Graph input types that only Kimi K2.5 has, by name."""
-    features = TensorType(dtype, ["num_image_tokens", hidden_size], device=device)
+    features = TensorType(DType.float32, ["num_image_tokens", hidden_size], device=device)
     indices = TensorType(DType.int64, ["num_image_tokens"], device=device)
     return {
         **distributed_types([device]),
@@ -45,9 +45,9 @@ class ImageInputs(DistributedInputs):
     """int64 `[n]`: where the features of `pixel_values` or `precomputed_image_embeddings` stand
     among the step's tokens, drafts included; negative: nowhere in this step."""
     precomputed_image_embeddings: list[Buffer] | None = None
-    """`[n, H]`: features of items, in place of `pixel_values`."""
+    """float32 `[n, H]`: features of items, in place of `pixel_values`."""
     pixel_values: list[Buffer] | None = None
-    """`[L, 3, patch_size, patch_size]`: patches of all items, one after the other."""
+    """float32 `[L, 3, patch_size, patch_size]`: patches of all items, one after the other."""
     grid_thws: list[Buffer] | None = None
     """int64 `[items, 3]`: frames, rows and columns of each item."""
     cu_seqlens: list[Buffer] | None = None
@@ -58,7 +58,7 @@ class ImageInputs(DistributedInputs):
     vision_position_ids: list[Buffer] | None = None
     """int64 `[L]`: row * 512 + column of each patch; likewise."""
     language_image_embeddings: list[Buffer] = field(default_factory=list)
-    """`[n, H]`: what the language graph reads."""
+    """float32 `[n, H]`: what the language graph reads."""
     language_image_token_indices: list[Buffer] = field(default_factory=list)
     """int64 `[n]`: where it stands among the step's tokens, drafts included."""
 

@@ -9,7 +9,8 @@ from max.nn.kv_cache import PagedCacheValues
 
 from unispec.pipelines.speculative.step import StepInputs
 from unispec.pipelines.speculative.verify import Target
-from unispec.pipelines.targets.deepseek.mesh import ALONE
+from unispec.pipelines.targets.deepseek.mesh import Mesh
+from unispec.pipelines.targets.deepseek.replicas import mesh_of
 from unispec.pipelines.targets.deepseek.stack import DeepseekV3
 
 __all__ = ["KimiK2_5"]
@@ -22,7 +23,7 @@ class KimiK2_5(DeepseekV3):
         """The target in one step, whose `extra` has the features and their indices."""
         (features,) = step.extra["language_image_embeddings"]
         (indices,) = step.extra["language_image_token_indices"]
-        return _StackOfStep(self, features.tensor, indices.tensor)
+        return _StackOfStep(self, mesh_of(step, 0), features.tensor, indices.tensor)
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,24 @@ class _StackOfStep:
     """The stack with features in place of the placeholders' embeddings."""
 
     stack: KimiK2_5
+    mesh: Mesh
     features: TensorValue
+    """float32 `[n, H]`."""
     indices: TensorValue
     """int64 `[n]`: where they stand among the merged tokens."""
 
     def __call__(
         self, tokens: TensorValue, row_offsets: TensorValue, cache: PagedCacheValues
     ) -> tuple[TensorValue, TensorValue]:
-        (embedded,) = ALONE.embed(self.stack.embed_tokens, tokens)
-        seen = ops.scatter_nd(embedded, self.features, ops.unsqueeze(self.indices, 1))
-        return self.stack.run([ops.rebind(seen, embedded.shape)], row_offsets, cache)
+        embedded = self.mesh.embed(self.stack.embed_tokens, tokens)
+        return self.stack.run(
+            [self._with_features(x) for x in embedded], row_offsets, cache, self.mesh
+        )
 
     def logits(self, hidden: TensorValue) -> TensorValue:
-        return self.stack.logits(hidden)
+        return self.stack.logits(hidden, self.mesh)
+
+    def _with_features(self, embedded: TensorValue) -> TensorValue:
+        features = self.features.cast(embedded.dtype).to(embedded.device)
+        places = ops.unsqueeze(self.indices, 1).to(embedded.device)
+        return ops.rebind(ops.scatter_nd(embedded, features, places), embedded.shape)

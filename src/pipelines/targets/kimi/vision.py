@@ -91,16 +91,17 @@ class VisionModel(Module):
         """Runs tower and projector.
 
         Args:
-            patches: `[L, 3 * patch_size ** 2]`, channel, then row, then column.
-            positions: `[L, D]`, see `position_embeddings`.
+            patches: float32 `[L, 3 * patch_size ** 2]`, channel, then row, then column.
+            positions: float32 `[L, D]`, see `position_embeddings`.
             rotary_ids: int64 `[L]`, see `rotary_ids`.
             order: int64 `[N, 4, frames]`, see `merge_order`.
 
         Returns:
-            `[N, H]`.
+            float32 `[N, H]`.
         """
-        x = self.patch_embed(patches)
-        x = x + ops.rebind(positions, x.shape)
+        dtype = self.config.dtype
+        x = self.patch_embed(patches.cast(dtype))
+        x = x + ops.rebind(positions.cast(dtype), x.shape)
         cos, sin = self._angles(rotary_ids)
         for block in self.blocks:
             x = block(x, cos, sin)
@@ -110,7 +111,7 @@ class VisionModel(Module):
         taken = taken.reshape([count * merged, frames, self.config.hidden_size])
         features = ops.mean(taken, axis=1).reshape([count * merged, self.config.hidden_size])
         features = self.pre_norm(features).reshape([count, _MERGED * self.config.hidden_size])
-        return self.proj_2(ops.gelu(self.proj_0(features)))
+        return self.proj_2(ops.gelu(self.proj_0(features))).cast(DType.float32)
 
     def _angles(self, ids: TensorValue) -> tuple[TensorValue, TensorValue]:
         """Cosine and sine `[L, 1, head_dim / 2]`: pair 2 i turns by the column, 2 i + 1 by the row.
@@ -133,8 +134,8 @@ def build_vision_graph(module: VisionModel, unit: CompilationUnit) -> Graph:
     config = module.config
     device: DeviceRef = config.device
     types = [
-        TensorType(config.dtype, ["num_patches", 3 * config.patch_size**2], device=device),
-        TensorType(config.dtype, ["num_patches", config.hidden_size], device=device),
+        TensorType(DType.float32, ["num_patches", 3 * config.patch_size**2], device=device),
+        TensorType(DType.float32, ["num_patches", config.hidden_size], device=device),
         TensorType(DType.int64, ["num_patches"], device=device),
         TensorType(DType.int64, ["num_features", _MERGED, "num_frames"], device=device),
     ]
