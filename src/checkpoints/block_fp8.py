@@ -77,7 +77,9 @@ def quantise_blocks(
         part = matrix[first : first + rows].astype(np.float32)
         largest = np.maximum.reduceat(np.abs(part).max(axis=0), starts)
         scales[index] = scale = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
-        codes[first : first + rows] = _as_e4m3(part / np.repeat(scale, columns)[: part.shape[1]])
+        with np.errstate(invalid="ignore"):  # of an infinity, which becomes NaN
+            quotient = part / np.repeat(scale, columns)[: part.shape[1]]
+        codes[first : first + rows] = _as_e4m3(quotient)
     return codes, scales.astype(np.float32)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, overload
 
@@ -21,13 +21,16 @@ from unispec.checkpoints.quantisation import unsupported
 from unispec.checkpoints.stored import StoredMatrix
 from unispec.errors import InputError
 
-__all__ = ["Tensor", "Weight", "bytes_held", "check_weight_files", "read_tensors"]
+__all__ = ["NumberBytes", "Tensor", "Weight", "bytes_held", "check_weight_files", "read_tensors"]
 
 Tensor: TypeAlias = npt.NDArray[Any]
 """A weight as a numpy array of any dtype and shape."""
 
 Weight: TypeAlias = Tensor | StoredMatrix
 """A weight as an array, or as a matrix that stays as it is stored."""
+
+NumberBytes: TypeAlias = Callable[[str, int], int]
+"""Bytes of a number in a tensor of this name, with so many dimensions."""
 
 _F16: Final = "F16"
 _BF16: Final = "BF16"
@@ -151,7 +154,7 @@ def check_weight_files(
 def bytes_held(
     paths: Sequence[Path],
     *,
-    width: int = _FLOAT32_BYTES,
+    width: int | NumberBytes = _FLOAT32_BYTES,
     float8_stays: bool = False,
     as_stored: bool = False,
 ) -> int:
@@ -159,26 +162,35 @@ def bytes_held(
 
     Args:
         paths: what `read_tensors` takes.
-        width: bytes of a number; what is no number is as large as in the file.
+        width: bytes of a number, or what gives them for a tensor; what is no number is as large as
+            in the file.
         float8_stays: see `check_weight_files`.
         as_stored: see `check_weight_files`.
 
     Raises:
         InputError: a header is missing or damaged.
     """
+
+    def each(name: str, dims: int) -> int:
+        return width if isinstance(width, int) else width(name, dims)
+
     gguf = gguf_among(paths)
     if gguf is not None:
         return sum(
-            t.data.nbytes if as_stored and can_stay(t) else width * math.prod(t.shape)
+            t.data.nbytes
+            if as_stored and can_stay(t)
+            else each(t.name, len(t.shape)) * math.prod(t.shape)
             for t in open_gguf_parts(gguf).tensors
         )
     entries = [item for path in paths for item in _open_safetensors(path)[0].items()]
-    return sum(
-        entry.end - entry.begin
-        if as_stored and _stays(name, entry)
-        else _held(name, entry, width, float8_stays)
-        for name, entry in entries
-    )
+
+    def held(name: str, entry: _Entry) -> int:
+        if as_stored and _stays(name, entry):
+            return entry.end - entry.begin
+        matrix = name.removesuffix(PACKED) + _WEIGHT if name.endswith(PACKED) else name
+        return _held(name, entry, each(matrix, len(entry.shape)), float8_stays)
+
+    return sum(held(name, entry) for name, entry in entries)
 
 
 class _Entry(NamedTuple):

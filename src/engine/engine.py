@@ -33,6 +33,7 @@ from unispec.pipelines.unified.model import UnifiedModel
 from .answer import Answer, Outbox
 from .cache_pages import count_pages
 from .config import EngineConfig
+from .device_memory import check_device_memory
 from .factory import AnswerFactory
 from .model_files import add_weights
 from .pipeline_config import make_pipeline_config, weight_encodings
@@ -88,8 +89,10 @@ class Engine:
         self.max_length = self._model_class.calculate_max_seq_len(self._pipeline_config, hf)
         # Reading both configurations here reports their errors before anything slow starts.
         arch_config: Any = self._model_class.model_config_cls
-        arch = arch_config.initialize(self._pipeline_config, max_seq_len=self.max_length)
-        self._kv_params = with_room(arch.get_kv_params(), config.num_looked_up)
+        self._arch_config = arch_config.initialize(
+            self._pipeline_config, max_seq_len=self.max_length
+        )
+        self._kv_params = with_room(self._arch_config.get_kv_params(), config.num_looked_up)
         self.tokenizer: PreTrainedTokenizerFast = read_tokenizer(config.model, hf.model_type)
         self._answers = AnswerFactory(
             self._model_class,
@@ -393,6 +396,12 @@ class Engine:
         looked_up = self._config.num_looked_up
         room: Any = {"num_looked_up": looked_up} if looked_up else {}
         graph = "compiling the graph" if compiled is None else "the compiled graph"
+        check_device_memory(
+            config,
+            self._arch_config,
+            cache=self.num_pages * int(self._kv_params.bytes_per_block),
+            device=devices[0],
+        )
         self._progress(f"loading weights and {graph}")
         return self._model_class(
             config,

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from deepseek_gpus import BLOCKS
+from reference.packed_int4 import write_packed
 from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
+from tiny.kimi import tiny_kimi, tiny_kimi_draft
 
 MATRIX = "target.layers.0.mlp.up_proj.weight"
 
@@ -47,7 +49,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arch", "options", "dtype"),
     [
         ("sm_90a", (), "float8_e4m3fn"),
-        ("sm_90a", ("--quantization-encoding", "bfloat16"), "bfloat16"),
+        ("sm_100a", ("--quantization-encoding", "bfloat16"), "bfloat16"),
     ],
 )
 def test_the_target_decides_what_is_computed_in(
@@ -81,6 +83,26 @@ def test_a_llama_and_its_draft_are_built_for_a_gpu(
     assert all("gpu:0" in product for product in products)
 
 
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_a_kimi_its_tower_and_its_draft_are_built_for_a_gpu(tmp_path: Path, arch: str) -> None:
+    """Packed int4, for which GPUs have no kernels: FP8 where it is asked for, else bfloat16."""
+    target = tiny_kimi(tmp_path / "target", **{**BLOCKS, "n_group": 1})
+    draft = tiny_kimi_draft(tmp_path / "draft", target, tmp_path / "scratch", head_dim=128)
+    write_packed(target, 32, lambda name: ".experts." in name and "proj" in name)
+    fp8 = ("--quantization-encoding", "float8_e4m3fn") if arch == "sm_90a" else ()
+    done = generate(target, arch, "--draft-model-path", str(draft), *fp8, method="dflash")
+    assert done.returncode == 0, done.stderr
+    built: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    weights = {name: kind.split()[0] for name, kind in built["weights"].items()}
+    expert = "target.layers.1.mlp.experts.0.up_proj.weight"
+    assert weights[expert] == ("float8_e4m3fn" if fp8 else "bfloat16")
+    assert (f"{expert}_scale" in weights) is bool(fp8)
+    # Tower, draft and head are never in FP8.
+    others = {kind for name, kind in weights.items() if not name.startswith("target.layers.")}
+    assert others == {"bfloat16"}
+    assert "@kimik2_5_vision" in built["text"]
+
+
 def test_a_graph_is_compiled_for_a_gpu_as_it_is_on_one(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path
 ) -> None:
@@ -100,7 +122,8 @@ def test_a_graph_is_compiled_for_a_gpu_as_it_is_on_one(
     ("arch", "encoding", "message"),
     [
         ("sm_80", "float8_e4m3fn", "the device has no kernels for it; use 'bfloat16' on GPUs"),
-        ("sm_90a", "float32", "'float32' of .* does not run on gpu:0; use 'bfloat16'"),
+        ("sm_90a", "float32", "'float32' of .* does not run on gpu:0; use 'float8_e4m3fn'"),
+        ("sm_90a", "bfloat16", "'bfloat16' of .* does not run on gpu:0; use 'float8_e4m3fn'"),
     ],
 )
 def test_what_the_gpu_cannot_do_is_refused(

@@ -12,13 +12,28 @@ from max.graph import DeviceRef
 from max.nn.quant_config import QuantConfig
 
 from unispec.errors import InputError
+from unispec.pipelines.targets.deepseek import fp8
 from unispec.pipelines.targets.deepseek.placement import (
     check_gpus,
-    check_one_cpu,
+    check_one_device,
     check_placement,
     expert_parallelism,
     spread_over,
 )
+
+HF: dict[str, Any] = {
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_group": 2,
+    "norm_topk_prob": True,
+    "num_attention_heads": 8,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "vocab_size": 256,
+}
+"""What GPUs take."""
 
 
 @pytest.mark.parametrize(
@@ -34,11 +49,12 @@ def test_sets_of_devices_that_are_refused(devices: list[DeviceRef], message: str
         check_placement(devices)
 
 
-@pytest.mark.parametrize("devices", [[GPUS[0]], [CPU, CPU]])
-def test_a_model_that_runs_on_one_cpu_says_so(devices: list[DeviceRef]) -> None:
-    with pytest.raises(InputError, match=r"Kimi K2\.5 does not run on .*; use one CPU"):
-        check_one_cpu(devices, "Kimi K2.5")
-    check_one_cpu([CPU], "Kimi K2.5")
+def test_a_model_that_runs_on_one_device_says_so() -> None:
+    message = r"Kimi K2\.5 does not run on gpu:0, gpu:1 together; use one of them"
+    with pytest.raises(InputError, match=message):
+        check_one_device(GPUS[:2], "Kimi K2.5")
+    check_one_device([CPU], "Kimi K2.5")
+    check_one_device(GPUS[:1], "Kimi K2.5")
 
 
 @pytest.mark.parametrize(
@@ -56,24 +72,26 @@ def test_a_model_that_runs_on_one_cpu_says_so(devices: list[DeviceRef]) -> None:
 def test_what_gpus_do_not_take_is_refused(
     count: int, changes: dict[str, Any], message: str
 ) -> None:
-    hf: dict[str, Any] = {
-        "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
-        "n_group": 2,
-        "norm_topk_prob": True,
-        "num_attention_heads": 8,
-        "intermediate_size": 128,
-        "moe_intermediate_size": 32,
-        "vocab_size": 256,
-    }
-    check_gpus(SimpleNamespace(**hf), DType.bfloat16, GPUS, "tiny")
+    check_gpus(SimpleNamespace(**HF), DType.bfloat16, GPUS, "tiny")
     dtype = changes.pop("dtype", DType.bfloat16)
-    changed = SimpleNamespace(**{**hf, **changes})
+    changed = SimpleNamespace(**{**HF, **changes})
     check_gpus(changed, dtype, [CPU], "tiny")
     with pytest.raises(InputError, match=message):
         check_gpus(changed, dtype, GPUS[:count], "tiny")
+
+
+@pytest.mark.parametrize("dtype", [DType.bfloat16, DType.float32])
+def test_experts_on_hopper_need_fp8(monkeypatch: pytest.MonkeyPatch, dtype: DType) -> None:
+    hf = SimpleNamespace(**HF)
+    monkeypatch.setattr(fp8, "accelerator_api", lambda: "cuda")
+    monkeypatch.setattr(fp8, "accelerator_architecture_name", lambda: "sm_90a")
+    message = f"{dtype.name!r} of tiny does not run on gpu:0; use 'float8_e4m3fn', to which"
+    with pytest.raises(InputError, match=message):
+        check_gpus(hf, dtype, GPUS[:1], "tiny")
+    check_gpus(hf, DType.bfloat16, GPUS[:1], "tiny", in_fp8=True)
+    check_gpus(hf, dtype, [CPU], "tiny")
+    monkeypatch.setattr(fp8, "accelerator_architecture_name", lambda: "sm_100a")
+    check_gpus(hf, DType.bfloat16, GPUS[:1], "tiny")
 
 
 def asked(

@@ -15,12 +15,14 @@ from max.dtype import DType
 from max.graph import Weight
 from max.nn import Module
 from max.nn.quant_config import QuantConfig
-from safetensors.numpy import load_file
+from reference.packed_int4 import write_packed
+from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 from tiny import in_fp8_blocks, tiny_deepseek
 
 from unispec.checkpoints import read_tensors
-from unispec.checkpoints.block_fp8 import dequantise_blocks
+from unispec.checkpoints.block_fp8 import dequantise_blocks, quantise_blocks
 from unispec.errors import InputError
 from unispec.pipelines.architectures.max_entries import for_engines
 from unispec.pipelines.drafts.mtp.weights import mtp_state_dict
@@ -28,6 +30,8 @@ from unispec.pipelines.targets.deepseek import fp8
 from unispec.pipelines.targets.deepseek.config import DeepseekV3Config
 from unispec.pipelines.targets.deepseek.weights import dequantised, target_state_dict
 from unispec.pipelines.unified.weights import load_weights
+
+WEIGHTS = "model.safetensors"
 
 
 def test_weights_for_gpus_are_the_checkpoint_s(folder: Path) -> None:
@@ -109,6 +113,81 @@ def test_a_damaged_fp8_matrix_is_refused(fp8_folder: Path, change: Any, message:
         target_state_dict(dequantised(tensors, config, source="tiny"), config, source="tiny")
 
 
+@pytest.mark.parametrize("form", ["float32", "packed int4", "blocks of 64 x 32"])
+def test_what_is_not_in_fp8_is_rounded_to_it(tmp_path: Path, form: str) -> None:
+    """As torch rounds the numbers that the checkpoint stands for."""
+    folder = tiny_deepseek(tmp_path / "plain", **BLOCKS)
+    changes: dict[str, Any] = {}
+    if form == "packed int4":
+        changes["int4_group_size"] = 32
+        meant = write_packed(folder, 32, lambda name: ".experts." in name and "proj" in name)
+        copy = tiny_deepseek(tmp_path / "meant", **BLOCKS)
+        save_torch({name: one.contiguous() for name, one in meant.items()}, copy / WEIGHTS)
+    elif form == "float32":
+        copy = tiny_deepseek(tmp_path / "meant", **BLOCKS)
+    else:
+        in_fp8_blocks(folder, (64, 32))
+        changes["fp8_block"] = (64, 32)
+        values = dequantise_blocks(read_tensors([folder / WEIGHTS]), (64, 32), source="tiny")
+        copy = tiny_deepseek(tmp_path / "meant", **BLOCKS)
+        save_file({name: np.ascontiguousarray(one) for name, one in values.items()}, copy / WEIGHTS)
+    numbers = load_torch(copy / WEIGHTS)
+    expected = load_torch(in_fp8_blocks(copy, (128, 128)) / WEIGHTS)
+    blocks = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+    config = on_gpus(folder, fp8=blocks, **changes)
+    found = dequantised(read_tensors([folder / WEIGHTS]), config, source="tiny")
+    assert {name.replace("_scale", "_scale_inv") for name in found} == expected.keys()
+    for name, tensor in expected.items():
+        ours = torch.from_numpy(np.array(found[name.replace("_scale_inv", "_scale")]))
+        if tensor.dtype == torch.float8_e4m3fn:
+            plain = numbers[name]
+            scale = expected[name + "_scale_inv"].repeat_interleave(128, 0)
+            scale = scale.repeat_interleave(128, 1)[: plain.shape[0], : plain.shape[1]]
+            errors = [
+                (values.view(torch.float8_e4m3fn).float() * scale - plain).abs()
+                for values in (ours, tensor)
+            ]
+            # Of two that are equally near, rounding of the quotient decides.
+            torch.testing.assert_close(*errors, rtol=1e-5, atol=1e-9)
+        else:
+            torch.testing.assert_close(ours.to(tensor.dtype), tensor, rtol=2e-7, atol=0)
+    target_state_dict(found, config, source="tiny")
+    mtp_state_dict(found, config, source="tiny")
+
+
+def test_a_number_that_is_none_is_refused_where_it_is_rounded(tmp_path: Path) -> None:
+    folder = tiny_deepseek(tmp_path, **BLOCKS)
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    tensors = {**read_tensors([folder / WEIGHTS])}
+    tensors[name] = tensors[name].copy()
+    tensors[name][3, 5] = np.inf
+    blocks = QuantConfig.blockscaled_fp8(mlp_quantized_layers=[], attn_quantized_layers=[])
+    config = on_gpus(folder, fp8=blocks)
+    with pytest.raises(InputError, match=f"tiny: tensor '{name}' has 1 NaN or infinite"):
+        target_state_dict(dequantised(tensors, config, source="tiny"), config, source="tiny")
+
+
+@pytest.mark.parametrize("block", [(128, 128), (48, 40), (1, 256)])
+def test_every_number_becomes_the_float8_that_torch_finds(block: tuple[int, int]) -> None:
+    """The largest of each block is 448 and the scale 1, so that nothing else is rounded."""
+    halves = np.arange(1, 1 << 11, dtype=np.float32) * 2.0**-12  # between all subnormals
+    rng = np.random.default_rng(0)
+    spread = rng.normal(0, 1, 192 * 256 - halves.size) * 2.0 ** rng.integers(-12, 8, 1)
+    matrix = np.concatenate([halves, spread.astype(np.float32)]).reshape(192, 256).clip(-448, 448)
+    matrix[:: block[0], :: block[1]] = -448
+    codes, scales = quantise_blocks(matrix, block)
+    assert scales.shape == (-(-192 // block[0]), -(-256 // block[1]))
+    np.testing.assert_array_equal(scales, 1)
+    expected = torch.from_numpy(matrix).to(torch.float8_e4m3fn).view(torch.uint8)
+    np.testing.assert_array_equal(codes, expected.numpy())
+
+
+def test_a_block_of_nothing_stays_nothing() -> None:
+    codes, scales = quantise_blocks(np.zeros((3, 5), np.float32), (2, 4))
+    assert codes.tolist() == [[0] * 5] * 3
+    np.testing.assert_array_equal(scales, np.ones((2, 2)))
+
+
 class Matrix(Module):
     """One matrix of float8."""
 
@@ -144,8 +223,8 @@ def test_float8_is_what_torch_reads(fp8_folder: Path) -> None:
         ({"num_attention_heads": 2}, (128, 128), 2, False, "a device's queries is 192"),
         ({"hidden_size": 64}, (128, 128), 1, False, "hidden_size is 64"),
         ({"q_lora_rank": None}, (128, 128), 1, False, "q_lora_rank is not set"),
-        ({}, (64, 128), 1, False, r"blocks are \(64, 128\)"),
-        ({}, None, 1, False, "blocks are None"),
+        ({}, (64, 128), 1, False, None),
+        ({}, None, 1, False, None),
     ],
 )
 def test_when_gpus_compute_in_fp8(
@@ -156,7 +235,7 @@ def test_when_gpus_compute_in_fp8(
     spread: bool,
     obstacle: str | None,
 ) -> None:
-    """Where it is possible, if nothing else is asked for."""
+    """Where it is possible, if the checkpoint is in the kernels' blocks or it is asked for."""
     hf: Any = SimpleNamespace(
         **{
             "hidden_size": 128,
@@ -195,7 +274,10 @@ def test_when_gpus_compute_in_fp8(
 
     cpu = [DeviceSpec.cpu()]
     gpus = [DeviceSpec(id=index, device_type="gpu") for index in range(count)]
-    assert found(None, gpus) == ("float8_e4m3fn" if obstacle is None else "bfloat16")
+    stored_so = obstacle is None and block == (128, 128)
+    assert found(None, gpus) == ("float8_e4m3fn" if stored_so else "bfloat16")
+    if obstacle is None:
+        assert found("float8_e4m3fn", gpus) == "float8_e4m3fn"
     assert found("bfloat16", gpus) == "bfloat16"
     assert found(None, cpu) == "float32"
     if obstacle is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 from max.pipelines.kv_cache import PagedMemoryPlanner
-from max.pipelines.lib import MAXModelConfig, PipelineConfig
+from max.pipelines.lib import PipelineConfig
 
-from unispec.checkpoints.tensors import bytes_held
 from unispec.pipelines.runtime.deferred import LOG_ROWS_PER_REQUEST
+from unispec.pipelines.runtime.weights import weight_bytes
 from unispec.pipelines.speculative.deferred import FeatureType
 
 __all__ = ["ServedMemoryPlanner"]
@@ -22,12 +21,8 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
     """Counts what MAX's own planner leaves out: the draft, and the inputs of sampling."""
 
     def estimate_weights_size(self, pipeline_config: PipelineConfig) -> int:
-        """Bytes of the weights of target and draft, on a CPU as stored, else as computed with.
-
-        Both are counted whole, though a draft may use its target's embedding and head.
-        """
-        models = (pipeline_config.model, pipeline_config.draft_model)
-        return sum(self._weights(model) for model in models if model is not None)
+        """What `weight_bytes` says."""
+        return weight_bytes(pipeline_config, self._config)
 
     def estimate_activation_memory(
         self, pipeline_config: PipelineConfig, huggingface_config: Any
@@ -50,17 +45,3 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
             row += LOG_ROWS_PER_REQUEST * features.width * features.dtype.size_in_bytes
         rows = (pipeline_config.runtime.max_batch_size or 1) * params.data_parallel_degree
         return int(rows * row)
-
-    def _weights(self, model: MAXModelConfig) -> int:
-        """Bytes of a model's weights; of files that are not here yet, as many as they have."""
-        root = Path(model.model_path)
-        paths = [path if path.is_absolute() else root / path for path in model.weight_path]
-        if not paths or not all(path.is_file() for path in paths):
-            return int(model.weights_size())
-        stack = getattr(self._config, "target", self._config)
-        return bytes_held(
-            paths,
-            width=stack.dtype.size_in_bytes,
-            float8_stays=getattr(stack, "fp8", None) is not None,
-            as_stored=stack.KEEPS_FORMS and stack.devices[0].is_cpu(),
-        )

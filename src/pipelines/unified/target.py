@@ -35,7 +35,8 @@ class TargetFamily:
     """The class in `architectures` of a checkpoint that writes text; others rank or classify."""
     config: type[Any]
     """Reads the stack from MAX's `PipelineConfig`: `initialize`, `construct_kv_params`,
-    `calculate_max_seq_len`, `choose_encoding` and `KEEPS_FORMS`, as `Llama3Config` has them."""
+    `calculate_max_seq_len`, `choose_encoding`, `number_bytes` and `KEEPS_FORMS`, as
+    `Llama3Config` has them."""
     read: Callable[[MAXModelConfig, Any], Checkpoint]
     """The checkpoint's tensors as the stack takes them, given model and stack configuration."""
     state: Callable[..., Mapping[str, Weight]]

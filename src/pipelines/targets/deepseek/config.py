@@ -26,7 +26,7 @@ from unispec.pipelines.layers.encoding import choose_encoding
 from unispec.pipelines.layers.fields import check_cache_format, check_sizes, positive, text_config
 
 from .checks import check_routing, check_stack
-from .fp8 import BLOCK, block_scaled, fp8_obstacle
+from .fp8 import BLOCK, block_scaled, fp8_obstacle, is_quantised
 from .placement import check_gpus, check_placement, expert_parallelism, spread_over
 from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
@@ -137,6 +137,15 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
     def query_head_dim(self) -> int:
         """Width of a query head before it is turned towards the latent."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def number_bytes(self, name: str, dims: int) -> int:
+        """Bytes of a number in a tensor of the checkpoint, as the layers compute with it.
+
+        Args:
+            dims: of the tensor.
+        """
+        is_narrow = self.fp8 is not None and is_quantised(name, dims)
+        return 1 if is_narrow else self.dtype.size_in_bytes
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has experts in place of one MLP.

@@ -1,4 +1,4 @@
-"""FP8 on GPUs: a checkpoint in the kernels' blocks is computed with as it is stored, another rounded."""
+"""FP8 on GPUs: what is stored in the kernels' blocks is computed with so, all else is rounded."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "block_scaled",
     "experts_need_fp8",
     "fp8_obstacle",
+    "is_quantised",
     "rounded",
     "with_scales",
 ]
@@ -53,7 +54,7 @@ def as_stored(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor
         InputError: a matrix of a layer is not in FP8, or one that is no layer's is.
     """
     for name, tensor in tensors.items():
-        expected = _is_quantised(name, tensor)
+        expected = is_quantised(name, tensor.ndim)
         if not name.endswith(SCALE) and expected != (name + SCALE in tensors):
             found = "has no scales" if expected else "has scales"
             raise InputError(
@@ -67,7 +68,7 @@ def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a checkpoint that is not in FP8, matrices of layers rounded to FP8 blocks."""
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if _is_quantised(name, tensor) and np.issubdtype(tensor.dtype, np.floating):
+        if is_quantised(name, tensor.ndim) and np.issubdtype(tensor.dtype, np.floating):
             stored[name], stored[name + _LAYER_SCALE] = quantise_blocks(tensor, BLOCK)
         else:
             stored[name] = tensor
@@ -81,6 +82,11 @@ def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, .
         if len(shape) == 2 and not name.endswith(_PLAIN):
             scaled[name + _LAYER_SCALE] = tuple(-(-size // _SIDE) for size in shape)
     return scaled
+
+
+def is_quantised(name: str, dims: int) -> bool:
+    """Whether FP8 layers have the tensor of this name, with so many dimensions, in FP8."""
+    return dims == 2 and ".layers." in f".{name}" and not name.endswith(_PLAIN)
 
 
 def fp8_obstacle(hf: Any, devices: Sequence[DeviceRef], *, spread: bool) -> str | None:
@@ -108,11 +114,6 @@ def fp8_obstacle(hf: Any, devices: Sequence[DeviceRef], *, spread: bool) -> str 
 def experts_need_fp8(devices: Sequence[DeviceRef]) -> bool:
     """Whether max 26.7 has no product of experts in bfloat16 that compiles for the devices."""
     return not devices[0].is_cpu() and _cuda_architecture() == _FIRST_WITH_FP8
-
-
-def _is_quantised(name: str, tensor: Tensor) -> bool:
-    """Whether FP8 layers have this tensor in FP8."""
-    return tensor.ndim == 2 and ".layers." in f".{name}" and not name.endswith(_PLAIN)
 
 
 def _cuda_architecture() -> int:

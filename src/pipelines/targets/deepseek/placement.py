@@ -85,9 +85,9 @@ def check_gpus(
         in_fp8: whether layers compute in FP8, and only what is between them in `dtype`.
 
     Raises:
-        InputError: another dtype than bfloat16, or bfloat16 experts on Hopper, other widths of attention than DeepSeek-V3's,
-            weights of experts that are not normalised though there is one group, or a size
-            that the devices cannot share equally.
+        InputError: another dtype than bfloat16, bfloat16 where experts need FP8, other widths of
+            attention than DeepSeek-V3's, weights of experts that are not normalised though there
+            is one group, or a size that the devices cannot share equally.
     """
     if devices[0].is_cpu():
         return

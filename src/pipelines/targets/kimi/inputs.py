@@ -25,9 +25,7 @@ KIMI_ORDER = (*DEEPSEEK_ORDER, *_IMAGES)
 """The language graph's inputs: DeepSeek-V3's, then the features of images."""
 
 
-def kimi_types(
-    hidden_size: int, device: DeviceRef
-) -> dict[str, Sequence[TensorType | BufferType]]:
+def kimi_types(hidden_size: int, device: DeviceRef) -> dict[str, Sequence[TensorType | BufferType]]:
     """Graph input types that only Kimi K2.5 has, by name."""
     features = TensorType(DType.float32, ["num_image_tokens", hidden_size], device=device)
     indices = TensorType(DType.int64, ["num_image_tokens"], device=device)

@@ -203,6 +203,14 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         multiplier = getattr(huggingface_config, "attention_multiplier", None)
         return float(multiplier if multiplier is not None else 1.0 / math.sqrt(head_dim))
 
+    def number_bytes(self, name: str, dims: int) -> int:
+        """Bytes of a number in a tensor of the checkpoint, as the layers compute with it.
+
+        Args:
+            dims: of the tensor.
+        """
+        return self.dtype.size_in_bytes
+
     @classmethod
     def choose_encoding(cls, model_config: MAXModelConfig) -> SupportedEncoding:
         """The number format of weights and activations: the one asked for, or the device's.
