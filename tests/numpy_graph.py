@@ -16,10 +16,17 @@ from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.architectures.unified_eagle_llama3 import UnifiedEagleLlama3Model
 from unispec.pipelines.speculative.step import INPUT_ORDER
 
-__all__ = ["NO_LOGPROBS", "NumpyGraph", "continuation", "numpy_engine"]
+__all__ = ["NumpyGraph", "continuation", "numpy_engine", "step_outputs"]
 
-NO_LOGPROBS = (np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-"""A graph's last outputs, which have no meaning where nobody asks."""
+_NO_LOGPROBS = (np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+"""Which have no meaning where nobody asks."""
+
+
+def step_outputs(accepted: Any, following: Any, drafts: Any, lengths: Any) -> list[Buffer]:
+    """A graph's outputs, of [B], [B], [B, P] and [B]."""
+    report = np.concatenate([np.stack([accepted, following], axis=1), drafts], axis=1)
+    arrays = accepted, following, drafts, *_NO_LOGPROBS, lengths.astype(np.uint32), report
+    return [Buffer.from_numpy(np.ascontiguousarray(array)) for array in arrays]
 
 
 def _next(token: int) -> int:
@@ -53,12 +60,14 @@ class NumpyGraph:
             "num_speculative_tokens",
         )
         tokens, offsets, _, drafts, _, count = (buffer.to_numpy() for buffer in buffers[:6])
+        cached = buffers[7].to_numpy()  # behind the target's pages
         last = tokens[offsets[1:].astype(np.int64) - 1].tolist()
         self.before(last)
         self.steps.append(len(last))
         rows = [self._row(*row, int(count)) for row in zip(last, drafts.tolist(), strict=True)]
         outputs = [np.array([row[at] for row in rows], np.int64) for at in range(3)]
-        return [Buffer.from_numpy(output) for output in (*outputs, *NO_LOGPROBS)]
+        new = np.diff(offsets.astype(np.int64))
+        return step_outputs(*outputs, cached + new + outputs[0])
 
     def _row(self, last: int, drafts: Sequence[int], count: int) -> tuple[int, int, list[int]]:
         answer = continuation(last, len(drafts) + 1)

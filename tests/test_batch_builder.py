@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from max.driver import CPU
+from max.driver import CPU, Buffer
 from max.pipelines.context import EOSTracker, SamplingParams, TextContext, TokenBuffer
 
 from unispec.pipelines.runtime.batch import BatchBuilder
+from unispec.pipelines.runtime.draft_probs import DraftProbs
 from unispec.pipelines.runtime.rows import Row
 
 VOCAB = 70
@@ -116,7 +117,7 @@ def test_drafts_of_different_lengths_in_one_step() -> None:
     random = np.random.default_rng(3)
     q = [random.random((count, VOCAB), np.float32) for count in (K, 2, 3)]
     for context, probs, count in zip(contexts, q, (K, 2, 1), strict=False):
-        drafting(batch, context, count).draft_probs = probs
+        drafting(batch, context, count).draft_probs = DraftProbs(Buffer.from_numpy(probs[None]), 0)
     fields = batch.fields(contexts)
     drafts, probs = fields["draft_tokens"].to_numpy(), fields["draft_probs_full"].to_numpy()
     assert drafts.tolist() == [[10, 11, 12, 13], [10, 11, -1, -1], [10, -1, -1, -1], [-1] * 4]

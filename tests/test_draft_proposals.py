@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from max import tree
+from max.driver import Buffer
 from max.nn.kv_cache import KVCacheInputsPerDevice
 from max.pipelines.context import TextContext
 from max.pipelines.request import RequestID
@@ -34,6 +35,7 @@ from transformers import DynamicCache
 from unispec.checkpoints.demo import DEMO_METHODS, demo_draft_folder
 from unispec.engine import Engine, Step
 from unispec.methods import Method
+from unispec.pipelines.runtime.draft_probs import DraftProbs
 from unispec.pipelines.runtime.outputs import StepModelOutputs
 
 PAGE = 128
@@ -323,7 +325,8 @@ def test_tiny_draft_after_steps_without_it(
                 row = engine.pipeline.model.batch.row(context)
                 if row.generated and context.tokens.prompt.tolist() == second:
                     row.drafts = list(right[row.generated :][:2])
-                    row.draft_probs = np.eye(vocab_size, dtype=np.float32)[row.drafts]
+                    probs = np.eye(vocab_size, dtype=np.float32)[[row.drafts]]
+                    row.draft_probs = DraftProbs(Buffer.from_numpy(probs), 0)
 
         requests = greedy_requests(pair, 40, ignore_eos=True)
         # The first step reads a prompt and proposes nothing.

@@ -11,7 +11,7 @@ import pytest
 from max.driver import Buffer
 from max.engine import InferenceSession
 from max.pipelines.context import SamplingParams
-from numpy_graph import NO_LOGPROBS
+from numpy_graph import step_outputs
 from PIL import Image
 from runs import assert_left_empty
 from tiny.kimi import PLACEHOLDER, tiny_kimi
@@ -54,8 +54,8 @@ class Language:
         rows = len(last)
         following = 3 + (7 * last + 5) % 90  # letters and digits of the tiny tokenizer
         drafts = np.zeros((rows, 0), np.int64)
-        outputs = (np.zeros(rows, np.int64), following, drafts, *NO_LOGPROBS)
-        return [Buffer.from_numpy(output) for output in outputs]
+        none = np.zeros(rows, np.int64)
+        return step_outputs(none, following, drafts, none)  # nobody looks at the lengths
 
 
 @pytest.fixture

@@ -78,10 +78,11 @@ def recording(engine: Engine) -> Iterator[dict[RequestID, list[Sampled]]]:
         for one in step.rows:
             context, row = one.context, one.row
             if row.drafts and not context.is_done:
+                assert row.draft_probs is not None
                 sampled = Sampled(
                     context.tokens.all.tolist(),
                     list(row.drafts),
-                    np.asarray(row.draft_probs, np.float64),
+                    np.asarray(row.draft_probs.read(), np.float64),
                     context.sampling_params.seed,
                     context.sampling_params.temperature,
                 )

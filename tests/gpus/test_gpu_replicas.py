@@ -70,7 +70,8 @@ class Answering(Replicated):
 
     def execute(self, model_inputs: Any) -> StepModelOutputs:
         self.inputs.append(model_inputs)
-        outputs = [Buffer.from_numpy(np.array(values)) for values in next(self._steps)]
+        values = next(self._steps)
+        outputs = [Buffer.from_numpy(np.array(value)) for value in values]
         nothing = Buffer.from_numpy(np.zeros(0))
         return StepModelOutputs(
             num_accepted_draft_tokens=outputs[0],
@@ -79,6 +80,10 @@ class Answering(Replicated):
             token_logprobs=nothing,
             top_tokens=nothing,
             top_logprobs=nothing,
+            next_lengths=nothing,
+            report=Buffer.from_numpy(
+                np.concatenate([np.stack(values[:2], axis=1), values[2]], axis=1)
+            ),
         )
 
 

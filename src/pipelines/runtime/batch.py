@@ -37,6 +37,7 @@ class BatchBuilder:
         num_speculative_tokens: how many tokens the next step proposes; may be lowered, and raised
             again, between two steps.
         deferred: what the draft has not read; None: no draft, or it reads in each step.
+        device: where the inputs of each row are.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class BatchBuilder:
             else Deferred(feature_log, shared_page_size, self.rows, device)
         )
         self._vocab_size = vocab_size
-        self._device = device
+        self.device = device
         self._sampled_drafts = sampled_drafts
         self._thinking_phase = thinking_phase
         self._persistent = PersistentInputBuffers.alloc(
@@ -115,8 +116,8 @@ class BatchBuilder:
             "tokens": tokens,
             "input_row_offsets": row_offsets,
             "return_n_logits": Buffer.from_numpy(np.array([width + 1], np.int64)),
-            "draft_tokens": Buffer.from_numpy(drafts).to(self._device),
-            "known_next_tokens": Buffer.from_numpy(known_next).to(self._device),
+            "draft_tokens": Buffer.from_numpy(drafts).to(self.device),
+            "known_next_tokens": Buffer.from_numpy(known_next).to(self.device),
             "num_speculative_tokens": Buffer.from_numpy(np.array(proposed, np.int64)),
             **self._sampling.fill([row.sampling for row in rows], bitmask),
         }
@@ -124,7 +125,7 @@ class BatchBuilder:
             fields["draft_probs_full"] = self._draft_probs(rows, width)
         if self._thinking_phase:
             thinking = np.array([context.in_reasoning_phase for context in contexts])
-            fields["in_thinking_phase"] = Buffer.from_numpy(thinking).to(self._device)
+            fields["in_thinking_phase"] = Buffer.from_numpy(thinking).to(self.device)
         if self.deferred is not None:
             lengths = [context.tokens.active_length + width for context in contexts]
             fields |= self.deferred.fields(contexts, lengths, proposed)
@@ -158,10 +159,10 @@ class BatchBuilder:
         for index, row in enumerate(rows):
             count = len(row.drafts)
             if row.draft_probs is not None:
-                probs[index, :count] = row.draft_probs[:count]
+                probs[index, :count] = row.draft_probs.read()[:count]
             else:
                 probs[index, np.arange(count), row.drafts] = 1.0
-        return Buffer.from_numpy(probs).to(self._device)
+        return Buffer.from_numpy(probs).to(self.device)
 
 
 def _ban(allowed: npt.NDArray[np.int32], tokens: Collection[int]) -> None:

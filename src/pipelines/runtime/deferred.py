@@ -117,13 +117,21 @@ class Deferred:
         """
         return self._writing(0, 0) | self._alone(lengths)
 
+    def all_read(self, contexts: Sequence[TextContext]) -> None:
+        """Takes note of a step that was enqueued ahead, whose draft reads all there is.
+
+        Args:
+            contexts: those of its rows that are not finished.
+        """
+        self._step = [context.request_id for context in contexts], None
+
     def settle(self, contexts: Sequence[TextContext], num_accepted: Sequence[int]) -> None:
         """Takes note of what a step has logged, or that its draft has read all there was.
 
         To be called before contexts and rows move on.
 
         Args:
-            contexts: those that `fields` was called with last.
+            contexts: those that `fields` or `all_read` was called with last.
             num_accepted: of each row.
         """
         step, start = self._step

@@ -176,7 +176,7 @@ class _Stopwatch:
             tokens = self._draw.choice(context.tokens.all, width)
             batch.row(context).drafts = tokens.tolist()
         start = perf_counter()
-        self.pipeline.compute([self._contexts], width)
+        self.pipeline.launch([self._contexts], width).reading.wait()
         return perf_counter() - start
 
 

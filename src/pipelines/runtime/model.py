@@ -224,7 +224,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
         Returns:
             `num_accepted_draft_tokens` int64 `[B]`, `next_tokens` int64 `[B]`,
             `next_draft_tokens` int64 `[B, K]`, from a graph with sampled drafts
-            `next_draft_probs_full` float32 `[B, K, V]`, and what `num_logprobs` asks for.
+            `next_draft_probs_full` float32 `[B, K, V]`, what `num_logprobs` asks for, and of all
+            rows `next_lengths` and `report`.
 
         Raises:
             InputError: an input is missing, or set though the graph does not take it.
@@ -237,7 +238,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
                 refuse_inputs(model_inputs, [name])
         buffers = model_inputs.buffers
         wait_for_copies(self.devices[0])
-        accepted, following, drafts, *probs, tokens, top_tokens, top = self.model.execute(*buffers)
+        outputs = self.model.execute(*buffers)
+        accepted, following, drafts, *probs, tokens, top_tokens, top, lengths, report = outputs
         return StepModelOutputs(
             num_accepted_draft_tokens=accepted,
             next_tokens=following,
@@ -246,6 +248,8 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             token_logprobs=tokens,
             top_tokens=top_tokens,
             top_logprobs=top,
+            next_lengths=lengths,
+            report=report,
         )
 
     def prepare_initial_token_inputs(
@@ -334,6 +338,35 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
             known_next_tokens=Buffer.from_numpy(np.full(count, VOID_TOKEN)).to(device),
             **self.batch.nothing_deferred([1 + width] * count),
         )
+
+    def following_inputs(
+        self, inputs: StepModelInputs, caches: Any, limits: Sequence[int]
+    ) -> StepModelInputs:
+        """The inputs of a decode step like the last one.
+
+        Its tokens, drafts and cache lengths are to be copied in on the device.
+
+        Args:
+            inputs: of the last step, one new token a row; its draft has read all there is.
+            caches: the step's, with memory for the lengths.
+            limits: how long each row is at its end, at most.
+        """
+        assert inputs.draft_tokens is not None
+        rows, width = inputs.draft_tokens.shape
+        return replace(
+            inputs,
+            kv_cache_inputs=caches,
+            **self.batch.nothing_deferred([1 + width] * rows),
+            **self.following_fields(limits),
+        )
+
+    def following_fields(self, limits: Sequence[int]) -> dict[str, Any]:
+        """Fields of `extra_fields` that change from one decode step to the next; none here.
+
+        Args:
+            limits: how long each row is at the step's end, at most.
+        """
+        return {}
 
     def compile(
         self,

@@ -20,3 +20,7 @@ class StepModelOutputs(UnifiedEagleOutputs):
     """int64 `[B, K + 1, 20]`: the most probable tokens there, as many as a row asks for."""
     top_logprobs: Buffer
     """float32 `[B, K + 1, 20]`: of `top_tokens`."""
+    next_lengths: Buffer
+    """uint32 `[B]`: verified tokens of each row."""
+    report: Buffer
+    """int64 `[B, 2 + P]`: of each row accepted drafts, next token and P proposals."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +18,18 @@ from max.pipelines.request import RequestID
 
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
+from .ahead import LookAhead
+from .draft_probs import DraftProbs
+from .launched import Launched
 from .logprobs import StepLogprobs
 from .metrics import StepTimes
 from .model import StepModel
-from .outputs import StepModelOutputs
+from .readback import Readback, Reading
 from .rows import Row, in_prefill
 from .speculation import Speculation
 from .thinking import ThinkingTokens
 
-__all__ = ["Computed", "SpeculativePipeline"]
-
-
-class Computed(NamedTuple):
-    """What a graph put out for B rows, read where the host needs it in each step."""
-
-    outputs: StepModelOutputs
-    """All of it."""
-    num_accepted: npt.NDArray[np.int64]
-    """`[B]`."""
-    next_tokens: npt.NDArray[np.int64]
-    """`[B]`."""
-    proposals: npt.NDArray[np.int64]
-    """`[B, K]`; of a target alone what it verified."""
-    graph_s: float
-    """Seconds that the graph took, reading included."""
+__all__ = ["SpeculativePipeline"]
 
 
 class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
@@ -60,6 +48,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         speculation: decides what each step verifies and proposes; None: a step verifies what the
             draft proposed in the last one, and proposes `model.batch.num_speculative_tokens`.
         last_step: when the last step was; None before the first.
+        ahead: enqueues decode steps before the last one was read; None, as at first on a CPU, whose
+            graph has ended when the host goes on: nobody does.
     """
 
     def __init__(
@@ -76,6 +66,11 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self.thinking = thinking
         self.speculation: Speculation | None = None
         self.last_step: StepTimes | None = None
+        device = model.batch.device
+        self.ahead = None if device.is_host else LookAhead(model, kv_manager)
+        # What a CPU's graph puts out can be read where it is.
+        self._reading = Reading if device.is_host else Readback(device).start
+        self._read_s = 0.0
 
     @property
     def model(self) -> StepModel:
@@ -120,19 +115,19 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         decoding = not any(map(in_prefill, contexts, rows))
         if self.speculation is not None:
             self._plan(self.speculation, contexts, rows)
-        width = max((len(row.drafts) for row in rows), default=0)
-        computed = self.compute(inputs.batches, width)
-        outputs, num_accepted = computed.outputs, computed.num_accepted
-        next_tokens = computed.next_tokens
+        launched, places = self._launched(inputs.batches, contexts, rows)
+        if self.ahead is not None and len(places) == len(launched.request_ids):
+            self.ahead.follow(launched, contexts, rows, self._foreseen(rows), self._reading)
+        report, graph_s = self._read(launched)
+        report = report[places]
+        num_accepted, next_tokens = report[:, 0], report[:, 1]
         # A target alone puts out the drafts that it was given.
-        proposals = computed.proposals[:, : self.model.most_proposed]
-        num_proposed = proposals.shape[1]
+        proposals = report[:, 2 : 2 + self.model.most_proposed]
         if self.model.batch.deferred is not None:
             self.model.batch.deferred.settle(contexts, num_accepted.tolist())
-        probs = outputs.next_draft_probs_full
-        all_probs = None if probs is None else probs.to_numpy()
+        probs = launched.outputs.next_draft_probs_full
         asked = any(row.sampling.num_logprobs for row in rows)
-        logprobs = StepLogprobs(outputs) if asked else None
+        logprobs = StepLogprobs(launched.outputs) if asked else None
 
         results: dict[RequestID, TextGenerationOutput] = {}
         for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
@@ -151,7 +146,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
                 if self.speculation is not None:
                     self.speculation.learn(row, emitted)
                 row.drafts = self._usable(context, proposals[index].tolist())
-                row.draft_probs = None if all_probs is None else all_probs[index].copy()
+                row.draft_probs = None if probs is None else DraftProbs(probs, places[index])
             if not context.is_done:
                 self._kv_manager.step(context)
             elif self.speculation is not None:
@@ -163,41 +158,80 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self.last_step = StepTimes(
             start,
             perf_counter(),
-            computed.graph_s,
+            graph_s,
             is_decode=decoding,
             num_rows=len(rows),
-            num_verified=width,
-            num_proposed=num_proposed,
+            num_verified=launched.width,
+            num_proposed=proposals.shape[1],
         )
         return results
 
-    def compute(self, batches: Sequence[Sequence[TextContext]], width: int) -> Computed:
+    def launch(self, batches: Sequence[Sequence[TextContext]], width: int) -> Launched:
         """Executes the graph for requests as they are, and changes none of them.
 
         Args:
             batches: of each replica.
             width: the most drafts that a row has.
         """
-        for context in chain.from_iterable(batches):
+        if self.ahead is not None:
+            self.ahead.forget()
+        contexts = list(chain.from_iterable(batches))
+        for context in contexts:
             # The cache manager sizes a step's reads by the number of drafts it sees here.
             context.spec_decoding_state.draft_tokens_to_verify = [VOID_TOKEN] * width
         cache = self._kv_manager.runtime_inputs(batches)
         step = self.model.prepare_initial_token_inputs(batches, cache)
-        before = perf_counter()
+        began = perf_counter()
         outputs = self.model.execute(step)
-        # What is read has been computed.
-        arrays = (
-            outputs.num_accepted_draft_tokens.to_numpy(),
-            outputs.next_tokens.to_numpy(),
-            outputs.next_draft_tokens.to_numpy(),
+        return Launched(
+            request_ids=[context.request_id for context in contexts],
+            inputs=step,
+            outputs=outputs,
+            reading=self._reading(outputs.report),
+            width=width,
+            proposals=self.model.batch.num_speculative_tokens,
+            began_s=began,
         )
-        return Computed(outputs, *arrays, perf_counter() - before)
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request; its pages are the caller's to release."""
         row = self.model.batch.rows.pop(request_id, None)
         if row is not None and row.speculation is not None:
             row.speculation.drop_text()
+
+    def _launched(
+        self,
+        batches: Sequence[Sequence[TextContext]],
+        contexts: Sequence[TextContext],
+        rows: Sequence[Row],
+    ) -> tuple[Launched, list[int]]:
+        """The step that was enqueued ahead, if it is the one that is wanted, or a new one.
+
+        Returns:
+            The step, and the row that each request has in it.
+        """
+        batch = self.model.batch
+        if self.ahead is not None:
+            taken = self.ahead.take(contexts, rows, batch.num_speculative_tokens)
+            if taken is not None:
+                if batch.deferred is not None:
+                    batch.deferred.all_read(contexts)
+                return taken
+        width = max((len(row.drafts) for row in rows), default=0)
+        return self.launch(batches, width), list(range(len(contexts)))
+
+    def _foreseen(self, rows: Sequence[Row]) -> int | None:
+        """How many tokens a row the next step will most likely propose; None: unknown."""
+        if self.speculation is None:
+            return self.model.batch.num_speculative_tokens
+        return self.speculation.foreseen(len(rows))
+
+    def _read(self, launched: Launched) -> tuple[npt.NDArray[np.int64], float]:
+        """A step's report, and the seconds that its graph took, reading included."""
+        report = launched.reading.wait()
+        # What was enqueued ahead began when the step before it had ended.
+        began, self._read_s = max(launched.began_s, self._read_s), perf_counter()
+        return report, self._read_s - began
 
     def _plan(
         self, speculation: Speculation, contexts: Sequence[TextContext], rows: Sequence[Row]

@@ -13,6 +13,7 @@ from unispec.errors import InputError
 from unispec.sampling.grammar import GrammarState
 from unispec.sampling.inputs import PER_ROW, RowSampling
 
+from .draft_probs import DraftProbs
 from .metrics import Acceptance
 from .proposals import RowSpeculation
 from .sampling_params import check_logprobs, check_sampling
@@ -35,8 +36,8 @@ class Row:
     drafts: list[int] = field(default_factory=list)
     """What the draft proposed in the last step, or what is verified in this one; empty before the
     first token."""
-    draft_probs: npt.NDArray[np.float32] | None = None
-    """`[K, V]`, what sampled drafts were drawn from."""
+    draft_probs: DraftProbs | None = None
+    """What sampled drafts were drawn from."""
     deferred: list[int] = field(default_factory=list)
     """Rows of the feature log with its last positions, those that the draft has not read."""
     generated: int = 0

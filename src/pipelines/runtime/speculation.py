@@ -126,6 +126,22 @@ class Speculation:
             self._seconds = self._cost(contexts).both[proposals][used]
         return proposals
 
+    def foreseen(self, num_rows: int) -> int | None:
+        """What `plan` will most likely return for the next step, if it is like the last one.
+
+        Returns:
+            None where that has to be seen first: something is looked up, or a probe is due.
+        """
+        if self._lookup is not None:
+            return None
+        if self.pinned is not None:
+            return min(self.pinned(num_rows), self._most_verified, self._most_proposed)
+        if self.choice is None or self.choice.width != self.choice.proposals:
+            return None
+        after = self._probe_after(self.choice)
+        is_due = after is not None and self._since_probe + 1 >= after
+        return None if is_due else self.choice.proposals
+
     def learn(self, row: Row, emitted: Sequence[int]) -> None:
         """Compares all that was at hand for a row with what the step brought for it."""
         state = self._state(row)

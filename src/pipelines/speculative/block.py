@@ -76,6 +76,7 @@ def block_step(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,
         next_draft_tokens=tokens,
+        lengths=verified.lengths,
         logprobs=verified.logprobs,
         next_draft_probs=probs[0] if probs else None,
     )

@@ -92,6 +92,7 @@ def sequential_step(
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,
         next_draft_tokens=tokens,
+        lengths=verified.lengths,
         logprobs=verified.logprobs,
         next_draft_probs=probs[0] if probs else None,
     )
@@ -100,9 +101,10 @@ def sequential_step(
 class _Rounds:
     """The rounds of a draft, each of which proposes one token a row. P tokens to propose.
 
-    Their state is where the draft goes on in each row, uint32 `[B]`, the token after that
-    position, int64 `[B]`, the feature of it, `[B, H]`, all proposed tokens, int64 `[B, P]`, and for
-    sampled drafts what they were drawn from, float32 `[B, P, V]`.
+    Their state is the round's number, on the host and int64 `[1]` on the device, where the draft
+    goes on in each row, uint32 `[B]`, the token after that position, int64 `[B]`, the feature of
+    it, `[B, H]`, all proposed tokens, int64 `[B, P]`, and for sampled drafts what they were drawn
+    from, float32 `[B, P, V]`.
     """
 
     def __init__(self, draft: SequentialDraft, step: StepInputs) -> None:
@@ -127,14 +129,15 @@ class _Rounds:
             feature: `[B, H]`, the target's, of it.
         """
         zero = ops.constant(0, DType.int64, device=DeviceRef.CPU())
+        first = ops.constant([0], DType.int64, device=self.device)
         wanted = self.step.num_speculative_tokens
         proposed = room_for_proposals(self.step).values()
 
         def unfinished(round_: TensorValue, *state: TensorValue) -> TensorValue:
             return round_ < wanted
 
-        _, _, _, _, *proposed = ops.while_loop(
-            [zero, lengths, token, feature, *proposed], unfinished, self._round
+        _, _, _, _, _, *proposed = ops.while_loop(
+            [zero, first, lengths, token, feature, *proposed], unfinished, self._round
         )
         return proposed
 
@@ -151,6 +154,7 @@ class _Rounds:
     def _round(
         self,
         round_: TensorValue,
+        column: TensorValue,
         lengths: TensorValue,
         token: TensorValue,
         feature: TensorValue,
@@ -163,9 +167,10 @@ class _Rounds:
         view = grown_view(self.step.caches[1], lengths, 1)
         feature = self.draft(token, feature, ramp, view).rebind(feature.shape)
         proposal = self._propose(feature, lengths + 1)
-        here = ops.unsqueeze(self.columns == round_.to(self.device), 0)  # [1, P]
+        here = ops.unsqueeze(self.columns == column, 0)  # [1, P]
         state = [
             round_ + 1,
+            column + 1,
             lengths + 1,
             ops.squeeze(proposal.tokens, 1),
             feature,

@@ -9,7 +9,7 @@ from typing import Any
 
 from max import tree
 from max.dtype import DType
-from max.graph import BufferType, DeviceRef, DimLike, TensorType, TensorValue, Value
+from max.graph import BufferType, DeviceRef, DimLike, TensorType, TensorValue, Value, ops
 from max.nn.kv_cache import KVCacheParamInterface, MultiKVCacheParams, PagedCacheValues
 
 from unispec.kv_cache.views import as_one_batch, take_copies
@@ -80,16 +80,26 @@ class StepOutputs:
     """int64 `[B]`: the token after the accepted run."""
     next_draft_tokens: TensorValue
     """int64 `[B, num_speculative_tokens]`."""
+    lengths: TensorValue
+    """uint32 `[B]`: verified tokens of each row, so the next step's lengths of both caches."""
     logprobs: Logprobs
     """Of the tokens of K + 1 positions a row, where the batch asks for them."""
     next_draft_probs: TensorValue | None = None
     """float32 `[B, num_speculative_tokens, V]`, for sampled drafts."""
 
     def values(self) -> tuple[TensorValue, ...]:
-        """The graph's outputs in order."""
+        """The graph's outputs in order; the last are `lengths`, and a report for the host.
+
+        The report is int64 `[B, 2 + P]`: accepted drafts, next token and P proposals of each row.
+        """
         first = (self.num_accepted_draft_tokens, self.next_tokens, self.next_draft_tokens)
         probs = () if self.next_draft_probs is None else (self.next_draft_probs,)
-        return (*first, *probs, *self.logprobs.values())
+        columns = [
+            ops.unsqueeze(self.num_accepted_draft_tokens, 1),
+            ops.unsqueeze(self.next_tokens, 1),
+        ]
+        report = ops.concat([*columns, self.next_draft_tokens], axis=1)
+        return (*first, *probs, *self.logprobs.values(), self.lengths, report)
 
 
 INPUT_ORDER = (

@@ -22,5 +22,6 @@ def target_only_step(target: Target, rule: AcceptanceRule, step: StepInputs) -> 
         num_accepted_draft_tokens=accepted.num_accepted,
         next_tokens=accepted.next_tokens,
         next_draft_tokens=step.draft_tokens,
+        lengths=verified.lengths,
         logprobs=verified.logprobs,
     )

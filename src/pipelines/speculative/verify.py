@@ -76,9 +76,8 @@ def verify(target: Target, rule: AcceptanceRule, step: StepInputs) -> Verified:
 
     ends = ops.rebind(row_offsets[1:], [batch]).cast(DType.int64)
     starts = ops.rebind(row_offsets[:-1], [batch]).cast(DType.int64)
-    wanted = step.return_n_logits.to(step.tokens.device)  # [1]
-    first_row = ops.unsqueeze(ends - wanted, 1)  # [B, 1]
     count = num_drafts + 1
+    first_row = ops.unsqueeze(ends - _scalar_dim(step, count), 1)  # [B, 1]
     ramp = ops.range(0, count, 1, out_dim=count, dtype=DType.int64, device=step.tokens.device)
     rows = (first_row + ops.unsqueeze(ramp, 0)).reshape([batch * count])
     logits = target.logits(ops.gather(hidden, rows, axis=0))  # [B * (K + 1), V]
@@ -186,5 +185,6 @@ def _follow_prompt(accepted: Accepted, known: TensorValue) -> Accepted:
 
 
 def _scalar_dim(step: StepInputs, dim: Dim) -> TensorValue:
-    """A dimension as an int64 `[1]` tensor on the step's device."""
-    return ops.shape_to_tensor([dim]).to(step.tokens.device)
+    """A dimension as an int64 `[1]` tensor, made on the step's device: nothing is copied to it."""
+    device = step.tokens.device
+    return ops.range(dim, dim + 1, 1, out_dim=1, dtype=DType.int64, device=device)

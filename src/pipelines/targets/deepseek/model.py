@@ -112,22 +112,28 @@ class DeepseekV3Model(UnifiedModel):
         """The fields of `DistributedInputs`."""
         counts = [len(context.tokens.active) for batch in replica_batches for context in batch]
         rows = [len(batch) for batch in replica_batches]
-        page = self.kv_params.page_size
         expanded = []
         for batch in replica_batches:
             ends = [context.tokens.current_position + num_drafts for context in batch]
-            expanded.append(sum(-(-end // page) * page for end in ends))
+            expanded.append(self._in_pages(ends))
         if len(expanded) < len(self.devices):
             expanded *= len(self.devices)
         return {
             "signal_buffers": self.signal_buffers,
             "host_input_row_offsets": Buffer.from_numpy(np.cumsum([0, *counts], dtype=np.uint32)),
-            "batch_context_lengths": [
-                Buffer.from_numpy(np.array([tokens], np.int32)) for tokens in expanded
-            ],
+            "batch_context_lengths": [_on_host(tokens) for tokens in expanded],
             "data_parallel_splits": Buffer.from_numpy(np.cumsum([0, *rows], dtype=np.int64)),
             "ep_inputs": self._ep_inputs,
         }
+
+    def following_fields(self, limits: Sequence[int]) -> dict[str, Any]:
+        """The cached tokens that a step may read, of one device."""
+        return {"batch_context_lengths": [_on_host(self._in_pages(limits))]}
+
+    def _in_pages(self, ends: Sequence[int]) -> int:
+        """Tokens that rows of these lengths have room for in their pages."""
+        page = self.kv_params.page_size
+        return sum(-(-end // page) * page for end in ends)
 
     def connect_experts(self, session: InferenceSession, ep: EPConfig | None) -> None:
         """Sets up where GPUs send tokens to each other's experts, if each has some of them."""
@@ -163,3 +169,7 @@ class DeepseekV3Model(UnifiedModel):
             inputs,
             host_input_row_offsets=Buffer.from_numpy(np.arange(rows + 1, dtype=np.uint32)),
         )
+
+
+def _on_host(tokens: int) -> Buffer:
+    return Buffer.from_numpy(np.array([tokens], np.int32))

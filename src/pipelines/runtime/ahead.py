@@ -1,0 +1,207 @@
+"""Decode steps that are enqueued before the step before them was read.
+
+What such a step needs of the last one, its tokens, lengths and proposals, is on the device already.
+So a device does not wait for the host, which meanwhile reads and hands out what the last step
+brought. If the host then wants another step than the one that was enqueued, because a request came,
+or K is to be another, that one is dropped: it wrote behind the verified positions only, and a draw
+depends on its request's seed and position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+from max import tree
+from max.driver import Buffer, batch_inplace_copy
+from max.dtype import DType
+from max.nn.kv_cache import KVCacheInputsPerDevice
+from max.pipelines.context import TextContext
+from max.pipelines.kv_cache import InsufficientBlocksError, PagedKVCacheManagerInterface
+
+from unispec.pipelines.speculative.step import VOID_TOKEN
+
+from .inputs import StepModelInputs
+from .launched import Launched
+from .model import StepModel
+from .readback import Reading
+from .rows import Row, in_prefill
+
+__all__ = ["LookAhead"]
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """Inputs that stay where they are from one decode step to the next."""
+
+    inputs: StepModelInputs
+    lengths: Buffer
+    """uint32 `[B]`, of both caches."""
+    limits: Sequence[int]
+    """How long each row may be at its end before its pages have to be looked up again."""
+
+
+class LookAhead:
+    """Enqueues steps ahead, one at most.
+
+    Args:
+        model: of one device.
+        manager: of its caches.
+
+    Attributes:
+        num_taken: steps that were enqueued ahead and used.
+        num_dropped: likewise, and not used.
+    """
+
+    def __init__(self, model: StepModel, manager: PagedKVCacheManagerInterface) -> None:
+        self.num_taken = self.num_dropped = 0
+        self._model = model
+        self._manager = manager
+        self._pending: Launched | None = None
+        self._resident: _Resident | None = None
+        self._memory: dict[int, Buffer] = {}
+
+    def take(
+        self, contexts: Sequence[TextContext], rows: Sequence[Row], proposals: int
+    ) -> tuple[Launched, list[int]] | None:
+        """The step that was enqueued, if it is the one that is wanted, and the row of each request.
+
+        It may have rows of requests that have ended since.
+
+        Args:
+            rows: with what is to be verified in `drafts`.
+            proposals: how many tokens a row are to be proposed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        places = pending.places(contexts)
+        fits = (
+            places is not None
+            and proposals == pending.proposals
+            and all(len(row.drafts) == pending.width for row in rows)
+            and not any(map(in_prefill, contexts, rows))
+        )
+        if not fits or places is None:
+            self.num_dropped += 1
+            self.forget()
+            return None
+        self.num_taken += 1
+        return pending, places
+
+    def forget(self) -> None:
+        """To be called before other inputs than those of this object are written."""
+        self._pending = self._resident = None
+
+    def follow(
+        self,
+        last: Launched,
+        contexts: Sequence[TextContext],
+        rows: Sequence[Row],
+        proposals: int | None,
+        read: Callable[[Buffer], Reading],
+    ) -> None:
+        """Enqueues the step after one that was not read yet, if that needs nothing of the host.
+
+        Args:
+            last: with these requests as its rows, none of which has moved on yet.
+            proposals: how many tokens a row it will most likely have to propose; None: unknown.
+            read: begins to read a report.
+        """
+        if not self._possible(last, contexts, rows, proposals):
+            return
+        resident = self._inputs(last, contexts)
+        if resident is None:
+            return
+        inputs, outputs = resident.inputs, last.outputs
+        assert inputs.draft_tokens is not None
+        into = [inputs.tokens, resident.lengths]
+        new = [outputs.next_tokens, outputs.next_lengths]
+        if last.width:
+            into.append(inputs.draft_tokens)
+            new.append(outputs.next_draft_tokens)
+        began = perf_counter()
+        batch_inplace_copy(into, new)
+        probs = outputs.next_draft_probs_full
+        made = self._model.execute(
+            inputs if probs is None else replace(inputs, draft_probs_full=probs)
+        )
+        self._resident = resident
+        self._pending = replace(
+            last, inputs=inputs, outputs=made, reading=read(made.report), began_s=began
+        )
+
+    def _possible(
+        self,
+        last: Launched,
+        contexts: Sequence[TextContext],
+        rows: Sequence[Row],
+        proposals: int | None,
+    ) -> bool:
+        """Whether the step is of the same kind, needs nothing of the host, and has room."""
+        model = self._model
+        width = last.outputs.next_draft_tokens.shape[1] if model.most_proposed else 0
+        if (width, proposals) != (last.width, last.proposals) or len(model.devices) != 1:
+            return False
+        if model.batch.deferred is not None and not proposals:
+            return False  # what the draft has not read is known to the host only
+        brings = 2 * (width + 1)
+        return last.inputs.in_thinking_phase is None and all(
+            not in_prefill(context, row)
+            and row.grammar is None
+            and row.generated >= row.min_new_tokens
+            and row.sampling.token_counts is None
+            and not row.sampling.num_logprobs
+            and len(context.tokens) + brings <= context.max_length
+            for context, row in zip(contexts, rows, strict=True)
+        )
+
+    def _inputs(self, last: Launched, contexts: Sequence[TextContext]) -> _Resident | None:
+        """The inputs of the step, those of the last one if they serve again."""
+        ends = [context.tokens.current_position + 1 + 2 * last.width for context in contexts]
+        kept = self._resident
+        if (
+            kept is not None
+            and kept.inputs is last.inputs
+            and all(end <= limit for end, limit in zip(ends, kept.limits, strict=True))
+        ):
+            return kept
+        size = self._model.kv_params.page_size
+        limits = [
+            min(-(-end // size) * size, context.max_length)
+            for end, context in zip(ends, contexts, strict=True)
+        ]
+        found = self._caches(contexts, limits, last.width)
+        if found is None:
+            return None
+        lengths = self._lengths(len(contexts))
+        caches = tree.map(
+            lambda cache: replace(cache, cache_lengths=lengths), found, leaf=KVCacheInputsPerDevice
+        )
+        inputs = self._model.following_inputs(last.inputs, caches, limits)
+        return _Resident(inputs, lengths, limits)
+
+    def _caches(self, contexts: Sequence[TextContext], limits: Sequence[int], width: int) -> Any:
+        """The inputs of caches whose rows may become so long; None: there are no pages left."""
+        try:
+            for context, limit in zip(contexts, limits, strict=True):
+                state = context.spec_decoding_state
+                state.draft_tokens_to_verify = [VOID_TOKEN] * width
+                # As if so many tokens were verified already.
+                ahead = limit - width - 1 - context.tokens.processed_length
+                state.maybe_accepted_draft_tokens = [VOID_TOKEN] * ahead
+                self._manager.alloc(context)
+            return self._manager.runtime_inputs([list(contexts)])
+        except InsufficientBlocksError:
+            return None
+        finally:
+            for context in contexts:
+                context.spec_decoding_state.maybe_accepted_draft_tokens = []
+
+    def _lengths(self, rows: int) -> Buffer:
+        """Memory of lengths, uint32 `[B]`."""
+        if rows not in self._memory:
+            self._memory[rows] = Buffer.zeros([rows], DType.uint32, self._model.devices[0])
+        return self._memory[rows]

@@ -1,0 +1,235 @@
+"""Decode steps enqueued before the last one was read: their order, their memory, their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from max.driver import CPU, Buffer
+from max.pipelines.context import SamplingParams
+from numpy_graph import NumpyGraph, continuation, numpy_engine
+from tiny import TinyPair, tiny_eagle, tiny_llama
+
+from unispec.engine import Engine, Request
+from unispec.pipelines.runtime.ahead import LookAhead
+from unispec.pipelines.runtime.readback import Readback, Reading
+from unispec.pipelines.speculative.step import INPUT_ORDER
+
+Made = tuple[Engine, NumpyGraph, LookAhead]
+
+
+def looking_ahead(engine: Engine) -> LookAhead:
+    """Lets an engine on a CPU do what one on a GPU does."""
+    pipeline = engine.pipeline
+    pipeline.ahead = ahead = LookAhead(pipeline.model, pipeline.kv_manager)
+    return ahead
+
+
+@pytest.fixture
+def made(tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+    with numpy_engine(tiny_pair("llama_eagle"), monkeypatch) as (engine, graph):
+        yield engine, graph, looking_ahead(engine)
+
+
+@pytest.fixture
+def order(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens: a graph runs, a report is read."""
+    events: list[str] = []
+    _, graph, _ = made
+    graph.before = lambda last: events.append("run")
+    wait = Reading.wait
+    monkeypatch.setattr(Reading, "wait", lambda reading: (events.append("read"), wait(reading))[1])
+    return events
+
+
+def asked(token: int, count: int, **params: Any) -> Request:
+    sampling = SamplingParams(temperature=0, max_new_tokens=count, **params)
+    return Request(token_ids=[5, token], sampling=sampling)
+
+
+def answered(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
+    return [result.token_ids for result in engine.generate(requests).results]
+
+
+def test_a_decode_step_is_enqueued_before_the_last_one_is_read(
+    made: Made, order: list[str]
+) -> None:
+    engine, _, ahead = made
+    assert answered(engine, [asked(9, 40), asked(10, 40)]) == [
+        continuation(9, 40),
+        continuation(10, 40),
+    ]
+    # The prompt's step, the first decode step, and from then on one step ahead.
+    assert order[:8] == ["run", "read", "run", "run", "read", "run", "read", "run"]
+    taken = ahead.num_taken
+    assert taken >= 8
+    # Where an answer may end, the host has to see it first.
+    assert order[-1] == "read"
+    assert order.count("run") == order.count("read") + ahead.num_dropped
+
+
+def test_cache_lengths_are_those_of_steps_that_the_host_has_read(
+    tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both caches', taken from the device, while the host knows an upper bound only."""
+    seen: list[list[list[Any]]] = []
+    for ahead in (False, True):
+        with numpy_engine(tiny_pair("llama_eagle"), monkeypatch) as (engine, graph):
+            lengths: list[list[Any]] = []
+            run = graph.execute
+
+            def execute(*buffers: Buffer, run: Any = run, into: Any = lengths) -> list[Buffer]:
+                caches = [one for one in buffers[6:20] if one.dtype.name == "uint32"]
+                rows = buffers[1].shape[0] - 1
+                into.append([one.to_numpy().tolist() for one in caches if one.shape == (rows,)])
+                return run(*buffers)
+
+            monkeypatch.setattr(graph, "execute", execute)
+            if ahead:
+                looking_ahead(engine)
+            answered(engine, [asked(9, 60), asked(77, 60), asked(21, 60)])
+            seen.append(lengths)
+    assert all(len(step) >= 2 for step in seen[1])
+    steady = [step for step in seen[0] if step in seen[1]]
+    assert len(steady) == len(seen[0])
+
+
+def test_a_request_that_ends_takes_the_others_step_with_it(made: Made, order: list[str]) -> None:
+    """The others use theirs: what was enqueued for the one that ended is left aside."""
+    engine, _, ahead = made
+    stop = continuation(9, 12)[10]
+    requests = [asked(9, 60, stop_token_ids=[stop]), asked(10, 60)]
+    first, second = answered(engine, requests)
+    assert first == continuation(9, 11)
+    assert second == continuation(10, 60)
+    assert ahead.num_dropped == 0
+    assert ahead.num_taken > 10
+
+
+def test_a_request_that_comes_drops_what_was_enqueued(made: Made) -> None:
+    engine, _, ahead = made
+    engine.add(asked(9, 60))
+    for _ in range(6):
+        engine.step()
+    assert ahead.num_taken > 2
+    engine.add(asked(10, 30))
+    tokens: dict[Any, list[int]] = {}
+    dropped = ahead.num_dropped
+    while engine.unfinished:
+        for output in engine.step():
+            if output.result is not None:
+                tokens[output.request_id] = output.result.token_ids
+    assert list(tokens.values()) == [continuation(10, 30), continuation(9, 60)]
+    assert ahead.num_dropped == dropped + 1
+
+
+def test_another_k_drops_what_was_enqueued(made: Made) -> None:
+    engine, _, ahead = made
+    widths: list[int] = []
+
+    def note(step: Any) -> None:
+        widths.append(step.times.num_verified)
+        if len(widths) == 6:
+            engine.num_speculative_tokens = 1
+
+    engine.on_step = note
+    assert answered(engine, [asked(9, 60)]) == [continuation(9, 60)]
+    assert ahead.num_dropped == 1
+    assert widths[:6] == [0, 3, 3, 3, 3, 3]
+    assert set(widths[6:]) == {1}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"min_new_tokens": 40},
+        {"frequency_penalty": 0.5},
+    ],
+    ids=["an end that is masked", "a penalty"],
+)
+def test_a_row_that_needs_the_host_is_waited_for(
+    made: Made, order: list[str], params: dict[str, Any]
+) -> None:
+    engine, _, ahead = made
+    requests = [asked(9, 40), asked(10, 40, **params)]
+    assert answered(engine, requests)[0] == continuation(9, 40)
+    assert ahead.num_taken == 0
+    # Once it was waited for, nothing of it stays.
+    assert order == ["run", "read"] * (len(order) // 2)
+
+
+def test_log_probabilities_are_waited_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _, ahead = made
+    request = Request(
+        token_ids=[5, 9], sampling=SamplingParams(temperature=0, max_new_tokens=30), logprobs=0
+    )
+    with pytest.raises(IndexError):  # the numpy graph has none
+        engine.generate([request])
+    assert ahead.num_taken == 0
+
+
+def test_what_is_looked_up_is_waited_for(
+    tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with numpy_engine(tiny_pair("llama_eagle"), monkeypatch, prompt_lookup_max=3) as (engine, _):
+        ahead = looking_ahead(engine)
+        assert answered(engine, [asked(9, 40)]) == [continuation(9, 40)]
+        assert ahead.num_taken == 0
+
+
+def test_a_thousand_steps_use_the_same_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same objects; those of the caches are looked up again once a page."""
+    target = tiny_llama(
+        tmp_path / "target",
+        hidden_size=16,
+        intermediate_size=32,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        head_dim=16,
+        vocab_size=256,
+        tie=True,
+        max_position_embeddings=8192,
+    )
+    pair = TinyPair(target, tiny_eagle(tmp_path / "draft", target))
+    with numpy_engine(pair, monkeypatch, max_length=8192) as (engine, graph):
+        ahead = looking_ahead(engine)
+        steps: list[tuple[int, ...]] = []
+        alive: list[Any] = []
+        run = graph.execute
+
+        def execute(*buffers: Buffer) -> list[Buffer]:
+            steps.append(tuple(map(id, buffers)))
+            alive.append(buffers)  # no identity is given twice
+            return run(*buffers)
+
+        monkeypatch.setattr(graph, "execute", execute)
+        count = 3200
+        assert answered(engine, [asked(9, count, ignore_eos=True)]) == [continuation(9, count)]
+        assert ahead.num_taken > 1000
+        assert ahead.num_dropped == 0
+        steady = steps[2:-6]  # the last ones are waited for, as the answer ends
+        cache = INPUT_ORDER.index("kv_cache_inputs")
+        objects = [len(set(column)) for column in zip(*steady, strict=True)]
+        assert set(objects[: cache + 1]) == {1}  # tokens to the pages of the target
+        pages = -(-count // engine.pipeline.model.kv_params.page_size)
+        assert set(objects[cache + 1 :]) <= {1, *range(pages - 1, pages + 2)}
+        # Of both caches: tables, bounds and strides, but neither pages nor lengths.
+        assert sum(number > 1 for number in objects) == 2 * 5
+
+
+def test_reports_come_back_through_memory_that_is_used_again() -> None:
+    """Two at a time: one is read while the next one is written."""
+    readback = Readback(CPU())
+    reports = [np.arange(12, dtype=np.int64).reshape(3, 4) * factor for factor in (1, -7, 3)]
+    first = readback.start(Buffer.from_numpy(reports[0]))
+    second = readback.start(Buffer.from_numpy(reports[1]))
+    np.testing.assert_array_equal(first.wait(), reports[0])
+    third = readback.start(Buffer.from_numpy(reports[2][:2]))
+    np.testing.assert_array_equal(second.wait(), reports[1])
+    np.testing.assert_array_equal(third.wait(), reports[2][:2])
