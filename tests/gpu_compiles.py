@@ -33,6 +33,7 @@ from max.pipelines.lib import PipelineArgs, PipelineConfig
 from reference.packed_int4 import write_packed
 from tiny import in_fp8_blocks, tiny_deepseek, tiny_dflash, tiny_eagle, tiny_eagle3, tiny_llama
 from tiny.kimi import tiny_kimi, tiny_kimi_draft
+from transfers import transfers
 
 from unispec.engine import Engine, EngineConfig
 from unispec.pipelines.architectures.llama3_modulev3 import Llama3Model
@@ -139,13 +140,14 @@ def _compile(output: Path, target: Path, draft: Path | None, method: Any, **opti
 
 
 def build(name: str, folder: Path, architecture: str) -> dict[str, Any]:
-    """What `describe` says of a graph for one GPU; nothing is compiled."""
+    """What a graph for one GPU is, and which copies run in its steps; nothing is compiled."""
     _pretend(architecture)
     with nothing_compiled():
         try:
             GRAPHS[name](folder, folder / "compiled")
         except Built as built:
-            return describe(built.text, built.weights)
+            graph = describe(built.text, built.weights)
+            return {"graph": graph, "transfers": transfers(built.text)}
     raise AssertionError(f"{name} was to be compiled")
 
 
@@ -179,7 +181,8 @@ def main(only: str | None, architecture: str, *, compiles: bool) -> None:
     for graph in GRAPHS:
         key = f"{graph}, {architecture}"
         found = json.loads(_in_a_process(graph, architecture, compiles=False).splitlines()[-1])
-        digest = hashlib.sha256(json.dumps([found, version("max")]).encode()).hexdigest()
+        made_of = json.dumps([found["graph"], version("max")])
+        digest = hashlib.sha256(made_of.encode()).hexdigest()
         if record.get(key, {}).get("digest") == digest:
             print(f"{key}: compiled before in {record[key]['seconds']} s", flush=True)
             continue

@@ -11,9 +11,11 @@ import pytest
 from max.driver import CPU, Buffer
 from max.pipelines.context import SamplingParams
 from numpy_graph import NumpyGraph, continuation, numpy_engine
+from prompts import random_prompt
+from runs import assert_left_empty, observing
 from tiny import TinyPair, tiny_eagle, tiny_llama
 
-from unispec.engine import Engine, Request
+from unispec.engine import Engine, Request, Step
 from unispec.pipelines.runtime.ahead import LookAhead
 from unispec.pipelines.runtime.readback import Readback, Reading
 from unispec.pipelines.speculative.step import INPUT_ORDER
@@ -220,7 +222,71 @@ def test_a_thousand_steps_use_the_same_memory(
         pages = -(-count // engine.pipeline.model.kv_params.page_size)
         assert set(objects[cache + 1 :]) <= {1, *range(pages - 1, pages + 2)}
         # Of both caches: tables, bounds and strides, but neither pages nor lengths.
-        assert sum(number > 1 for number in objects) == 2 * 5
+        assert sum(number > 1 for number in objects) == 2 * 6
+
+
+def observed(engine: Engine, requests: Sequence[Request]) -> tuple[list[Any], list[list[Any]]]:
+    """The answers, and what each step brought and proposed for each of them."""
+    steps: dict[Any, list[Any]] = {}
+
+    def note(step: Step) -> None:
+        for one in step.rows:
+            proposed = [] if one.context.is_done else list(one.row.drafts)
+            steps.setdefault(one.context.request_id, []).append((list(one.token_ids), proposed))
+
+    engine.reset_prefix_cache()
+    with observing(engine, note):
+        report = engine.generate(requests)
+    assert_left_empty(engine)
+    return [result.token_ids for result in report.results], list(steps.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama_eagle_agreeing",
+        "llama_eagle3_agreeing",
+        "llama_dflash_agreeing",
+        "deepseek_mtp_agreeing",
+    ],
+)
+def test_answers_and_proposals_are_those_of_steps_that_wait(
+    tiny_engine: Callable[[str], Engine], name: str
+) -> None:
+    """Step by step, greedy and seeded, of answers that end apart and outgrow their pages."""
+    engine = tiny_engine(name)
+    requests = [
+        Request(
+            token_ids=random_prompt(engine.vocab_size, 30 + 25 * index, seed=index),
+            sampling=SamplingParams(
+                temperature=0.8 * (index % 2),
+                seed=index,
+                max_new_tokens=40 + 35 * index,
+                ignore_eos=index != 3,
+            ),
+        )
+        for index in range(5)
+    ]
+    expected = observed(engine, requests)
+    ahead = looking_ahead(engine)
+    try:
+        assert observed(engine, requests) == expected
+    finally:
+        engine.pipeline.ahead = None
+    steps = max(map(len, expected[1]))
+    assert ahead.num_taken > steps / 2
+    assert ahead.num_dropped < 5
+
+
+def test_a_target_alone_looks_ahead(target_only_engine: Engine) -> None:
+    requests = [asked(token, 100, ignore_eos=True) for token in (9, 10)]
+    expected = observed(target_only_engine, requests)
+    ahead = looking_ahead(target_only_engine)
+    try:
+        assert observed(target_only_engine, requests) == expected
+    finally:
+        target_only_engine.pipeline.ahead = None
+    assert ahead.num_taken > 90
 
 
 def test_reports_come_back_through_memory_that_is_used_again() -> None:
