@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,13 +174,23 @@ def test_log_probabilities_are_waited_for(made: Made, monkeypatch: pytest.Monkey
     assert ahead.num_taken == 0
 
 
-def test_what_is_looked_up_is_waited_for(
+def test_what_was_found_in_the_text_is_waited_for(
     tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As long as nothing is found the draft is asked, and the next step is enqueued."""
     with numpy_engine(tiny_pair("llama_eagle"), monkeypatch, prompt_lookup_max=3) as (engine, _):
         ahead = looking_ahead(engine)
         assert answered(engine, [asked(9, 40)]) == [continuation(9, 40)]
-        assert ahead.num_taken == 0
+        assert ahead.num_taken > 8
+        assert ahead.num_dropped == 0
+        before = ahead.num_taken
+        # What it answers is all in its prompt.
+        prompt = [9, *continuation(9, 60), 9]
+        request = Request(
+            token_ids=prompt, sampling=SamplingParams(temperature=0, max_new_tokens=40)
+        )
+        assert answered(engine, [request]) == [continuation(9, 40)]
+        assert ahead.num_taken - before + ahead.num_dropped <= 2
 
 
 def test_a_thousand_steps_use_the_same_memory(
@@ -223,6 +234,69 @@ def test_a_thousand_steps_use_the_same_memory(
         assert set(objects[cache + 1 :]) <= {1, *range(pages - 1, pages + 2)}
         # Of both caches: tables, bounds and strides, but neither pages nor lengths.
         assert sum(number > 1 for number in objects) == 2 * 6
+
+
+class Recorder:
+    """As MAX's model records steps: what the host had given stays as it was; runs nothing then."""
+
+    def __init__(self, graph: NumpyGraph) -> None:
+        self.graph = graph
+        self.recorded: dict[int, tuple[tuple[Buffer, ...], list[Any], list[Buffer]]] = {}
+        self.log: list[str] = []
+        self.able = True
+
+    def execute(self, *buffers: Buffer) -> list[Buffer]:
+        self.log.append("execute")
+        return self.graph.execute(*buffers)
+
+    def capture(self, key: int, *buffers: Buffer) -> list[Buffer]:
+        if not self.able:
+            raise RuntimeError("a copy to the host")
+        assert key not in self.recorded
+        self.log.append("capture")
+        outputs = [Buffer.zeros(one.shape, one.dtype) for one in self.graph.execute(*buffers)]
+        # The number of proposals is the host's, tokens and drafts are the device's.
+        self.recorded[key] = buffers, [buffers[5].to_numpy().copy()], outputs
+        return outputs
+
+    def replay(self, key: int, *buffers: Buffer) -> None:
+        self.log.append("replay")
+        # The device does one thing after the other, and has copied the last report by now.
+        CPU().synchronize()
+        recorded, (proposals,), outputs = self.recorded[key]
+        assert all(map(operator.is_, recorded, buffers))
+        assert buffers[5].to_numpy() == proposals
+        for into, new in zip(outputs, self.graph.execute(*buffers), strict=True):
+            into.to_numpy()[...] = new.to_numpy()
+
+    def release_captured_graph(self, key: int) -> None:
+        del self.recorded[key]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_step_that_comes_again_is_recorded(
+    tiny_pair: Callable[[str], TinyPair],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    able: bool,
+) -> None:
+    """Once for as long as its pages last; where MAX cannot record it, it is launched."""
+    with numpy_engine(tiny_pair("llama_eagle"), monkeypatch) as (engine, graph):
+        pipeline = engine.pipeline
+        recorder: Any = Recorder(graph)
+        recorder.able = able
+        pipeline.model.model = recorder
+        # All replays write one report, so it is copied before the next one.
+        monkeypatch.setattr(pipeline, "_reading", Readback(CPU()).start)
+        pipeline.ahead = LookAhead(pipeline.model, pipeline.kv_manager, captures=True)
+        assert answered(engine, [asked(9, 200)]) == [continuation(9, 200)]
+        # 200 tokens are on two pages of 128.
+        assert recorder.log.count("capture") == (2 if able else 0)
+        assert (recorder.log.count("replay") > 40) is able
+        pipeline.ahead.forget()
+        assert not recorder.recorded
+        warned = "cannot record steps, they are launched: a copy to the host"
+        assert caplog.text.count(warned) == (0 if able else 1)
 
 
 def observed(engine: Engine, requests: Sequence[Request]) -> tuple[list[Any], list[list[Any]]]:

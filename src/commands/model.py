@@ -101,6 +101,7 @@ class ModelOptions:
     max_batch_input_tokens: int
     kv_cache_pages: int | None
     enable_prefix_caching: bool
+    device_graph_capture: bool
 
     def __post_init__(self) -> None:
         """Raises `click.UsageError` for a draft that is only half described, `InputError` for K."""
@@ -163,6 +164,7 @@ class ModelOptions:
             enable_prefix_caching=self.enable_prefix_caching,
             max_batch_input_tokens=self.max_batch_input_tokens,
             kv_cache_pages=self.kv_cache_pages,
+            device_graph_capture=self.device_graph_capture,
             compiled=compiled,
         )
 
@@ -280,6 +282,11 @@ model_options = option_group(
         default=True,
         show_default=True,
         help="Whether prompts with a common prefix share what was computed for it.",
+    ),
+    click.option(
+        "--device-graph-capture",
+        is_flag=True,
+        help="On a GPU: record decode steps of a kind once, then launch all of a step at once.",
     ),
 )
 """Adds the options of `ModelOptions` to a command."""

@@ -110,11 +110,19 @@ class EngineConfig:
     """How far below the best token's probability, 0 to 1, one that is near may be."""
     thinking_tokens: tuple[str, str] = ("<think>", "</think>")
     """What opens and what closes a thinking block; for relaxed acceptance only."""
+    device_graph_capture: bool = False
+    """On a GPU: whether decode steps of the same kind are recorded once and launched all at once.
+    Not tried on a GPU yet."""
     compiled: Path | None = None
     """A folder of `Engine.compile` with the compiled graph; None: it is compiled."""
 
     def __post_init__(self) -> None:
         self._check_kinds()
+        if self.device_graph_capture and self.devices == "cpu":
+            raise InputError(
+                "device_graph_capture is set, which a CPU has not: leave it out, or give devices"
+                " 'gpu'"
+            )
         if self.speculative_method is not None and self.speculative_method not in METHODS:
             raise InputError(
                 f"speculative method {self.speculative_method!r} is unknown; known:"

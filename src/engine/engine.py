@@ -375,7 +375,12 @@ class Engine:
         # On a CPU first: it is set to zero while the weights are read.
         manager = self._allocate() if self._config.devices == "cpu" else None
         model = self._load_model()
-        pipeline = SpeculativePipeline(model, manager or self._allocate(), thinking=self._thinking)
+        pipeline = SpeculativePipeline(
+            model,
+            manager or self._allocate(),
+            thinking=self._thinking,
+            captures_steps=self._config.device_graph_capture,
+        )
         if self.speculative_method is not None:
             speculate(
                 pipeline,

@@ -73,6 +73,7 @@ def served_pipeline(config: EngineConfig) -> Served:
             num_looked_up=config.num_looked_up,
             speculation=_speculation(config, params),
             compiled=config.compiled,
+            captures_steps=config.device_graph_capture,
         ),
         tokenizer=tokenizer,
         memory_plan=plan,

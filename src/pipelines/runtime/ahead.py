@@ -9,10 +9,11 @@ depends on its request's seed and position alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 from max import tree
 from max.driver import Buffer, batch_inplace_copy
@@ -23,16 +24,25 @@ from max.pipelines.kv_cache import InsufficientBlocksError, PagedKVCacheManagerI
 
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
+from .captured import Captured
 from .inputs import StepModelInputs
 from .launched import Launched
 from .model import StepModel
+from .outputs import StepModelOutputs
 from .readback import Reading
 from .rows import Row, in_prefill
 
 __all__ = ["LookAhead"]
 
+# MAX's server shows what its own loggers say, and no others.
+logger = logging.getLogger("max.pipelines.unispec")
 
-@dataclass(frozen=True)
+
+# A step that is like the last one for so many times is worth recording.
+_CAPTURED_AFTER: Final = 2
+
+
+@dataclass
 class _Resident:
     """Inputs that stay where they are from one decode step to the next."""
 
@@ -41,6 +51,10 @@ class _Resident:
     """uint32 `[B]`, of both caches."""
     limits: Sequence[int]
     """How long each row may be at its end before its pages have to be looked up again."""
+    uses: int = 0
+    """Steps that had them."""
+    captured: Captured | None = None
+    """The step, once the device has recorded it."""
 
 
 class LookAhead:
@@ -49,14 +63,19 @@ class LookAhead:
     Args:
         model: of one device.
         manager: of its caches.
+        captures: whether the device records a step that comes again and again; not with sampled
+            drafts, of which a step reads what the last one wrote.
 
     Attributes:
         num_taken: steps that were enqueued ahead and used.
         num_dropped: likewise, and not used.
     """
 
-    def __init__(self, model: StepModel, manager: PagedKVCacheManagerInterface) -> None:
+    def __init__(
+        self, model: StepModel, manager: PagedKVCacheManagerInterface, *, captures: bool = False
+    ) -> None:
         self.num_taken = self.num_dropped = 0
+        self._captures = captures
         self._model = model
         self._manager = manager
         self._pending: Launched | None = None
@@ -93,7 +112,8 @@ class LookAhead:
 
     def forget(self) -> None:
         """To be called before other inputs than those of this object are written."""
-        self._pending = self._resident = None
+        self._pending = None
+        self._keep(None)
 
     def follow(
         self,
@@ -124,14 +144,36 @@ class LookAhead:
             new.append(outputs.next_draft_tokens)
         began = perf_counter()
         batch_inplace_copy(into, new)
-        probs = outputs.next_draft_probs_full
-        made = self._model.execute(
-            inputs if probs is None else replace(inputs, draft_probs_full=probs)
-        )
-        self._resident = resident
+        self._keep(resident)
+        made = self._run(resident, outputs.next_draft_probs_full)
         self._pending = replace(
             last, inputs=inputs, outputs=made, reading=read(made.report), began_s=began
         )
+
+    def _keep(self, resident: _Resident | None) -> None:
+        kept, self._resident = self._resident, resident
+        if kept is not None and kept is not resident and kept.captured is not None:
+            kept.captured.release()
+
+    def _run(self, resident: _Resident, probs: Buffer | None) -> StepModelOutputs:
+        """Enqueues the step.
+
+        Args:
+            probs: float32 `[B, K, V]`, what sampled drafts were drawn from.
+        """
+        inputs = resident.inputs
+        if probs is not None:
+            return self._model.execute(replace(inputs, draft_probs_full=probs))
+        resident.uses += 1
+        if self._captures and resident.captured is None and resident.uses > _CAPTURED_AFTER:
+            try:
+                resident.captured = Captured(self._model.model, inputs.buffers)
+            except RuntimeError as error:
+                logger.warning("The device cannot record steps, they are launched: %s", error)
+                self._captures = False
+        if resident.captured is None:
+            return self._model.execute(inputs)
+        return self._model.outputs_of(resident.captured.replay())
 
     def _possible(
         self,

@@ -238,7 +238,11 @@ class StepModel(PipelineModelWithKVCache[TextContext]):
                 refuse_inputs(model_inputs, [name])
         buffers = model_inputs.buffers
         wait_for_copies(self.devices[0])
-        outputs = self.model.execute(*buffers)
+        return self.outputs_of(self.model.execute(*buffers))
+
+    @staticmethod
+    def outputs_of(outputs: Sequence[Buffer]) -> StepModelOutputs:
+        """The graph's outputs by name."""
         accepted, following, drafts, *probs, tokens, top_tokens, top, lengths, report = outputs
         return StepModelOutputs(
             num_accepted_draft_tokens=accepted,

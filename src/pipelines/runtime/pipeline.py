@@ -43,6 +43,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         tokenizer: the target's tokenizer, for callers of this pipeline.
         thinking: what a graph with relaxed acceptance knows thinking blocks by; None: the
             caller sets `in_reasoning_phase` of the contexts.
+        captures_steps: on a GPU: whether decode steps that come again and again are recorded, see
+            `LookAhead`.
 
     Attributes:
         speculation: decides what each step verifies and proposes; None: a step verifies what the
@@ -58,6 +60,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         kv_manager: PagedKVCacheManagerInterface,
         tokenizer: PipelineTokenizer[Any, Any, Any] | None = None,
         thinking: ThinkingTokens | None = None,
+        *,
+        captures_steps: bool = False,
     ) -> None:
         self._model = self._pipeline_model = model
         self._devices = model.devices
@@ -67,7 +71,9 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self.speculation: Speculation | None = None
         self.last_step: StepTimes | None = None
         device = model.batch.device
-        self.ahead = None if device.is_host else LookAhead(model, kv_manager)
+        self.ahead = (
+            None if device.is_host else LookAhead(model, kv_manager, captures=captures_steps)
+        )
         # What a CPU's graph puts out can be read where it is.
         self._reading = Reading if device.is_host else Readback(device).start
         self._read_s = 0.0

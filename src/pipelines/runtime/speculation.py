@@ -89,6 +89,8 @@ class Speculation:
         self._tried, self._true = 0, 0
         self._since_probe = 0
         self._judged = False
+        # Whether something that was looked up was found for a row of the last step.
+        self._found = False
         # What the last choice was made of, and whether that step taught something.
         self._decided: tuple[StepCost, Sequence[RowSpeculation]] | None = None
         self._learned = False
@@ -106,6 +108,7 @@ class Speculation:
         states = [self._state(row) for row in rows]
         for context, row, state in zip(contexts, rows, states, strict=True):
             state.outlook = self._outlook(context, row, state)
+        self._found = any(state.outlook.match for state in states)
         # Of an answer's last step, and of a prompt's chunk before the last, nobody takes proposals.
         proposes = any(map(_goes_on, contexts))
         if self.pinned is not None:
@@ -130,9 +133,10 @@ class Speculation:
         """What `plan` will most likely return for the next step, if it is like the last one.
 
         Returns:
-            None where that has to be seen first: something is looked up, or a probe is due.
+            None where that has to be seen first: something that was looked up was found for the
+            last step, or a probe is due.
         """
-        if self._lookup is not None:
+        if self._found:
             return None
         if self.pinned is not None:
             return min(self.pinned(num_rows), self._most_verified, self._most_proposed)

@@ -59,6 +59,7 @@ class ServedPipeline(SpeculativePipeline):
         num_looked_up: likewise.
         speculation: how many tokens steps propose and verify; None: as `pipeline_config` has it.
         compiled: see `StepModel`.
+        captures_steps: see `SpeculativePipeline`.
 
     Raises:
         InputError: a checkpoint that does not fit, or no memory for the cache.
@@ -75,6 +76,7 @@ class ServedPipeline(SpeculativePipeline):
         num_looked_up: int = 0,
         speculation: SpeculationOptions | None = None,
         compiled: Path | None = None,
+        captures_steps: bool = False,
     ) -> None:
         pipeline_model = resolve_draft(pipeline_config, pipeline_model)
         devices = load_devices(list(memory_plan.require_device_specs()))
@@ -100,6 +102,7 @@ class ServedPipeline(SpeculativePipeline):
             _allocate(model, memory_plan, exact=exact),
             tokenizer,
             _thinking(pipeline_config, tokenizer),
+            captures_steps=captures_steps,
         )
         if speculation is not None and not is_virtual_device_mode():
             speculate(
