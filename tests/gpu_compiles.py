@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -161,7 +162,9 @@ def _in_a_process(name: str, architecture: str, *, compiles: bool) -> str:
     """As virtual devices are a setting of the process; returns what it printed."""
     arguments = ["--only", name, "--arch", architecture, *(["--compile"] if compiles else [])]
     script = [sys.executable, __file__, *arguments]
-    done = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=False)
+    # Importing MAX changes what a child inherits where it is not given.
+    environment = dict(os.environ)
+    done = subprocess.run(script, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} does not {'compile' if compiles else 'build'}")
     return done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,11 @@ COUNTED = ["tensor<[2], ui32, gpu:0>", "cpu"]
 def test_nothing_is_copied_inside_of_a_step(name: str) -> None:
     script = Path(__file__).parent.parent / "gpu_compiles.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--only", name], capture_output=True, text=True, check=False
+        [sys.executable, str(script), "--only", name],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["transfers"]
