@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     # Which asks here how much a word holds.
     from unispec.checkpoints.tensors import Tensor
 
-__all__ = ["PACKED", "WORD", "dequantise_packed"]
+__all__ = ["OTHER_PARTS", "PACKED", "WORD", "dequantise_packed"]
 
 PACKED: Final = ".weight_packed"
 """How the name of a tensor of words ends."""
 WORD: Final = 8
 """Values in a word."""
-_PARTS: Final = (PACKED, ".weight_scale", ".weight_shape")
+OTHER_PARTS: Final = (".weight_scale", ".weight_shape")
+"""How the names of its other parts end."""
+_PARTS: Final = (PACKED, *OTHER_PARTS)
 _OFFSET: Final = 8
 
 

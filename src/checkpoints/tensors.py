@@ -16,7 +16,7 @@ from unispec.checkpoints.gguf_parts import gguf_among, open_gguf_parts
 from unispec.checkpoints.halves import half_floats
 from unispec.checkpoints.json_object import parse_json_object
 from unispec.checkpoints.memory import check_memory
-from unispec.checkpoints.packed_int4 import PACKED, WORD
+from unispec.checkpoints.packed_int4 import OTHER_PARTS, PACKED, WORD
 from unispec.checkpoints.quantisation import unsupported
 from unispec.checkpoints.stored import StoredMatrix
 from unispec.errors import InputError
@@ -190,7 +190,10 @@ def bytes_held(
         matrix = name.removesuffix(PACKED) + _WEIGHT if name.endswith(PACKED) else name
         return _held(name, entry, each(matrix, len(entry.shape)), float8_stays)
 
-    return sum(held(name, entry) for name, entry in entries)
+    # A packed matrix's other parts are dropped with the words.
+    packed = {name.removesuffix(PACKED) for name, _ in entries if name.endswith(PACKED)}
+    dropped = {name + part for name in packed for part in OTHER_PARTS}
+    return sum(held(name, entry) for name, entry in entries if name not in dropped)
 
 
 class _Entry(NamedTuple):

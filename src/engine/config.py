@@ -37,7 +37,15 @@ _AT_LEAST_0: Final = ("prompt_lookup_max", "prompt_lookup_store")
 _KINDS: Final = (
     ("an integer", (int,), (*_POSITIVE, *_AT_LEAST_0)),
     ("a number", (int, float), ("relaxed_delta",)),
-    ("True or False", (bool,), ("enable_prefix_caching", "use_relaxed_acceptance_for_thinking")),
+    (
+        "True or False",
+        (bool,),
+        (
+            "enable_prefix_caching",
+            "use_relaxed_acceptance_for_thinking",
+            "device_graph_capture",
+        ),
+    ),
     (
         "a text",
         (str,),

@@ -66,6 +66,8 @@ from unispec.errors import InputError
         ({"max_batch_size": None}, ["max_batch_size is None; give an integer"]),
         ({"num_speculative_tokens": 2.5}, ["num_speculative_tokens is 2.5; give an integer"]),
         ({"enable_prefix_caching": "no"}, ["enable_prefix_caching is 'no'; give True or False"]),
+        ({"device_graph_capture": 1}, ["device_graph_capture is 1; give True or False"]),
+        ({"device_graph_capture": True}, ["device_graph_capture is set", "devices 'gpu'"]),
         ({"devices": None}, ["devices is None; give a text"]),
         ({"devices": 0}, ["devices is 0; give a text"]),
         ({"draft_model": Path("draft")}, ["draft_model is", "Path('draft')", "give a text"]),

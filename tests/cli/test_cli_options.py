@@ -30,7 +30,8 @@ def test_model_options_reach_the_engine(
     arguments = f"""--model-path {model} --weight-path {weights[0]} --weight-path {weights[1]}
         --draft-model-path {draft} --speculative-method eagle --num-speculative-tokens 8
         --devices gpu:1 --max-length 256 --max-batch-size 4 --max-batch-input-tokens 128
-        --quantization-encoding bfloat16 --no-enable-prefix-caching --kv-cache-pages 9"""
+        --quantization-encoding bfloat16 --no-enable-prefix-caching --kv-cache-pages 9
+        --device-graph-capture"""
     assert run("--prompt", "hello", *arguments.split()).exit_code == 0
     assert engine.made[0].config == engine_package.EngineConfig(
         model=str(model),
@@ -45,6 +46,7 @@ def test_model_options_reach_the_engine(
         enable_prefix_caching=False,
         max_batch_input_tokens=128,
         kv_cache_pages=9,
+        device_graph_capture=True,
     )
 
 
