@@ -21,7 +21,16 @@ from transformers import DynamicCache
 from unispec.engine import Engine, Step
 from unispec.methods import Method
 
-__all__ = ["JUDGES", "DFlashJudge", "EagleJudge", "Judge", "Proposal", "Recording", "recording"]
+__all__ = [
+    "JUDGES",
+    "DFlashJudge",
+    "Eagle3Judge",
+    "EagleJudge",
+    "Judge",
+    "Proposal",
+    "Recording",
+    "recording",
+]
 
 
 @dataclass(frozen=True)
