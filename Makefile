@@ -17,7 +17,7 @@ LLAMA_CPP := xllamacpp==2026.10.11549
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all lint bench check-gpu-compile docs lock clean
+.PHONY: help demo test test-rest test-all lint bench check-gpu check-gpu-compile docs lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -47,8 +47,12 @@ bench: $(VENV)/.installed-bench $(VENV)/.demo-model $(VENV)/.llama-cpp ## Measur
 	$(WITH_JEMALLOC) $(BIN)/python benchmarks/cpu.py
 	$(WITH_JEMALLOC) $(BIN)/python benchmarks/perplexity.py
 
+check-gpu: $(VENV)/.installed-test ## On a machine with a GPU: run tests/gpu/, then measure against MAX's own
+	@$(WITH_JEMALLOC) $(BIN)/python -m pytest tests/gpu
+	@$(WITH_JEMALLOC) $(BIN)/python benchmarks/gpu.py
+
 check-gpu-compile: $(VENV)/.installed-test ## Compile every documented graph for an H100, without one; what did not change, not again
-	$(WITH_JEMALLOC) $(BIN)/python tests/gpu_compiles.py
+	@$(WITH_JEMALLOC) $(BIN)/python tests/gpu_compiles.py
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.installed-docs .mypy/unispec ## Build the documentation: site/index.html

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import CPU, Buffer
+from max.driver import CPU, Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType, ops
@@ -169,18 +169,17 @@ class Outcome(NamedTuple):
     uniforms: dict[Stream, FloatArray]  # [B, K + 1] each
 
 
-def build_graph() -> Graph:
+def build_graph(device: DeviceRef) -> Graph:
     """Builds the graph for any batch and any K; nothing is compiled."""
-    cpu = DeviceRef.CPU()
     types = [
-        TensorType(DType.float32, ["batch", "num_positions", VOCAB], cpu),
-        TensorType(DType.int64, ["batch", "num_drafts"], cpu),
-        TensorType(DType.int64, ["batch"], cpu),
-        TensorType(DType.float32, ["batch", "num_drafts", VOCAB], cpu),
-        TensorType(DType.bool, ["batch"], cpu),
-        TensorType(DType.float32, [1, "num_draws", "any_vocab"], cpu),
-        TensorType(DType.float64, [1, "num_draws"], cpu),
-        *sampling_types(cpu, VOCAB).values(),
+        TensorType(DType.float32, ["batch", "num_positions", VOCAB], device),
+        TensorType(DType.int64, ["batch", "num_drafts"], device),
+        TensorType(DType.int64, ["batch"], device),
+        TensorType(DType.float32, ["batch", "num_drafts", VOCAB], device),
+        TensorType(DType.bool, ["batch"], device),
+        TensorType(DType.float32, [1, "num_draws", "any_vocab"], device),
+        TensorType(DType.float64, [1, "num_draws"], device),
+        *sampling_types(device, VOCAB).values(),
     ]
     with Graph("acceptance_rules", input_types=types) as graph:
         inputs = iter(graph.inputs)
@@ -210,11 +209,13 @@ def masks(requests: Sequence[Request]) -> BoolArray:
 
 
 class AcceptanceGraph:
-    """The compiled graph, fed as the runtime feeds its own."""
+    """The compiled graph, fed as the runtime feeds its own; on a CPU if no device is given."""
 
-    def __init__(self) -> None:
-        self._model = InferenceSession(devices=[CPU()]).load(build_graph())
-        self._buffers = SamplingBuffers(MAX_ROWS, VOCAB, MAX_POSITIONS, CPU())
+    def __init__(self, device: Device | None = None) -> None:
+        self._device = device or CPU()
+        graph = build_graph(DeviceRef.from_device(self._device))
+        self._model = InferenceSession(devices=[self._device]).load(graph)
+        self._buffers = SamplingBuffers(MAX_ROWS, VOCAB, MAX_POSITIONS, self._device)
 
     def run(
         self,
@@ -276,7 +277,8 @@ class AcceptanceGraph:
     def _execute(
         self, *values: npt.NDArray[np.generic], sampling: Iterable[Buffer]
     ) -> Iterator[npt.NDArray[Any]]:
-        outputs = self._model.execute(*(Buffer.from_numpy(value) for value in values), *sampling)
+        own = (Buffer.from_numpy(value).to(self._device) for value in values)
+        outputs = self._model.execute(*own, *sampling)
         return (output.to_numpy() for output in outputs)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from draft_judges import Eagle3Judge, recording
 from prompts import random_prompt
 from reference.target import TargetReference
 from runs import answers, greedy_requests
-from test_draft_proposals import Eagle3Judge, recording
 from tiny import EAGLE3_PAIRS, TinyPair
 from torch import Tensor
 from transformers import DynamicCache

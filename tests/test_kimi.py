@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from draft_judges import DFlashJudge, recording
 from max.driver import Buffer
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from PIL import Image
@@ -19,7 +20,6 @@ from reference.dflash import DFlashReference
 from reference.logprobs import assert_logprobs
 from reference.seeing import SeeingReference
 from reference.target import assert_same_greedy
-from test_draft_proposals import DFlashJudge, recording
 from tiny.kimi import PLACEHOLDER, tiny_kimi, tiny_kimi_draft
 
 from unispec.commands.prompts import PromptOptions

@@ -20,21 +20,19 @@ import torch
 from max.pipelines.context import SamplingParams
 from max.pipelines.request import RequestID
 from prompts import random_prompt
-from reference.chi_square import chi_square_p_value
 from reference.dflash import DFlashReference
-from reference.distribution import target_distribution
 from reference.eagle import EagleReference
 from reference.eagle3 import Eagle3Reference
 from reference.mtp import MtpReference
 from reference.philox import numbers
 from reference.target import TargetReference
 from runs import load_tiny, observing, proposing
-from scipy import stats
 from tiny import TinyPair, flat_pair
 from torch import Tensor
 from transformers import DynamicCache
+from uniform_places import p_values, places
 
-from unispec.engine import Engine, Report, Request, Step
+from unispec.engine import Engine, Request, Step
 from unispec.methods import Method
 from unispec.sampling.seeds import Stream
 
@@ -271,38 +269,6 @@ def assert_drawn(step: Sampled, k: int) -> None:
 # What is answered
 
 ANSWERS, LENGTH = 100, 41
-
-
-def places(
-    target: TargetReference, requests: Sequence[Request], report: Report, **law: Any
-) -> FloatArray:
-    """Where in the target's law each token of each answer lies, [answers, tokens].
-
-    That is the mass of the tokens with smaller ids and a random part of its own: independent
-    uniform numbers if, and only if, each token follows the target's law, given those before.
-    """
-    rng = np.random.default_rng(0)
-    found = []
-    for request, result in zip(requests, report.results, strict=True):
-        ids = [*request.token_ids, *result.token_ids]
-        _, logits = target.features_and_logits(ids[:-1])
-        for at, token in enumerate(result.token_ids, start=len(request.token_ids) - 1):
-            probs = target_distribution(logits[at].double().numpy(), **law)
-            found.append(probs[:token].sum() + rng.random() * probs[token])
-    return np.array(found).reshape(len(requests), -1)
-
-
-def p_values(values: FloatArray) -> list[float]:
-    """Of uniform and independent values [N, tokens]: each, and pairs of one and of two apart."""
-    shares = [float(stats.kstest(values.ravel(), "uniform").pvalue)]
-    for lag in (1, 2):
-        # No number is in two pairs.
-        width = values.shape[1] // (2 * lag) * 2 * lag
-        pairs = values[:, :width].reshape(len(values), -1, 2, lag)
-        cells = (pairs[:, :, 0] * 8).astype(int) * 8 + (pairs[:, :, 1] * 8).astype(int)
-        counts = np.bincount(cells.ravel(), minlength=64)
-        shares.append(chi_square_p_value(counts, np.full(64, 1 / 64)))
-    return shares
 
 
 @pytest.mark.usefixtures("one_thread")

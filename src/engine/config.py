@@ -36,7 +36,7 @@ _AT_LEAST_0: Final = ("prompt_lookup_max", "prompt_lookup_store")
 # What a field holds, in words, its types and the fields; one whose default is None may be that.
 _KINDS: Final = (
     ("an integer", (int,), (*_POSITIVE, *_AT_LEAST_0)),
-    ("a number", (int, float), ("relaxed_delta",)),
+    ("a number", (int, float), ("relaxed_delta", "synthetic_acceptance_rate")),
     (
         "True or False",
         (bool,),
@@ -76,7 +76,8 @@ class EngineConfig:
     num_speculative_tokens: int | Literal["auto"] | None = None
     """K, draft tokens a step, 1 to 8, with n-grams 1 to 31, of a DFlash draft what it was trained
     for. `"auto"`: each step chooses what makes the most tokens a second. None: `"auto"`, but with
-    sampled drafts or relaxed acceptance, where answers depend on K, 3 for EAGLE and 1 for MTP."""
+    sampled drafts, relaxed or synthetic acceptance, where answers depend on K, 3 for EAGLE and 1
+    for MTP."""
     num_speculative_tokens_per_batch_size: BatchSchedule | None = None
     """K by the number of requests in a step, in place of `num_speculative_tokens`:
     `BatchSchedule.read([[1, 4, 3], [5, 32, 1]])`."""
@@ -116,6 +117,9 @@ class EngineConfig:
     """How many of the target's most probable tokens are near."""
     relaxed_delta: float = 0.6
     """How far below the best token's probability, 0 to 1, one that is near may be."""
+    synthetic_acceptance_rate: float | None = None
+    """Lossy, for benchmarks: the probability, 0 to 1, with which each draft stands, whatever it is;
+    None: drafts are verified."""
     thinking_tokens: tuple[str, str] = ("<think>", "</think>")
     """What opens and what closes a thinking block; for relaxed acceptance only."""
     device_graph_capture: bool = False
@@ -156,7 +160,8 @@ class EngineConfig:
             )
         if self.speculative_method in DRAFTLESS and self._answers_depend_on_drafts:
             raise InputError(
-                "draft_proposal 'sampled' and use_relaxed_acceptance_for_thinking need a draft, and"
+                "draft_proposal 'sampled', use_relaxed_acceptance_for_thinking and"
+                " synthetic_acceptance_rate need a draft, and"
                 f" {self.speculative_method!r} has none; leave them out"
             )
         self._check_draft_counts()
@@ -173,6 +178,8 @@ class EngineConfig:
             )
         if self.use_relaxed_acceptance_for_thinking:
             self._check_relaxed()
+        if self.synthetic_acceptance_rate is not None:
+            self._check_synthetic(self.synthetic_acceptance_rate)
         for smallest, names in ((1, _POSITIVE), (0, _AT_LEAST_0)):
             for name in names:
                 value = getattr(self, name)
@@ -226,7 +233,11 @@ class EngineConfig:
 
     @property
     def _answers_depend_on_drafts(self) -> bool:
-        return self.draft_proposal != "argmax" or self.use_relaxed_acceptance_for_thinking
+        return (
+            self.draft_proposal != "argmax"
+            or self.use_relaxed_acceptance_for_thinking
+            or self.synthetic_acceptance_rate is not None
+        )
 
     def _check_draft_counts(self) -> None:
         schedule, count = self.num_speculative_tokens_per_batch_size, self.num_speculative_tokens
@@ -234,13 +245,14 @@ class EngineConfig:
             check_num_speculative_tokens(self.speculative_method, count)
         if count == AUTO and self._answers_depend_on_drafts:
             raise InputError(
-                "num_speculative_tokens 'auto' chooses by time, and with sampled drafts or relaxed"
-                " acceptance answers depend on it; give a number, or leave it out"
+                "num_speculative_tokens 'auto' chooses by time, and with sampled drafts, relaxed or"
+                " synthetic acceptance answers depend on it; give a number, or leave it out"
             )
         if (schedule or self.prompt_lookup_max) and self._answers_depend_on_drafts:
             raise InputError(
                 "num_speculative_tokens_per_batch_size and prompt_lookup_max are given, but with"
-                " sampled drafts or relaxed acceptance answers would depend on them; leave them out"
+                " sampled drafts, relaxed or synthetic acceptance answers would depend on them;"
+                " leave them out"
             )
         if schedule is None:
             return
@@ -344,3 +356,16 @@ class EngineConfig:
                 f"thinking_tokens is {names!r}; give two different tokens, what"
                 " opens a block and what closes it"
             )
+
+    def _check_synthetic(self, rate: float) -> None:
+        if self.speculative_method is None:
+            raise InputError(
+                "synthetic_acceptance_rate needs a speculative method; give one, or leave it out"
+            )
+        if self.draft_proposal != "argmax" or self.use_relaxed_acceptance_for_thinking:
+            raise InputError(
+                "synthetic_acceptance_rate takes the place of every other acceptance; leave out"
+                " draft_proposal and use_relaxed_acceptance_for_thinking"
+            )
+        if not 0 <= rate <= 1:
+            raise InputError(f"synthetic_acceptance_rate is {rate}; choose 0 to 1")

@@ -147,6 +147,7 @@ def _speculative(config: EngineConfig, method: Method | None) -> SpeculativeConf
         use_relaxed_acceptance_for_thinking=config.use_relaxed_acceptance_for_thinking,
         relaxed_topk=config.relaxed_topk,
         relaxed_delta=config.relaxed_delta,
+        synthetic_acceptance_rate=config.synthetic_acceptance_rate,
     )
 
 

@@ -46,6 +46,15 @@ from unispec.errors import InputError
             {"use_relaxed_acceptance_for_thinking": True, "relaxed_delta": 1.5},
             ["relaxed_delta is 1.5", "choose 0 to 1"],
         ),
+        ({"synthetic_acceptance_rate": 1.5}, ["synthetic_acceptance_rate is 1.5", "0 to 1"]),
+        (
+            {"draft_model": None, "speculative_method": None, "synthetic_acceptance_rate": 0.5},
+            ["synthetic_acceptance_rate needs", "leave it out"],
+        ),
+        (
+            {"draft_proposal": "sampled", "synthetic_acceptance_rate": 0.5},
+            ["takes the place of every other", "leave out"],
+        ),
         (
             {"use_relaxed_acceptance_for_thinking": True, "thinking_tokens": ("<a>", "<a>")},
             ["thinking_tokens is ('<a>', '<a>')", "two different tokens"],

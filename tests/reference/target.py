@@ -27,18 +27,22 @@ class GreedyTrace:
     Attributes:
         token_ids: The generated tokens, end-of-sequence token included.
         top2_gap: Top-1 minus top-2 logit of each step, float32.
-        contenders: The tokens of each step whose logit is less than ``TIE_GAP`` below the top.
+        contenders: The tokens of each step whose logit is nearly the best one's.
     """
 
     token_ids: list[int] = field(default_factory=list)
     top2_gap: list[float] = field(default_factory=list)
     contenders: list[frozenset[int]] = field(default_factory=list)
 
-    def append(self, logits: Tensor) -> int:
-        """Adds the step that has these logits, float32 [V], and returns its token."""
+    def append(self, logits: Tensor, tie_gap: float = TIE_GAP) -> int:
+        """Adds the step that has these logits, float32 [V], and returns its token.
+
+        Args:
+            tie_gap: How far below the best logit that of a contender is, at most.
+        """
         top = torch.topk(logits, 2).values  # [2]
         token = int(logits.argmax())
-        close = torch.nonzero(logits > top[0] - TIE_GAP).flatten().tolist()
+        close = torch.nonzero(logits > top[0] - tie_gap).flatten().tolist()
         self.token_ids.append(token)
         self.top2_gap.append(float(top[0] - top[1]))
         self.contenders.append(frozenset(close))
@@ -48,8 +52,14 @@ class GreedyTrace:
 class TargetReference:
     """A causal language model from a checkpoint folder in HF format, in float32 on the CPU."""
 
-    def __init__(self, folder: Path | str) -> None:
-        """Loads the checkpoint; weights stored in another type are widened to float32."""
+    def __init__(self, folder: Path | str, rounding: float = 0.0) -> None:
+        """Loads the checkpoint; weights stored in another type are widened to float32.
+
+        Args:
+            rounding: Share of the best logit by which the distance of two logits may differ in the
+                number format of what is compared with this; 0 for float32.
+        """
+        self._rounding = rounding
         with TemporaryDirectory() as copy:
             if hasattr(AutoConfig.from_pretrained(folder), "quantization_config"):
                 folder = write_dequantised(Path(folder), Path(copy))
@@ -71,6 +81,10 @@ class TargetReference:
     def logits_scaling(self) -> float:
         """What the head's products are divided by: 1, but in Granite."""
         return float(getattr(self.model.config, "logits_scaling", 1))
+
+    def tie_gap(self, best: float | Tensor) -> float:
+        """How far below the best logit another one may be that is taken for the best."""
+        return max(TIE_GAP, self._rounding * abs(float(best)))
 
     def new_cache(self) -> DynamicCache:
         """An empty KV cache for ``extend``."""
@@ -125,7 +139,7 @@ class TargetReference:
         first = len(prompt_ids) - 1
         while len(trace.token_ids) < budget:
             for logits in self.logits(self.extend(pending, cache)[first:]):
-                token = trace.append(logits)
+                token = trace.append(logits, self.tie_gap(logits.max()))
                 done = len(trace.token_ids)
                 if done == budget or (eos is not None and token in eos):
                     return trace
@@ -140,7 +154,7 @@ def assert_same_greedy(ours: Sequence[int], trace: GreedyTrace) -> bool:
     """Asserts that ``ours`` is a greedy continuation of the target, near-ties allowed.
 
     At the first difference our token must be a contender of the target's own step, that is
-    a token whose logit is less than ``TIE_GAP`` below the top. What follows such a swap is
+    a token whose logit is nearly the best one's. What follows such a swap is
     another continuation and is not compared.
 
     Returns:

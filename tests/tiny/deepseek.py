@@ -147,25 +147,38 @@ def tiny_deepseek(
     return folder
 
 
-def agreeing_deepseek(folder: Path, *, seed: int = 0) -> Path:
+def agreeing_deepseek(
+    folder: Path,
+    *,
+    block: tuple[int, int] = (48, 32),
+    layers: int = 3,
+    branch_scale: float = BRANCH_SCALE,
+    seed: int = 0,
+    **shape: Any,
+) -> Path:
     """Writes a target whose next token is mostly fixed by the current one, in FP8 blocks.
 
     As ``agreeing_llama``; its MTP layer hands on the embedding, from which the head finds the
     embedded token's successor.
+
+    Args:
+        folder: Created if it does not exist.
+        block: Rows and columns that share a scale.
+        layers: Number of decoder layers, the MTP layer not counted.
+        branch_scale: How strongly its layers disturb the fixed successor.
+        seed: Equal seeds and shapes give equal weights.
+        **shape: What ``tiny_deepseek`` takes, where it is to differ.
     """
-    layers = 3
-    tiny_deepseek(
-        folder,
-        q_lora_rank=None,
-        n_routed_experts=16,
-        n_group=4,
-        topk_group=2,
-        num_experts_per_tok=4,
-        layers=layers,
-        first_k_dense_replace=1,
-        rope="yarn",
-        seed=seed,
-    )
+    usual: dict[str, Any] = {
+        "q_lora_rank": None,
+        "n_routed_experts": 16,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 4,
+        "first_k_dense_replace": 1,
+        "rope": "yarn",
+    }
+    tiny_deepseek(folder, **(usual | shape), layers=layers, seed=seed)
     config, tensors = read(folder)
     rng = np.random.default_rng(seed + 1)
     embedding = tensors["model.embed_tokens.weight"]  # [V, H]
@@ -181,9 +194,9 @@ def agreeing_deepseek(folder: Path, *, seed: int = 0) -> Path:
     feature_half *= FEATURE_SCALE
     for name, tensor in tensors.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            tensor *= BRANCH_SCALE
+            tensor *= branch_scale
     write(folder, config, tensors)
-    return in_fp8_blocks(folder, (48, 32))
+    return in_fp8_blocks(folder, block)
 
 
 def in_fp8_blocks(folder: Path, block: tuple[int, int]) -> Path:

@@ -157,6 +157,7 @@ def agreeing_llama(
     hidden_size: int = 64,
     heads: int = 4,
     vocab_size: int = 256,
+    dtype: str = "float32",
 ) -> Path:
     """Writes a model whose next token is mostly a fixed function of the current one.
 
@@ -175,6 +176,7 @@ def agreeing_llama(
         head_dim=head_dim,
         vocab_size=vocab_size,
         tie=False,
+        dtype=dtype,
         seed=seed,
         model_type=model_type,
     )

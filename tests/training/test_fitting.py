@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 import pytest
 import torch
+from draft_judges import recording
 from prompts import real_prompts
 from reference.dflash import DFlashReference
 from reference.eagle import EagleReference
@@ -18,7 +19,6 @@ from reference.target import TargetReference
 from runs import greedy_requests
 from safetensors.torch import load_file
 from small_training import METHODS, SHAPES, card, features, rounded, untrained
-from test_draft_proposals import recording
 
 from unispec.checkpoints.demo import DEMO_METHODS, demo_draft_folder
 from unispec.engine import Engine, EngineConfig
