@@ -145,6 +145,29 @@ def test_another_k_drops_what_was_enqueued(made: Made) -> None:
     assert set(widths[6:]) == {1}
 
 
+def test_other_drafts_drop_what_was_enqueued(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the draft's, but found elsewhere; and right, while one of the draft's is wrong."""
+    engine, _, ahead = made
+    pipeline = engine.pipeline
+    right = continuation(9, 60)
+    execute = pipeline.execute
+    given: list[int] = []
+
+    def give(inputs: Any) -> Any:
+        (context,) = inputs.flat_batch
+        row = pipeline.model.batch.row(context)
+        if row.generated in range(12, 40):
+            row.drafts = right[row.generated :][:3]
+            given.append(row.generated)
+        return execute(inputs)
+
+    monkeypatch.setattr(pipeline, "speculation", None)
+    monkeypatch.setattr(pipeline, "execute", give)
+    assert answered(engine, [asked(9, 60)]) == [right]
+    assert len(given) == 7  # each brings four tokens
+    assert ahead.num_dropped == 7
+
+
 @pytest.mark.parametrize(
     "params",
     [

@@ -10,7 +10,7 @@ depends on its request's seed and position alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Final
@@ -21,6 +21,7 @@ from max.dtype import DType
 from max.nn.kv_cache import KVCacheInputsPerDevice
 from max.pipelines.context import TextContext
 from max.pipelines.kv_cache import InsufficientBlocksError, PagedKVCacheManagerInterface
+from max.pipelines.request import RequestID
 
 from unispec.pipelines.speculative.step import VOID_TOKEN
 
@@ -79,6 +80,8 @@ class LookAhead:
         self._model = model
         self._manager = manager
         self._pending: Launched | None = None
+        # What it verifies, known once the step before it was read.
+        self._verifies: dict[RequestID, list[int]] = {}
         self._resident: _Resident | None = None
         self._memory: dict[int, Buffer] = {}
 
@@ -97,18 +100,24 @@ class LookAhead:
         if pending is None:
             return None
         places = pending.places(contexts)
-        fits = (
-            places is not None
-            and proposals == pending.proposals
-            and all(len(row.drafts) == pending.width for row in rows)
-            and not any(map(in_prefill, contexts, rows))
+        fits = proposals == pending.proposals and all(
+            row.drafts == self._verifies.get(context.request_id) and not in_prefill(context, row)
+            for context, row in zip(contexts, rows, strict=True)
         )
-        if not fits or places is None:
+        if places is None or not fits:
             self.num_dropped += 1
             self.forget()
             return None
         self.num_taken += 1
         return pending, places
+
+    def has_read(self, proposals: Mapping[RequestID, list[int]]) -> None:
+        """Takes note of what the last step proposed, which the step after it verifies.
+
+        Args:
+            proposals: of each request that has not ended.
+        """
+        self._verifies = dict(proposals)
 
     def forget(self) -> None:
         """To be called before other inputs than those of this object are written."""

@@ -161,6 +161,13 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             if wanted and not output.tokens:
                 # MAX's server joins outputs only where all of them have a list.
                 output.log_probabilities = []
+        if self.ahead is not None:
+            self.ahead.has_read(
+                {
+                    context.request_id: row.drafts
+                    for context, row in zip(contexts, rows, strict=True)
+                }
+            )
         self.last_step = StepTimes(
             start,
             perf_counter(),
