@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from draft_judges import Judge, recording
+from max.driver import Buffer
 from max.pipelines.context import SamplingParams, TextContext
 from prompts import random_prompt
 from reference.target import TargetReference, assert_same_greedy
@@ -19,6 +20,7 @@ from runs import answers, greedy_requests, proposing, scheduled
 from uniform_places import p_values, places
 
 from unispec.engine import Engine, Request
+from unispec.pipelines.runtime.draft_probs import DraftProbs
 
 __all__ = ["GreedyAnswers", "SampledAnswers", "greedy_answers", "proposals", "sampled_answers"]
 
@@ -74,7 +76,8 @@ def greedy_answers(engine: Engine, target: TargetReference) -> GreedyAnswers:
             if row.generated:
                 known = right[tuple(context.tokens.prompt.tolist())]
                 row.drafts = list(known[row.generated :][:GIVEN])
-                row.draft_probs = np.eye(vocab_size, dtype=np.float32)[row.drafts]
+                probs = np.eye(vocab_size, dtype=np.float32)[[row.drafts]]
+                row.draft_probs = DraftProbs(Buffer.from_numpy(probs), 0)
 
     with scheduled(engine, [0]) as steps:
         alone = answers(engine, requests)

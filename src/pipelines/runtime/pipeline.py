@@ -162,12 +162,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
                 # MAX's server joins outputs only where all of them have a list.
                 output.log_probabilities = []
         if self.ahead is not None:
-            self.ahead.has_read(
-                {
-                    context.request_id: row.drafts
-                    for context, row in zip(contexts, rows, strict=True)
-                }
-            )
+            drafts = [row.drafts for row in rows]
+            self.ahead.has_read(dict(zip(results, drafts, strict=True)))
         self.last_step = StepTimes(
             start,
             perf_counter(),
