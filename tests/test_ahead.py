@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from max.driver import CPU, Buffer
+from max.dtype import DType
 from max.pipelines.context import SamplingParams
+from max.pipelines.modeling.types import TextGenerationInputs
 from numpy_graph import NumpyGraph, continuation, numpy_engine
 from prompts import random_prompt
 from runs import assert_left_empty, observing
@@ -187,14 +189,115 @@ def test_a_row_that_needs_the_host_is_waited_for(
     assert order == ["run", "read"] * (len(order) // 2)
 
 
-def test_log_probabilities_are_waited_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_probabilities_are_waited_for(target_only_engine: Engine) -> None:
+    sampling = SamplingParams(temperature=0, max_new_tokens=30)
+    requests = [
+        Request(token_ids=[5, token], sampling=sampling, logprobs=logprobs)
+        for token, logprobs in ((9, None), (10, 2))
+    ]
+    ahead = looking_ahead(target_only_engine)
+    try:
+        target_only_engine.generate(requests)
+        assert ahead.num_taken == 0
+        target_only_engine.generate(requests[:1])
+        assert ahead.num_taken > 20
+    finally:
+        target_only_engine.pipeline.ahead = None
+
+
+def test_a_batch_in_another_order_is_not_followed(
+    made: Made, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps would have one request's pages and another one's tokens."""
+    engine, graph, ahead = made
+    pipeline = engine.pipeline
+    execute = pipeline.execute
+    steps = 0
+
+    def turned(inputs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        batch = inputs.flat_batch
+        return execute(TextGenerationInputs(batches=[batch[:: -1 if steps % 2 else 1]]))
+
+    monkeypatch.setattr(pipeline, "execute", turned)
+    table = INPUT_ORDER.index("kv_cache_inputs") + 2
+    run = graph.execute
+    tables: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+
+    def note(*buffers: Buffer) -> list[Buffer]:
+        rows = [tuple(row) for row in buffers[table].to_numpy().tolist()]
+        tables.add((tuple(sorted(rows)), tuple(rows)))
+        return run(*buffers)
+
+    monkeypatch.setattr(graph, "execute", note)
+    expected = [continuation(9, 40), continuation(10, 40)]
+    assert answered(engine, [asked(9, 40), asked(10, 40)]) == expected
+    # What was enqueued is in the last batch's order, and serves; nothing follows that.
+    assert ahead.num_taken > 3
+    assert ahead.num_dropped == 0
+    assert "run read run run read read" in " ".join(order)
+
+
+def test_a_step_that_failed_is_not_made_up_for_by_the_next(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of its own may run the failed step again."""
     engine, _, ahead = made
-    request = Request(
-        token_ids=[5, 9], sampling=SamplingParams(temperature=0, max_new_tokens=30), logprobs=0
-    )
-    with pytest.raises(IndexError):  # the numpy graph has none
-        engine.generate([request])
+    pipeline = engine.pipeline
+    execute, wait = pipeline.execute, Reading.wait
+    failed: list[int] = []
+
+    def fails(reading: Reading) -> Any:
+        if ahead.num_taken == 4 and not failed:
+            failed.append(1)
+            raise OSError("the report is lost")
+        return wait(reading)
+
+    def again(inputs: Any) -> Any:
+        try:
+            return execute(inputs)
+        except OSError:
+            return execute(inputs)
+
+    monkeypatch.setattr(Reading, "wait", fails)
+    monkeypatch.setattr(pipeline, "execute", again)
+    assert answered(engine, [asked(9, 60)]) == [continuation(9, 60)]
+    assert failed
+    assert ahead.num_dropped == 1
+
+
+def test_a_step_is_whole_though_the_next_cannot_be_enqueued(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, _, ahead = made
+    pipeline = engine.pipeline
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(pipeline.model, "following_inputs", fails)
+    assert answered(engine, [asked(9, 60)]) == [continuation(9, 60)]
+    assert pipeline.ahead is None
     assert ahead.num_taken == 0
+    assert caplog.text.count("none will be from now on") == 1
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_rows_have_no_pages_that_they_do_not_come_near(
+    tiny_pair: Callable[[str], TinyPair], monkeypatch: pytest.MonkeyPatch, reserved: bool
+) -> None:
+    """Where pages are reserved all of a request are looked up at once."""
+    with numpy_engine(tiny_pair("llama_eagle"), monkeypatch) as (engine, _):
+        pipeline = engine.pipeline
+        pipeline.ahead = LookAhead(pipeline.model, pipeline.kv_manager, has_reserved_pages=reserved)
+        free: list[int] = []
+        engine.on_step = lambda step: free.append(engine.num_free_pages)
+        assert answered(engine, [asked(9, 220)]) == [continuation(9, 220)]
+        taken = [engine.num_pages - left for left in free[2:10]]
+        # The request has 222 tokens, these steps 40 at most, of pages of 128.
+        assert set(taken) == {2 if reserved else 1}
+        engine.on_step = None
 
 
 def test_what_was_found_in_the_text_is_waited_for(
@@ -278,19 +381,30 @@ class Recorder:
         assert key not in self.recorded
         self.log.append("capture")
         outputs = [Buffer.zeros(one.shape, one.dtype) for one in self.graph.execute(*buffers)]
-        # The number of proposals is the host's, tokens and drafts are the device's.
-        self.recorded[key] = buffers, [buffers[5].to_numpy().copy()], outputs
+        self.recorded[key] = buffers, self._said(buffers), outputs
         return outputs
 
     def replay(self, key: int, *buffers: Buffer) -> None:
         self.log.append("replay")
         # The device does one thing after the other, and has copied the last report by now.
         CPU().synchronize()
-        recorded, (proposals,), outputs = self.recorded[key]
+        recorded, said, outputs = self.recorded[key]
         assert all(map(operator.is_, recorded, buffers))
-        assert buffers[5].to_numpy() == proposals
+        assert all(map(np.array_equal, said, self._said(buffers)))
         for into, new in zip(outputs, self.graph.execute(*buffers), strict=True):
             into.to_numpy()[...] = new.to_numpy()
+
+    def _said(self, buffers: Sequence[Buffer]) -> list[Any]:
+        """What a recorded step takes as it was: all but tokens, drafts, pages and lengths."""
+        lengths = [
+            one for one in buffers if one.shape == buffers[7].shape and one.dtype == DType.uint32
+        ]
+        changing = [buffers[0], buffers[3], *lengths]
+        return [
+            one.to_numpy().copy()
+            for one in buffers
+            if len(one.shape) < 5 and not any(one is other for other in changing)
+        ]
 
     def release_captured_graph(self, key: int) -> None:
         del self.recorded[key]

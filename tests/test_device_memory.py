@@ -22,6 +22,7 @@ from unispec.engine.device_memory import check_device_memory
 from unispec.engine.pipeline_config import make_pipeline_config
 from unispec.errors import InputError
 from unispec.pipelines.architectures.registry import pipeline_model
+from unispec.pipelines.served.memory import ServedMemoryPlanner
 
 
 def gpu(free: int) -> Any:
@@ -42,20 +43,27 @@ def test_what_does_not_fit_is_said_in_bytes(tiny_pair: Callable[[str], TinyPair]
     }
     for stack in stacks.values():
         stack.devices = [SimpleNamespace(is_cpu=lambda: False)]
-    on_gpu: Any = SimpleNamespace(**stacks)
+    on_gpu: Any = replace(both, **stacks)
     assert pair.draft is not None
     numbers = sum(t.size for folder in (pair.target, pair.draft) for t in read(folder)[1].values())
-    needed = 2 * numbers
+    inputs = ServedMemoryPlanner(on_gpu).estimate_activation_memory(
+        config, config.model.huggingface_config
+    )
+    assert inputs > 0
+    needed = 2 * numbers + inputs
     check_device_memory(config, on_gpu, cache=1000, device=gpu(needed + 1000))
     message = (
-        f"{pair.target} needs {needed / 1e9:.1f} GB for its weights and 30.0 GB for the cache, and"
-        " gpu:0 has 20.0 GB free: use a GPU with more memory, a smaller model, or fewer pages"
+        f"{pair.target} needs {2 * numbers / 1e9:.1f} GB for its weights, 30.0 GB for the cache and"
+        f" {inputs / 1e9:.1f} GB for what a step is given, and gpu:0 has 20.0 GB free: use a GPU"
+        " with more memory, a smaller model, or fewer pages"
     )
     with pytest.raises(InputError) as refused:
         check_device_memory(config, on_gpu, cache=30 * 10**9, device=gpu(20 * 10**9))
     assert message in str(refused.value)
     # Fewer pages are of no use where the weights alone do not fit.
     with pytest.raises(InputError, match=r"a smaller model$"):
+        check_device_memory(config, on_gpu, cache=0, device=gpu(2 * numbers))
+    with pytest.raises(InputError, match="for what a step is given"):
         check_device_memory(config, on_gpu, cache=0, device=gpu(needed - 1))
     check_device_memory(config, on_gpu, cache=0, device=SimpleNamespace(is_host=True))
 

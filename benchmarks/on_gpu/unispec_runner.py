@@ -34,6 +34,7 @@ class UnispecRunner:
                 # A page more a row, for drafts beyond the longest sequence.
                 kv_cache_pages=job.rows * (job.max_length // _PAGE + 1),
                 enable_prefix_caching=False,
+                device_graph_capture=job.devices != "cpu",
             )
         )
         self._engine.load()

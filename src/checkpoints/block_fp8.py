@@ -66,7 +66,7 @@ def quantise_blocks(
 
     Returns:
         Bytes `[rows, columns]`, NaN for what is not finite, and a scale for each block, which is 1
-        where all of it is 0.
+        where all of it is 0, or so small that the scale would be.
     """
     rows, columns = block
     starts = np.arange(0, matrix.shape[1], columns)
@@ -76,7 +76,8 @@ def quantise_blocks(
     for index, first in enumerate(range(0, len(matrix), rows)):
         part = matrix[first : first + rows].astype(np.float32)
         largest = np.maximum.reduceat(np.abs(part).max(axis=0), starts)
-        scales[index] = scale = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
+        scale = (largest / _LARGEST).astype(np.float32)
+        scales[index] = scale = np.where(scale == 0, np.float32(1), scale)
         with np.errstate(invalid="ignore"):  # of an infinity, which becomes NaN
             quotient = part / np.repeat(scale, columns)[: part.shape[1]]
         codes[first : first + rows] = _as_e4m3(quotient)

@@ -380,6 +380,7 @@ class Engine:
             manager or self._allocate(),
             thinking=self._thinking,
             captures_steps=self._config.device_graph_capture,
+            has_reserved_pages=True,
         )
         if self.speculative_method is not None:
             speculate(

@@ -12,6 +12,7 @@ from runs import answers, greedy_requests
 
 from unispec.engine import Engine
 from unispec.pipelines.runtime.ahead import LookAhead
+from unispec.pipelines.runtime.captured import Captured
 
 NEW_TOKENS = 200
 """On two pages and more."""
@@ -52,11 +53,16 @@ def test_answers_do_not_depend_on_when_steps_are_enqueued(
 
 
 def test_recorded_steps_answer_what_launched_ones_do(
-    gpu_engine: Callable[[str], Engine], caplog: pytest.LogCaptureFixture
+    gpu_engine: Callable[[str], Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """To the last token: a replay runs the same kernels on the same memory."""
     engine = gpu_engine("llama_eagle")
     pipeline = engine.pipeline
+    replay = Captured.replay
+    replays: list[Captured] = []
+    monkeypatch.setattr(Captured, "replay", lambda one: (replays.append(one), replay(one))[1])
     prompts = [random_prompt(engine.vocab_size, length, seed=length) for length in LENGTHS]
     requests = greedy_requests(prompts, NEW_TOKENS, ignore_eos=True)
     found = []
@@ -64,4 +70,5 @@ def test_recorded_steps_answer_what_launched_ones_do(
         with enqueueing(engine, LookAhead(pipeline.model, pipeline.kv_manager, captures=captures)):
             found.append(answers(engine, requests))
     assert found[0] == found[1]
+    assert len(replays) > NEW_TOKENS / 10
     assert "cannot record" not in caplog.text

@@ -66,6 +66,8 @@ class LookAhead:
         manager: of its caches.
         captures: whether the device records a step that comes again and again; not with sampled
             drafts, of which a step reads what the last one wrote.
+        has_reserved_pages: whether a request has pages for its longest length, whoever asks for
+            more; then they are looked up once. Else a row is given those that it is in.
 
     Attributes:
         num_taken: steps that were enqueued ahead and used.
@@ -73,10 +75,16 @@ class LookAhead:
     """
 
     def __init__(
-        self, model: StepModel, manager: PagedKVCacheManagerInterface, *, captures: bool = False
+        self,
+        model: StepModel,
+        manager: PagedKVCacheManagerInterface,
+        *,
+        captures: bool = False,
+        has_reserved_pages: bool = False,
     ) -> None:
         self.num_taken = self.num_dropped = 0
         self._captures = captures
+        self._has_reserved_pages = has_reserved_pages
         self._model = model
         self._manager = manager
         self._pending: Launched | None = None
@@ -97,11 +105,13 @@ class LookAhead:
             proposals: how many tokens a row are to be proposed.
         """
         pending, self._pending = self._pending, None
+        # Empty if the last step failed before it was taken note of: then nothing fits.
+        verifies, self._verifies = self._verifies, {}
         if pending is None:
             return None
         places = pending.places(contexts)
         fits = proposals == pending.proposals and all(
-            row.drafts == self._verifies.get(context.request_id) and not in_prefill(context, row)
+            row.drafts == verifies.get(context.request_id) and not in_prefill(context, row)
             for context, row in zip(contexts, rows, strict=True)
         )
         if places is None or not fits:
@@ -135,7 +145,7 @@ class LookAhead:
         """Enqueues the step after one that was not read yet, if that needs nothing of the host.
 
         Args:
-            last: with these requests as its rows, none of which has moved on yet.
+            last: with these requests as its rows, in this order, none of which has moved on yet.
             proposals: how many tokens a row it will most likely have to propose; None: unknown.
             read: begins to read a report.
         """
@@ -219,11 +229,7 @@ class LookAhead:
             and all(end <= limit for end, limit in zip(ends, kept.limits, strict=True))
         ):
             return kept
-        size = self._model.kv_params.page_size
-        limits = [
-            min(-(-end // size) * size, context.max_length)
-            for end, context in zip(ends, contexts, strict=True)
-        ]
+        limits = [self._limit(*pair) for pair in zip(ends, contexts, strict=True)]
         found = self._caches(contexts, limits, last.width)
         if found is None:
             return None
@@ -233,6 +239,15 @@ class LookAhead:
         )
         inputs = self._model.following_inputs(last.inputs, caches, limits)
         return _Resident(inputs, lengths, limits)
+
+    def _limit(self, end: int, context: TextContext) -> int:
+        """How long a row may be that is so long, at least, before its pages are looked up again."""
+        if self._has_reserved_pages:
+            return context.max_length
+        params = self._model.kv_params
+        # Behind its end a row has room for what is proposed.
+        size, spare = params.page_size, params.num_draft_tokens + 1
+        return min(-(-(end + spare) // size) * size - spare, context.max_length)
 
     def _caches(self, contexts: Sequence[TextContext], limits: Sequence[int], width: int) -> Any:
         """The inputs of caches whose rows may become so long; None: there are no pages left."""
@@ -249,7 +264,8 @@ class LookAhead:
             return None
         finally:
             for context in contexts:
-                context.spec_decoding_state.maybe_accepted_draft_tokens = []
+                state = context.spec_decoding_state
+                state.draft_tokens_to_verify = state.maybe_accepted_draft_tokens = []
 
     def _lengths(self, rows: int) -> Buffer:
         """Memory of lengths, uint32 `[B]`."""

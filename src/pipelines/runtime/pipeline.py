@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from time import perf_counter
@@ -31,6 +32,9 @@ from .thinking import ThinkingTokens
 
 __all__ = ["SpeculativePipeline"]
 
+# MAX's server shows what its own loggers say, and no others.
+logger = logging.getLogger("max.pipelines.unispec")
+
 
 class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
     """Runs mixed batches of prefill chunks and decode rows on a CPU or a GPU.
@@ -45,6 +49,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
             caller sets `in_reasoning_phase` of the contexts.
         captures_steps: on a GPU: whether decode steps that come again and again are recorded, see
             `LookAhead`.
+        has_reserved_pages: whether a request has pages for its longest length, see `LookAhead`.
 
     Attributes:
         speculation: decides what each step verifies and proposes; None: a step verifies what the
@@ -62,6 +67,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         thinking: ThinkingTokens | None = None,
         *,
         captures_steps: bool = False,
+        has_reserved_pages: bool = False,
     ) -> None:
         self._model = self._pipeline_model = model
         self._devices = model.devices
@@ -72,7 +78,11 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         self.last_step: StepTimes | None = None
         device = model.batch.device
         self.ahead = (
-            None if device.is_host else LookAhead(model, kv_manager, captures=captures_steps)
+            None
+            if device.is_host
+            else LookAhead(
+                model, kv_manager, captures=captures_steps, has_reserved_pages=has_reserved_pages
+            )
         )
         # What a CPU's graph puts out can be read where it is.
         self._reading = Reading if device.is_host else Readback(device).start
@@ -122,8 +132,7 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         if self.speculation is not None:
             self._plan(self.speculation, contexts, rows)
         launched, places = self._launched(inputs.batches, contexts, rows)
-        if self.ahead is not None and len(places) == len(launched.request_ids):
-            self.ahead.follow(launched, contexts, rows, self._foreseen(rows), self._reading)
+        self._follow(launched, places, contexts, rows)
         report, graph_s = self._read(launched)
         report = report[places]
         num_accepted, next_tokens = report[:, 0], report[:, 1]
@@ -207,6 +216,8 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
         row = self.model.batch.rows.pop(request_id, None)
         if row is not None and row.speculation is not None:
             row.speculation.drop_text()
+        if self.ahead is not None and not self.model.batch.rows:
+            self.ahead.forget()
 
     def _launched(
         self,
@@ -228,6 +239,22 @@ class SpeculativePipeline(TextGenerationPipelineInterface[TextContext]):
                 return taken
         width = max((len(row.drafts) for row in rows), default=0)
         return self.launch(batches, width), list(range(len(contexts)))
+
+    def _follow(
+        self,
+        launched: Launched,
+        places: Sequence[int],
+        contexts: Sequence[TextContext],
+        rows: Sequence[Row],
+    ) -> None:
+        """Enqueues the next step, where the batch is the launched one, row by row."""
+        if self.ahead is None or [*places] != [*range(len(launched.request_ids))]:
+            return
+        try:
+            self.ahead.follow(launched, contexts, rows, self._foreseen(rows), self._reading)
+        except Exception:  # the step that runs is a good one
+            logger.exception("A step could not be enqueued ahead, so none will be from now on:")
+            self.ahead = None
 
     def _foreseen(self, rows: Sequence[Row]) -> int | None:
         """How many tokens a row the next step will most likely propose; None: unknown."""

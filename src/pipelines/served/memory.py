@@ -31,7 +31,7 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
 
         With B rows and V tokens the inputs are token counts and biases `[B, V]` and grammar masks
         `[B, K + 1, V / 32]`, and of sampled drafts the distributions `[B, K, V]`, one going in
-        and one coming out.
+        and one coming out, on a GPU also that of the step that is enqueued ahead.
         """
         params = self._config.get_kv_params()
         vocab, width = int(huggingface_config.get_text_config().vocab_size), params.num_draft_tokens
@@ -39,7 +39,8 @@ class ServedMemoryPlanner(PagedMemoryPlanner):
         sampled = speculative is not None and speculative.draft_proposal == "sampled"
         row = (_INT32_BYTES + _FLOAT32_BYTES) * vocab
         row += _INT32_BYTES * (width + 1) * -(-vocab // 32)
-        row += 2 * _FLOAT32_BYTES * width * vocab if sampled else 0
+        kept = 2 if params.devices[0].is_cpu() else 3
+        row += kept * _FLOAT32_BYTES * width * vocab if sampled else 0
         features: FeatureType | None = getattr(self._config, "features", None)
         if features is not None:
             row += LOG_ROWS_PER_REQUEST * features.width * features.dtype.size_in_bytes

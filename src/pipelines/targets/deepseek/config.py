@@ -26,7 +26,7 @@ from unispec.pipelines.layers.encoding import choose_encoding
 from unispec.pipelines.layers.fields import check_cache_format, check_sizes, positive, text_config
 
 from .checks import check_routing, check_stack
-from .fp8 import BLOCK, block_scaled, fp8_obstacle, is_quantised
+from .fp8 import BLOCK, block_scaled, experts_need_fp8, fp8_obstacle, is_quantised
 from .placement import check_gpus, check_placement, expert_parallelism, spread_over
 from .quantisation import read_fp8_block, read_int4_group_size
 from .rope import read_deepseek_rope, softmax_scale
@@ -193,7 +193,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         if requested is not None:
             raise InputError(
                 f"quantization encoding {requested!r} of {source} is not possible: {obstacle}; use"
-                " 'bfloat16' on GPUs or 'float32' on a CPU, for which FP8 is dequantised"
+                + ("" if experts_need_fp8(devices) else " 'bfloat16' on GPUs or")
+                + " 'float32' on a CPU, for which FP8 is dequantised"
             )
         return choose_encoding(None, specs, cls.SUPPORTED_ENCODINGS)
 

@@ -59,7 +59,8 @@ def as_stored(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor
             found = "has no scales" if expected else "has scales"
             raise InputError(
                 f"{source}: {name!r} {found}, but FP8 layers take all matrices of attention and"
-                " experts in FP8 and no others; use quantization encoding 'bfloat16'"
+                " experts in FP8 and no others; use a checkpoint that has them so, or quantization"
+                " encoding 'bfloat16' where the GPU has it"
             )
     return {name.replace(SCALE, _LAYER_SCALE): tensor for name, tensor in tensors.items()}
 
@@ -79,7 +80,7 @@ def with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, .
     """The shapes of a layer's tensors and of its matrices' scales, but for the router."""
     scaled = dict(shapes)
     for name, shape in shapes.items():
-        if len(shape) == 2 and not name.endswith(_PLAIN):
+        if is_quantised(name, len(shape)):
             scaled[name + _LAYER_SCALE] = tuple(-(-size // _SIDE) for size in shape)
     return scaled
 
