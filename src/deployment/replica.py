@@ -17,16 +17,19 @@ from ray import serve
 from .messages import Asked, Head, ServerLost
 from .server import Server
 
-__all__ = ["Replica", "processors_of", "whole_events"]
+__all__ = ["REPLICA", "Replica", "processors_of", "whole_events"]
 
 logger = logging.getLogger("ray.serve")
+
+REPLICA: Final = "x-unispec-replica"
+"""A header of answers: the name of the replica, as Ray Serve's logs and the metrics have it."""
 
 _LAST_WORDS_S: Final = 1
 """How long answers have to say that the server has ended."""
 _ITS_OWN: Final = frozenset(
-    {"connection", "content-length", "date", "keep-alive", "transfer-encoding"}
+    {"connection", "content-length", "date", "keep-alive", "transfer-encoding", "x-request-id"}
 )
-"""Headers of one connection, which do not go on to the next."""
+"""Headers of one connection, and the server's name of a request: Ray Serve has another."""
 
 
 class Replica:
@@ -88,10 +91,10 @@ class Replica:
                 if answer.status == 503:
                     # It is about to end.
                     raise ServerLost(await answer.text())
-                head = Head(
-                    answer.status,
-                    [pair for pair in answer.headers.items() if pair[0].lower() not in _ITS_OWN],
-                )
+                headers = [
+                    pair for pair in answer.headers.items() if pair[0].lower() not in _ITS_OWN
+                ]
+                head = Head(answer.status, [*headers, (REPLICA, self._name)])
                 yield head
                 if head.streams:
                     async for events in whole_events(answer.content.iter_any()):
