@@ -25,7 +25,7 @@ _LONGEST_ANSWER_S: Final = 600
 
 
 def app(options: dict[str, Any]) -> Application:
-    """Builds the application; `import_path: unispec.deployment:app` in Serve's configuration.
+    """Builds the application; `import_path: unispec.deployment.app:app` in Serve's configuration.
 
     What is set of the deployments here are defaults, which the configuration may change.
 

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 __all__ = ["merge"]
+
+
+@dataclass
+class _Family:
+    """Lines of one metric."""
+
+    heads: dict[str, None] = field(default_factory=dict)
+    samples: list[str] = field(default_factory=list)
 
 
 def merge(texts: Mapping[str, str]) -> str:
@@ -13,18 +22,17 @@ def merge(texts: Mapping[str, str]) -> str:
     Args:
         texts: what each replica exports, by its name.
     """
-    heads: dict[str, dict[str, None]] = {}
-    samples: dict[str, list[str]] = {}
+    families: dict[str, _Family] = {}
     for replica, text in texts.items():
-        family = ""
+        name = ""
         for line in filter(None, text.splitlines()):
             if line.startswith(("# HELP ", "# TYPE ")):
-                family = line.split(" ", 3)[2]
-                heads.setdefault(family, {})[line] = None
+                name = line.split(" ", 3)[2]
+                families.setdefault(name, _Family()).heads[line] = None
             elif not line.startswith("#"):
-                samples.setdefault(family, []).append(_labelled(line, replica))
+                families.setdefault(name, _Family()).samples.append(_labelled(line, replica))
     return "".join(
-        f"{line}\n" for family in samples for line in (*heads.get(family, ()), *samples[family])
+        f"{line}\n" for family in families.values() for line in (*family.heads, *family.samples)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -150,7 +151,7 @@ def _too_many(error: BackPressureError) -> Refused:
     return Refused(
         "as many requests wait as may; try again later",
         status=error.status_code,
-        headers={} if seconds is None else {"Retry-After": str(round(seconds))},
+        headers={} if seconds is None else {"Retry-After": str(math.ceil(seconds))},
     )
 
 

@@ -47,9 +47,11 @@ class Replica:
     def __init__(self, arguments: Sequence[str]) -> None:
         context = serve.get_replica_context()
         self._name = context.replica_tag
-        count = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
+        given = ray.get_runtime_context().get_assigned_resources()
+        # With a GPU the processors are for many processes that hardly compute.
+        count = 0 if "GPU" in given else int(given.get("CPU", 0))
         usable = sorted(os.sched_getaffinity(0))
-        self._server = Server(arguments, processors_of(usable, int(count), context.rank.local_rank))
+        self._server = Server(arguments, processors_of(usable, count, context.rank.local_rank))
         self._http = aiohttp.ClientSession(
             # Of the length of an answer nothing is known, nor of how many there are.
             timeout=aiohttp.ClientTimeout(total=None),

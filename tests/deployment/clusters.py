@@ -19,7 +19,9 @@ from typing import Any
 import httpx
 import ray
 import yaml
+from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve.schema import ApplicationStatus
 
 __all__ = ["REPLICA", "SERVER", "Answer", "Deployed", "deployed", "kill", "processes", "until"]
 
@@ -63,7 +65,7 @@ class Deployed:
         self.http = httpx.Client(base_url=self.url, timeout=120)
 
     def deploy(self, model: dict[str, Any] | None = None, **options: Any) -> None:
-        """Runs `serve run` with a configuration.
+        """Runs `serve run` with a configuration, and waits until all of it holds.
 
         Args:
             model: of the deployment of the model, in Serve's own schema.
@@ -77,13 +79,14 @@ class Deployed:
             "name": "Model",
             "num_replicas": 2,
             "health_check_period_s": 1,
-            "ray_actor_options": {"num_cpus": 1, "resources": {"model": 1}},
+            # Both machines are this one, so neither replica keeps to its first processor.
+            "ray_actor_options": {"num_cpus": 0, "resources": {"model": 1}},
             **(model or {}),
         }
         application = {
             "name": "unispec",
             "route_prefix": "/",
-            "import_path": "unispec.deployment:app",
+            "import_path": "unispec.deployment.app:app",
             "args": {**self._options, **options},
             "deployments": [ingress, replicas],
         }
@@ -94,10 +97,12 @@ class Deployed:
         }
         path = self._folder / "config.yaml"
         path.write_text(yaml.safe_dump(config))
-        serve = [str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", str(path)]
+        command = [str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", str(path)]
         environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
-        done = subprocess.run(serve, env=environment, capture_output=True, text=True)
+        began = time.time()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        until(lambda: _runs_since(began))
 
     def replicas(self) -> set[str]:
         """Names of those that export metrics."""
@@ -162,6 +167,16 @@ def deployed(folder: Path, options: dict[str, Any]) -> Iterator[Deployed]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def _runs_since(began: float) -> bool:
+    """Whether the application has become what it was told to be after a time."""
+    application = serve.status().applications.get("unispec")
+    return (
+        application is not None
+        and application.last_deployed_time_s >= began
+        and application.status == ApplicationStatus.RUNNING
+    )
 
 
 def until(found: Callable[[], Any]) -> Any:

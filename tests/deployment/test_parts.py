@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
 
-from unispec.deployment import app
+from unispec.deployment.app import INGRESS, MODEL, app
 from unispec.deployment.exposition import merge
 from unispec.deployment.options import command_line
 from unispec.deployment.replica import processors_of, whole_events
 from unispec.errors import InputError
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "ray_serve"
 
 
 def test_options_are_those_of_the_command_line() -> None:
@@ -45,6 +51,19 @@ def test_what_each_replica_has_for_itself_is_refused(name: str) -> None:
 
 def test_the_builder_makes_an_application() -> None:
     assert isinstance(app({"demo": True}), Application)
+
+
+def example(name: str) -> Any:
+    read = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
+    return yaml.safe_load(read["spec"]["serveConfigV2"]) if read.get("kind") else read
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "rayservice.yaml"])
+def test_examples_are_configurations_of_ray_serve(name: str) -> None:
+    (application,) = ServeDeploySchema.model_validate(example(name)).applications
+    assert application.import_path == f"{app.__module__}:{app.__name__}"
+    assert [deployment.name for deployment in application.deployments] == [INGRESS, MODEL]
+    assert isinstance(app(application.args), Application)
 
 
 async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -98,10 +117,12 @@ def test_metrics_of_replicas_are_one_text_that_tells_them_apart() -> None:
     text = (
         "# HELP requests_total Requests.\n# TYPE requests_total counter\n"
         'requests_total{code="200",path="/v1/{x}"} %d\n'
+        "# TYPE unused gauge\n"
         "# HELP load Load.\n# TYPE load gauge\nload %d\nload{} %d\n"
     )
     merged = merge({"one": text % (1, 2, 3), "two": text % (4, 5, 6)})
-    assert merged.count("# TYPE requests_total counter") == 1
+    for head in ("# TYPE requests_total counter\n", "# TYPE unused gauge\n"):
+        assert merged.count(head) == 1
     families = {family.name: family for family in text_string_to_metric_families(merged)}
     assert [
         (sample.labels["replica"], sample.labels["code"], sample.labels["path"], sample.value)

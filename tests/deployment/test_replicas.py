@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from clusters import REPLICA, SERVER, Deployed, deployed, kill, processes
+from clusters import REPLICA, SERVER, Answer, Deployed, deployed, kill, processes, until
 from max.pipelines.context import SamplingParams
 from prometheus_client.parser import text_string_to_metric_families
 from prompts import random_prompt
@@ -19,6 +22,7 @@ from tiny import TinyPair
 
 from unispec.engine import Engine, Request
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "ray_serve"
 PRESET = "llama_eagle_agreeing"
 pytestmark = [pytest.mark.compiles(PRESET), pytest.mark.rest]
 
@@ -218,3 +222,124 @@ def test_a_replica_is_lost_in_the_middle_of_answers(
     back = served.until_replicas(2)
     assert not back & cut
     assert set(on_each(served)) == back
+
+
+def test_a_router_by_prefixes_finds_the_pages_that_one_replica_has(served: Deployed) -> None:
+    """Of conversations that take turns, on two replicas as on one; by load alone it does not."""
+    by_load = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
+    by_prefix = "unispec.deployment.router.PrefixAwareRouter"
+    hits = {}
+    for router, replicas in ((by_prefix, 2), (by_load, 2), (by_prefix, 1)):
+        config = {"request_router_class": router}
+        served.deploy({"num_replicas": replicas, "request_router_config": config})
+        served.until_replicas(replicas)
+        hits[router, replicas] = cached_tokens(served, salt=f"{router} {replicas}")
+    print(hits)
+    # Of each conversation a page of 128 tokens, the same page, and two pages.
+    assert hits[by_prefix, 1] == hits[by_prefix, 2] == 5 * (128 + 128 + 256)
+    # By fair draws all turns would find their pages in one of 32,768 runs.
+    assert hits[by_load, 2] < hits[by_prefix, 2]
+
+
+def cached_tokens(served: Deployed, salt: str) -> int:
+    """Tokens of prompts that were computed before: 5 conversations of 4 turns, in turns."""
+    found = 0
+    for turn in range(4):
+        for conversation in range(5):
+            tokens = random_prompt(256, 430, conversation)[: 130 + 100 * turn]
+            body = {"prompt": tokens, "max_tokens": 1, "cache_salt": salt}
+            usage = served.http.post("/v1/completions", json=body).json()["usage"]
+            found += usage["prompt_tokens_details"]["cached_tokens"]
+    return found
+
+
+def test_more_than_may_wait_are_sent_away(served: Deployed) -> None:
+    served.deploy({"num_replicas": 1, "max_ongoing_requests": 2, "max_queued_requests": 2})
+    served.until_replicas(1)
+    with ThreadPoolExecutor(16) as threads:
+        body = {"prompt": prompt(1), "temperature": 0, **LONG}
+        answers = list(
+            threads.map(lambda _: served.http.post("/v1/completions", json=body), range(16))
+        )
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert sum(answer.status_code == 200 for answer in answers) >= 2
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_answers_go_on_while_the_model_is_replaced(
+    served: Deployed, solo: Callable[..., list[int]]
+) -> None:
+    served.deploy()
+    old = served.until_replicas(2)
+    expected, updated = solo(1), threading.Event()
+
+    def ask() -> list[Answer]:
+        found = []
+        while not updated.is_set():
+            found.append(served.complete(prompt=prompt(1), stream=len(found) % 2 == 0, **LONG))
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        asking = [threads.submit(ask) for _ in range(2)]
+        try:
+            served.deploy(**{"max-batch-size": 4})
+            assert not served.until_replicas(2) & old
+        finally:
+            updated.set()
+        answers = [answer for future in asking for answer in future.result()]
+    assert all(answer.whole and answer.token_ids == expected for answer in answers)
+    assert {answer.replica for answer in answers} & old
+    assert {answer.replica for answer in answers} - old
+
+
+def test_a_load_while_replicas_are_killed_loses_nothing(served: Deployed) -> None:
+    """examples/ray_serve/load.py, whose long form is in docs/replicas.md."""
+    served.deploy()
+    load = [str(EXAMPLES / "load.py"), "--url", served.url, "--json", "--requests", "150"]
+    command = [sys.executable, *load, "--minutes", "1", "--kill-every", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    print(done.stdout)
+    ends = ("answered", "refused", "ended with an error event", "left by the client")
+    assert sum(found[end] for end in ends) == found["requests"] == 150
+    assert found["answered"] == found["answered, equal to alone"] > 100
+    assert found["lost"] == found["wrong before the error"] == 0
+    assert found["replicas killed"] >= 2
+
+
+def test_replicas_end_without_requests_and_come_back_with_one(
+    served: Deployed, solo: Callable[..., list[int]]
+) -> None:
+    scaling = {
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "initial_replicas": 1,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 1,
+        "look_back_period_s": 11,
+    }
+    served.deploy({"num_replicas": "auto", "autoscaling_config": scaling})
+    until(lambda: not served.replicas())
+    began = time.monotonic()
+    answer = served.complete(prompt=prompt(1), **LONG)
+    print(f"cold start: {time.monotonic() - began:.1f} s")
+    assert answer.whole and answer.token_ids == solo(1)
+    # More requests than one is to have at a time: queued ones count.
+    with ThreadPoolExecutor(32) as threads:
+        busy = threading.Event()
+
+        def ask(number: int) -> None:
+            while not busy.is_set():
+                served.complete(prompt=prompt(number), **LONG)
+
+        asking = [threads.submit(ask, number) for number in range(32)]
+        try:
+            served.until_replicas(2)
+        finally:
+            busy.set()
+        for future in asking:
+            future.result()
