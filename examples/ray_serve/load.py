@@ -36,7 +36,7 @@ def bodies(draw: random.Random, longest: int) -> Iterator[dict[str, Any]]:
         sampling = {"temperature": 0} if number % 2 else {"temperature": 1, "seed": number}
         yield {
             "prompt": " ".join(draw.choices(words, k=draw.randint(1, longest))),
-            "max_tokens": draw.randint(1, 128),
+            "max_tokens": draw.randint(1, 64),
             "ignore_eos": True,
             "stream": number % 4 < 2,
             **sampling,

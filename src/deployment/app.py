@@ -49,7 +49,8 @@ def app(options: dict[str, Any]) -> Application:
         name=INGRESS,
         max_ongoing_requests=_MANY,
         graceful_shutdown_timeout_s=_LONGEST_ANSWER_S,
-        # It waits for others all the time.
+        # It waits for others all the time, so there is room for the next one beside it.
         ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,
     )(Ingress)
     return ingress.bind(model.bind(command_line(options)))

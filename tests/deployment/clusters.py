@@ -73,7 +73,7 @@ class Deployed:
         """
         ingress = {
             "name": "Ingress",
-            "ray_actor_options": {"num_cpus": 0, "resources": {"head": 1}},
+            "ray_actor_options": {"num_cpus": 0, "resources": {"head": 0.1}},
         }
         replicas = {
             "name": "Model",
