@@ -25,6 +25,7 @@ FLOORS = (
     ("training", "serving"),
     ("commands",),
     ("cli",),
+    ("deployment",),
 )
 """From the ground up. Rooms of one floor do not import each other."""
 

@@ -23,6 +23,7 @@ SOURCE = ROOT / "src"
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MODULES = sorted(SOURCE.rglob("*.py"))
 TRAINING = SOURCE / "training"
+DEPLOYMENT = SOURCE / "deployment"
 OF_THE_EXTRA = (SOURCE / "commands" / "train.py", SOURCE / "checkpoints" / "pickled.py")
 """What else has the `train` extra's packages, for commands that ask for it."""
 """Both need the extra `train`, the command when it is called; nothing else may."""
@@ -118,13 +119,13 @@ def imported_packages(module: Path) -> Iterator[str]:
 def test_every_imported_package_is_a_runtime_requirement() -> None:
     """Declared by us, not merely pulled in by somebody else; so torch cannot slip in either."""
     requirements = [Requirement(line) for line in distribution("unispec").requires or ()]
-    declared, trains = (
+    declared, trains, deploys = (
         {
             canonicalize_name(requirement.name)
             for requirement in requirements
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
         }
-        for extra in ("", "train")
+        for extra in ("", "train", "ray")
     )
     distributions = packages_distributions()
     own = {"unispec", *sys.stdlib_module_names}
@@ -133,7 +134,11 @@ def test_every_imported_package_is_a_runtime_requirement() -> None:
         for module in MODULES
         for name in set(imported_packages(module)) - own
         if (
-            trains if TRAINING in module.parents or module in OF_THE_EXTRA else declared
+            trains
+            if TRAINING in module.parents or module in OF_THE_EXTRA
+            else deploys
+            if DEPLOYMENT in module.parents
+            else declared
         ).isdisjoint(canonicalize_name(found) for found in distributions.get(name, ()))
     }
     assert undeclared == set()
@@ -197,7 +202,8 @@ def installed_closure(name: str, extras: frozenset[str]) -> Iterator[str]:
             if requirement.marker is None or any(map(requirement.marker.evaluate, wanted)):
                 needed = canonicalize_name(requirement.name)
                 todo.append((needed, frozenset(requirement.extras)))
-                yield needed
+                if needed != name:  # by whose extras others are named
+                    yield needed
 
 
 def test_lock_pins_each_package_once_for_each_python() -> None:

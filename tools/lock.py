@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENT = f"{ROOT}[bench,docs,test,train]"
+REQUIREMENT = f"{ROOT}[bench,docs,ray,test,train]"
 HEADER = """\
 # The exact version of every package that a fresh install gets on Linux; pip takes it as -c.
 # Written by `make lock`; do not edit.

@@ -9,7 +9,10 @@ from typing import Final
 
 from unispec.errors import InputError
 
-__all__ = ["ServeConfig", "name_of"]
+__all__ = ["MAX_BODY_BYTES", "ServeConfig", "name_of"]
+
+MAX_BODY_BYTES: Final = 16 << 20
+"""Most bytes of a request."""
 
 _KEY: Final = re.compile(r"[!-~]+")
 

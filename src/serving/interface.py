@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .answering import Piece, Usage, answer
 from .asked import read_body
+from .config import MAX_BODY_BYTES
 from .formats import Form, form_of
 from .frontend import Frontend
 from .gate import Handler, json_response
@@ -30,7 +31,6 @@ __all__ = ["ModelInterface"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_BYTES: Final = 16 << 20
 _BODY_S: Final = 60
 """How long a client may take to send its request."""
 _MODELS: Final = "/v1/models"
@@ -152,8 +152,8 @@ async def _read(request: Request) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > _MAX_BYTES:
-            raise Refused(f"the body is larger than {_MAX_BYTES} bytes; send less", status=413)
+        if size > MAX_BODY_BYTES:
+            raise Refused(f"the body is larger than {MAX_BODY_BYTES} bytes; send less", status=413)
         parts.append(part)
     return b"".join(parts)
 

@@ -118,15 +118,21 @@ def test_query_names_only_what_is_exported(query: str, exported: set[str]) -> No
     assert names
     assert names <= exported
     assert query.count("(") == query.count(")")
-    chosen = query.count('instance=~"$instance"')
+    # A server alone has no label `replica`, which `.*` matches too.
+    chosen = query.count('{instance=~"$instance",replica=~"$replica"')
     assert chosen == len(re.findall(r"\b(?:maxserve_|vllm:)\w+", query)), "of the chosen servers"
 
 
-def test_list_of_servers_comes_from_an_exported_metric(exported: set[str]) -> None:
-    (variable,) = DASHBOARD["templating"]["list"]
-    metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
-    assert metric in exported
-    assert label == variable["name"] == "instance"
+def test_lists_of_servers_and_replicas_come_from_an_exported_metric(exported: set[str]) -> None:
+    definitions = {v["name"]: v["definition"] for v in DASHBOARD["templating"]["list"]}
+    assert list(definitions) == ["instance", "replica"]
+    for name, definition in definitions.items():
+        asked = re.fullmatch(r"label_values\((\w+)(?:\{[^}]*\})?, (\w+)\)", definition)
+        assert asked is not None, definition
+        metric, label = asked.groups()
+        assert metric in exported
+        assert label == name
+    assert all(v["allValue"] == ".*" for v in DASHBOARD["templating"]["list"])
 
 
 def test_all_counters_of_speculation_are_shown() -> None:
