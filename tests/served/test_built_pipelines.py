@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deepseek_gpus import SHAPE
+from deepseek_gpus import BLOCKS
 from graph_texts import Built, nothing_compiled
-from tiny import TinyPair, tiny_deepseek
+from tiny import TinyPair, in_fp8_blocks, tiny_deepseek
+from tiny.kimi import tiny_kimi, tiny_kimi_draft
 
 from unispec.engine import EngineConfig
 from unispec.engine.served_config import served_pipeline
@@ -70,18 +71,31 @@ def test_max_s_commands_build_every_pair_on_a_cpu(tiny_pair: Callable[[str], Tin
 def test_max_s_commands_build_pairs_on_an_h100(
     tiny_pair: Callable[[str], TinyPair], tmp_path: Path
 ) -> None:
-    """Kimi K2.5 has no kernels there today, of any size; DeepSeek-V3 needs wide attention."""
-    wide = tiny_deepseek(tmp_path / "deepseek", **SHAPE)
-    some = ("llama eagle", "llama eagle3", "llama dflash", "qwen2 eagle", "kimi_k25 dflash")
+    """DeepSeek-V3 needs wide attention there, and FP8, which MAX looks for in the files."""
+    wide = tiny_deepseek(tmp_path / "wide", **BLOCKS)
+    blocks = in_fp8_blocks(tiny_deepseek(tmp_path / "blocks", **BLOCKS), (128, 128))
+    some = ("llama eagle", "llama eagle3", "llama dflash", "qwen2 eagle")
     requests = {name: asked(tiny_pair(PRESETS[name]), "bfloat16") for name in some}
-    requests["deepseek_v3 mtp"] = [str(wide), None, "mtp", 1, "bfloat16"]
+    requests["deepseek_v3 mtp"] = [str(blocks), None, "mtp", 1, "float8_e4m3fn"]
+    requests["in bfloat16"] = [str(wide), None, "mtp", 1, "bfloat16"]
     found = max_builds("cuda:sm_90a", requests)
     assert found.pop("manager") == "NoneType"  # nothing is allocated
-    refused = found.pop("kimi_k25 dflash")["refused"]
-    assert "does not run on gpu:0" in refused
+    assert "'bfloat16' of" in found.pop("in bfloat16")["refused"]
     for name, result in found.items():
         assert result.get("pipeline") == "ServedPipeline", (name, result)
         assert result.get("on_gpu") is True, (name, result)
+
+
+def test_max_s_commands_build_kimi_on_a_b200(
+    tiny_pair: Callable[[str], TinyPair], tmp_path: Path
+) -> None:
+    kimi = tiny_kimi(tmp_path / "kimi", **{**BLOCKS, "n_group": 1})
+    draft = tiny_kimi_draft(tmp_path / "draft", kimi, tmp_path / "scratch", head_dim=128)
+    pair = asked(TinyPair(kimi, draft, "dflash"), "bfloat16")
+    # What is allocated is looked at with the first one, which has one graph.
+    first = asked(tiny_pair(PRESETS["llama eagle"]), "bfloat16")
+    found = max_builds("cuda:sm_100a", {"llama": first, "kimi": pair})["kimi"]
+    assert (found.get("pipeline"), found.get("on_gpu")) == ("ServedPipeline", True)
 
 
 def test_every_target_is_among_them() -> None:

@@ -115,7 +115,7 @@ class DeepseekV3Model(UnifiedModel):
         expanded = []
         for batch in replica_batches:
             ends = [context.tokens.current_position + num_drafts for context in batch]
-            expanded.append(self._in_pages(ends))
+            expanded.append(_in_pages(ends, self.kv_params.page_size))
         if len(expanded) < len(self.devices):
             expanded *= len(self.devices)
         return {
@@ -128,12 +128,7 @@ class DeepseekV3Model(UnifiedModel):
 
     def following_fields(self, limits: Sequence[int]) -> dict[str, Any]:
         """The cached tokens that a step may read, of one device."""
-        return {"batch_context_lengths": [_on_host(self._in_pages(limits))]}
-
-    def _in_pages(self, ends: Sequence[int]) -> int:
-        """Tokens that rows of these lengths have room for in their pages."""
-        page = self.kv_params.page_size
-        return sum(-(-end // page) * page for end in ends)
+        return {"batch_context_lengths": [_on_host(_in_pages(limits, self.kv_params.page_size))]}
 
     def connect_experts(self, session: InferenceSession, ep: EPConfig | None) -> None:
         """Sets up where GPUs send tokens to each other's experts, if each has some of them."""
@@ -169,6 +164,11 @@ class DeepseekV3Model(UnifiedModel):
             inputs,
             host_input_row_offsets=Buffer.from_numpy(np.arange(rows + 1, dtype=np.uint32)),
         )
+
+
+def _in_pages(ends: Sequence[int], page: int) -> int:
+    """Tokens that rows of these lengths have room for in their pages."""
+    return sum(-(-end // page) * page for end in ends)
 
 
 def _on_host(tokens: int) -> Buffer:
