@@ -44,7 +44,7 @@ class StepInputs:
     row_offsets: TensorValue
     """uint32 `[B + 1]`: where each row starts in `tokens`."""
     return_n_logits: TensorValue
-    """int64 `[1]` on the CPU: logit rows per row, K + 1."""
+    """int64 `[1]` on the CPU: logit rows per row, K + 1; the step takes it from `draft_tokens`."""
     draft_tokens: TensorValue
     """int64 `[B, K]`: what the last step proposed; -1 where a row has nothing to verify."""
     known_next_tokens: TensorValue
