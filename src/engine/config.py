@@ -132,8 +132,7 @@ class EngineConfig:
         self._check_kinds()
         if self.device_graph_capture and self.devices == "cpu":
             raise InputError(
-                "device_graph_capture is set, which a CPU has not: leave it out, or give devices"
-                " 'gpu'"
+                "device_graph_capture needs a GPU: leave it out, or give devices 'gpu'"
             )
         if self.speculative_method is not None and self.speculative_method not in METHODS:
             raise InputError(

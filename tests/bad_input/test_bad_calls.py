@@ -76,7 +76,7 @@ from unispec.errors import InputError
         ({"num_speculative_tokens": 2.5}, ["num_speculative_tokens is 2.5; give an integer"]),
         ({"enable_prefix_caching": "no"}, ["enable_prefix_caching is 'no'; give True or False"]),
         ({"device_graph_capture": 1}, ["device_graph_capture is 1; give True or False"]),
-        ({"device_graph_capture": True}, ["device_graph_capture is set", "devices 'gpu'"]),
+        ({"device_graph_capture": True}, ["device_graph_capture needs a GPU", "devices 'gpu'"]),
         ({"devices": None}, ["devices is None; give a text"]),
         ({"devices": 0}, ["devices is 0; give a text"]),
         ({"draft_model": Path("draft")}, ["draft_model is", "Path('draft')", "give a text"]),

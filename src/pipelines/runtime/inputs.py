@@ -39,7 +39,7 @@ class TokenInputs(ModelInputs):
     input_row_offsets: Buffer
     """uint32 `[B + 1]`: where each row starts in `tokens`."""
     return_n_logits: Buffer
-    """int64 `[1]` on the host: logit rows per row, K + 1; the graph takes it from `draft_tokens`."""
+    """int64 `[1]` on the host: logit rows per row, K + 1; a unified graph counts the drafts."""
     draft_tokens: Buffer | None = None
     """int64 `[B, K]`: the last step's proposals; -1 where a row has nothing to verify."""
     draft_kv_blocks: list[Buffer] | None = None
