@@ -43,7 +43,7 @@ def affinity_of(headers: Mapping[str, str], body: bytes) -> Affinity:
     """
     try:
         asked = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict):
         asked = {}

@@ -66,7 +66,18 @@ def test_the_session_is_a_header_or_the_bodys_cache_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'{"prompt": ""}', b'{"messages": 5}', b"\xff"]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"prompt": ""}',
+        b'{"messages": 5}',
+        b"\xff",
+        b'{"prompt": ' + b"[" * 100_000,
+    ],
+    ids=lambda body: repr(body[:20]),
 )
 def test_what_is_no_request_is_for_the_server_to_refuse(body: bytes) -> None:
     assert affinity_of({}, body).session is None
