@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from max.pipelines.context import SamplingParams
 
@@ -47,6 +48,16 @@ class UnispecRunner:
             steps.ended([len(row.token_ids) for row in step.rows])
 
         self._engine.on_step = ended
-        sampling = SamplingParams(temperature=0, max_new_tokens=new_tokens, ignore_eos=True)
-        self._engine.generate([Request(token_ids=prompt, sampling=sampling) for prompt in prompts])
+        greedy: dict[str, Any] = {
+            "temperature": 0,
+            "max_new_tokens": new_tokens,
+            "ignore_eos": True,
+        }
+        # With one seed all rows would accept alike.
+        self._engine.generate(
+            [
+                Request(token_ids=prompt, sampling=SamplingParams(seed=seed, **greedy))
+                for seed, prompt in enumerate(prompts)
+            ]
+        )
         return steps.timed()

@@ -1,4 +1,4 @@
-"""Which replica a request goes to; the interface to Ray Serve is test_replicas.py's."""
+"""Which replica a request goes to; the interface to Ray Serve is test_ray_replicas.py's."""
 
 from __future__ import annotations
 
