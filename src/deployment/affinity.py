@@ -47,7 +47,7 @@ def affinity_of(headers: Mapping[str, str], body: bytes) -> Affinity:
         asked = None
     if not isinstance(asked, dict):
         asked = {}
-    session = headers.get("x-session-id") or asked.get("prompt_cache_key")
+    session = headers.get("x-session-id") or asked.get("prompt_cache_key") or None
     return Affinity(
         None if session is None else _digest(f"session {session}"),
         _blocks(asked.get("cache_salt"), asked.get("messages") or asked.get("prompt")),

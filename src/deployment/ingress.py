@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -32,6 +33,9 @@ RETRIES: Final = "x-unispec-retries"
 _ATTEMPTS: Final = 6
 _FIRST_PAUSE_S: Final = 0.1
 """Each pause is twice the one before, until a lost replica is known to all."""
+_LONGEST_PAUSE_S: Final = 1.0
+_PATIENCE_S: Final = 60
+"""How long one that has lost its replica waits for room in the queue."""
 _METRICS_S: Final = 5
 _NOT_PASSED_ON: Final = frozenset(
     {"accept-encoding", "connection", "content-length", "expect", "keep-alive", "transfer-encoding"}
@@ -75,26 +79,31 @@ class Ingress:
 
     async def _answer(self, asked: Asked) -> Response:
         """Asks replicas until one of them has begun to answer."""
-        for attempt in range(_ATTEMPTS):
-            if attempt:
+        lost, patient_until = 0, math.inf
+        while lost < _ATTEMPTS:
+            if lost:
                 self._retries.inc()
-                await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
+                await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** (lost - 1), _LONGEST_PAUSE_S))
             pieces: Any = self._forward.remote(asked)
             try:
                 head, first = await anext(pieces), await anext(pieces)
             except BackPressureError as error:
                 # One that was let in is not sent away for it has lost its replica.
-                if not attempt:
+                if not lost or time.monotonic() > patient_until:
                     raise _too_many(error) from None
+                await asyncio.sleep(_LONGEST_PAUSE_S)
             except TaskCancelledError:
                 raise
             except (RayError, RayServeException) as error:
                 logger.warning("A replica was lost before it answered: %s", _in_short(error))
+                # It may only be out of reach, and go on with it.
+                pieces.cancel()
+                lost, patient_until = lost + 1, time.monotonic() + _PATIENCE_S
             except BaseException:
                 pieces.cancel()
                 raise
             else:
-                return self._response(head, first, pieces, attempt)
+                return self._response(head, first, pieces, lost)
         raise Refused(
             "no replica answers; try again later", status=503, headers={"Retry-After": "5"}
         )
@@ -117,6 +126,7 @@ class Ingress:
                 yield events
         except (RayError, RayServeException) as error:
             logger.warning("A replica was lost in the middle of an answer: %s", _in_short(error))
+            pieces.cancel()
             self._cut.inc()
             # Neither a reason of its end nor [DONE] follows.
             text = "the replica was lost before the answer was whole; send the request again"

@@ -132,6 +132,18 @@ def test_a_full_queue_refuses_what_is_new_and_keeps_what_has_lost_its_replica() 
     assert (kept.status_code, kept.content) == (200, b"{}")
 
 
+def test_who_has_lost_its_replica_waits_for_room_as_long_as_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ingress, "_LONGEST_PAUSE_S", 0.0)
+    lost = Pieces(LOST)
+    full = (Pieces(FULL) for _ in range(30))
+    kept = send(Replicas(lost, *full, Pieces(WHOLE, b"{}")), json={"prompt": "p"})
+    assert (kept.status_code, kept.content) == (200, b"{}")
+    # It may run on where it was.
+    assert lost.cancelled
+
+
 def test_without_replicas_it_is_healthy_and_has_no_metrics() -> None:
     replicas = Replicas()
     assert send(replicas, "/health").json() == {"status": "ready"}
