@@ -24,6 +24,8 @@ logger = logging.getLogger("ray.serve")
 REPLICA: Final = "x-unispec-replica"
 """A header of answers: the name of the replica, as Ray Serve's logs and the metrics have it."""
 
+_METRICS_S: Final = 3
+"""Below the time that the ingress has for all replicas."""
 _LAST_WORDS_S: Final = 1
 """How long answers have to say that the server has ended."""
 _ITS_OWN: Final = frozenset(
@@ -107,9 +109,14 @@ class Replica:
             raise ServerLost(f"unispec serve has ended: {error!r}") from None
 
     async def metrics(self) -> tuple[str, str]:
-        """This replica's name, and what it exports, as Prometheus reads it."""
-        async with self._http.get(f"{self._server.url}/metrics") as answer:
-            return self._name, await answer.text()
+        """This replica's name, and what it exports, as Prometheus reads it; nothing if slow."""
+        try:
+            async with self._http.get(
+                f"{self._server.url}/metrics", timeout=aiohttp.ClientTimeout(total=_METRICS_S)
+            ) as answer:
+                return self._name, await answer.text()
+        except (aiohttp.ClientError, asyncio.TimeoutError):
+            return self._name, ""
 
     async def __del__(self) -> None:
         """Called by Ray Serve once no request is left."""
