@@ -16,7 +16,7 @@ from ray.serve.metrics import Counter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from unispec.serving.config import MAX_BODY_BYTES
+from unispec.serving.body import whole_body
 from unispec.serving.refusal import Refused, error_body, to_json
 
 from .affinity import affinity_of
@@ -63,7 +63,7 @@ class Ingress:
         if path == "/metrics":
             return await self._metrics()
         try:
-            body = await _read(request)
+            body = await whole_body(request)
             query = request.scope["query_string"].decode("latin-1")
             return await self._answer(
                 Asked(
@@ -144,16 +144,6 @@ class Ingress:
             found = []
         texts: dict[str, str] = dict(one for one in found if isinstance(one, tuple))
         return Response(merge(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-async def _read(request: Request) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise Refused(f"the body is larger than {MAX_BODY_BYTES} bytes; send less", status=413)
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _too_many(error: BackPressureError) -> Refused:

@@ -9,10 +9,7 @@ from typing import Final
 
 from unispec.errors import InputError
 
-__all__ = ["MAX_BODY_BYTES", "ServeConfig", "name_of"]
-
-MAX_BODY_BYTES: Final = 16 << 20
-"""Most bytes of a request."""
+__all__ = ["ServeConfig", "name_of"]
 
 _KEY: Final = re.compile(r"[!-~]+")
 

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .answering import Piece, Usage, answer
 from .asked import read_body
-from .config import MAX_BODY_BYTES
+from .body import whole_body
 from .formats import Form, form_of
 from .frontend import Frontend
 from .gate import Handler, json_response
@@ -102,7 +102,7 @@ class ModelInterface:
 
     async def _body(self, request: Request) -> bytes:
         """What a client sends, which takes no longer than it may and no memory beyond that."""
-        reading = asyncio.ensure_future(_read(request))
+        reading = asyncio.ensure_future(whole_body(request))
         stopping = asyncio.ensure_future(self._state.stopping.wait())
         try:
             await asyncio.wait(
@@ -146,16 +146,6 @@ class ModelInterface:
         text = of_max + self._statistics.exposition()
         # A scraper that asks for another format would lose the colons of vLLM's names.
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-async def _read(request: Request) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise Refused(f"the body is larger than {MAX_BODY_BYTES} bytes; send less", status=413)
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _get(url: str) -> bytes:

@@ -142,7 +142,8 @@ class DeepseekV3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """Bytes of a number in a tensor of the checkpoint, as the layers compute with it.
 
         Args:
-            dims: of the tensor.
+            name: its name in the checkpoint.
+            dims: its number of dimensions.
         """
         is_narrow = self.fp8 is not None and is_quantised(name, dims)
         return 1 if is_narrow else self.dtype.size_in_bytes

@@ -207,7 +207,8 @@ class Llama3Config(ArchConfigWithStoredKVParams, ArchConfigWithKVCache):
         """Bytes of a number in a tensor of the checkpoint, as the layers compute with it.
 
         Args:
-            dims: of the tensor.
+            name: its name in the checkpoint.
+            dims: its number of dimensions.
         """
         return self.dtype.size_in_bytes
 
